@@ -1,0 +1,139 @@
+"""What the tests share: E2B's stand-in, and the service as it is shipped, on a port of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from local_e2b import LocalE2B
+
+HERE = Path(__file__).parent
+E2B_KEY = "e2b_0123456789abcdef0123456789abcdef01234567"
+OK_RUN = {"events": [{"type": "stdout", "text": "ok\n", "timestamp": "2026-01-01T00:00:00+00:00"}]}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Service:
+    """gunicorn with the shipped configuration, and the log that it writes."""
+
+    def __init__(self, environ: dict[str, str], command: tuple[str, ...] = ("proxy:app",)) -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.lines: list[str] = []
+        self._more = threading.Condition()
+        self._ended = False
+        clean = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy")}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "gunicorn", *command],
+            cwd=HERE,
+            env=clean | {"E2B_API_KEY": E2B_KEY, "PORT": str(self.port)} | environ,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout
+        for line in self.process.stdout:
+            with self._more:
+                self.lines.append(line)
+                self._more.notify_all()
+        with self._more:
+            self._ended = True
+            self._more.notify_all()
+
+    def wait_for_log(self, text: str, timeout_s: float = 20) -> str:
+        """Wait for a line with `text`; returns it."""
+
+        def found() -> str | None:
+            return next((line for line in self.lines if text in line), None)
+
+        with self._more:
+            self._more.wait_for(lambda: found() or self._ended, timeout_s)
+            line = found()
+        assert line, f"no line with {text!r} in the log:\n{''.join(self.lines)}"
+        return line
+
+    def requests_logged(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.lines if '"request_id"' in line]
+
+    def execute(self, code: str = "1", **fields: Any) -> requests.Response:
+        return requests.post(f"{self.url}/execute", json={"code": code, **fields}, timeout=100)
+
+    def stop(self, timeout_s: float = 20) -> None:
+        if self.process.poll() is None:
+            self.process.terminate()
+        try:
+            self.process.wait(timeout_s)
+        finally:
+            self.process.kill()
+            self._reader.join()
+            assert self.process.stdout
+            self.process.stdout.close()
+
+
+def text_of(response: requests.Response) -> str:
+    """The text of a reply of POST /execute."""
+    assert response.status_code == 200, response.text
+    return str(response.json()[0][0]["text"])
+
+
+def urls_of(response: requests.Response) -> list[str]:
+    return [part["image_url"]["url"] for part in response.json()[1]["content"]]
+
+
+@pytest.fixture
+def scripted_e2b() -> Iterator[LocalE2B]:
+    """E2B without kernels: `set_script` says what it answers."""
+    with LocalE2B(script={"run": OK_RUN}) as e2b:
+        yield e2b
+
+
+@pytest.fixture(scope="session")
+def kernel_e2b() -> Iterator[LocalE2B]:
+    """E2B with real Jupyter kernels."""
+    with LocalE2B() as e2b:
+        yield e2b
+
+
+def e2b_at(url: str) -> dict[str, str]:
+    return {"E2B_API_URL": url, "E2B_SANDBOX_URL": url}
+
+
+@pytest.fixture
+def start_service(scripted_e2b: LocalE2B) -> Iterator[Callable[..., Service]]:
+    """Start the service with these variables, against `scripted_e2b` unless they say otherwise."""
+    started: list[Service] = []
+
+    def start(environ: dict[str, str] | None = None) -> Service:
+        service = Service(e2b_at(scripted_e2b.url) | (environ or {}))
+        started.append(service)
+        service.wait_for_log("Listening at")
+        return service
+
+    yield start
+    for service in started:
+        service.stop()
+
+
+@pytest.fixture
+def service(start_service: Callable[..., Service]) -> Service:
+    """The service with default settings, against `scripted_e2b`."""
+    return start_service()

@@ -1,0 +1,237 @@
+"""The places for sandboxes: who has one, when it is free again, what they cost.
+
+A place is taken from before its sandbox is created until that is gone at E2B, as E2B counts it.
+Each sandbox is used once. Kills, and making sandboxes ahead, are off the caller's path.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from time import monotonic
+from typing import Literal
+
+from config import LIFETIME_MARGIN_S, OVERHEAD_S, Config
+from metrics import Metrics
+from run import Run
+from sandbox import KILL_BUDGET_S, Sandbox, Unavailable
+
+log = logging.getLogger("e2b_proxy")
+
+# After the last try E2B ends the sandbox itself, at the end of its lifetime.
+_KILL_AGAIN_AFTER_S = (0.5, 2, math.inf)
+_RENEW_EVERY_S = 5
+_MAX_BACK_OFF_S = 60
+
+
+class Full(Exception):
+    """Every place is taken."""
+
+    retry_after_s = 5
+
+
+@dataclass(eq=False)
+class _Place:
+    state: Literal["making", "ready", "running", "ending"]  # making: ahead of a run
+    sandbox: Sandbox | None = None
+
+
+class Pool:
+    """At most `max_concurrent_runs` sandboxes, up to `warm_sandboxes` of them made ahead."""
+
+    def __init__(self, config: Config, metrics: Metrics) -> None:
+        self._config = config
+        self._metrics = metrics
+        self._changed = threading.Condition()
+        self._closing = threading.Event()
+        self._places: set[_Place] = set()
+        self._waiting = 0
+        self._day, self._spent_s = date.min, 0.0
+        self._last_run_at = monotonic()
+        workers = config.max_concurrent_runs + config.warm_sandboxes
+        self._background = ThreadPoolExecutor(workers, "pool")
+        for _ in range(config.warm_sandboxes):
+            self._background.submit(self._keep_one_ready)
+
+    def run(self, code: str, limit_s: int) -> Run:
+        """Run `code` once, for at most `limit_s`. Raises Full; all else that fails is in the Run.
+
+        A sandbox that is gone before the run began is replaced once.
+        """
+        run = Run.empty(self._config.max_output_chars)
+        deadline = monotonic() + limit_s + OVERHEAD_S
+        try:
+            with self._sandbox(limit_s, deadline, run) as sandbox:
+                began = sandbox.run(code, limit_s, run)
+            if not began:
+                with self._sandbox(limit_s, deadline, run, fresh=True) as sandbox:
+                    sandbox.run(code, limit_s, run)
+        except Unavailable as exc:
+            run.problem = str(exc)
+        for step, duration_s in run.durations_s.items():
+            self._metrics.step_seconds.labels(step).observe(duration_s)
+        self._metrics.runs.labels(run.outcome).inc()
+        return run
+
+    @contextmanager
+    def _sandbox(
+        self, limit_s: int, deadline: float, run: Run, fresh: bool = False
+    ) -> Iterator[Sandbox]:
+        """The one place where a run gets its sandbox, and where that is ended."""
+        started = monotonic()
+        place = self._take(limit_s, fresh)
+        run.durations_s["queue"] = monotonic() - started
+        try:
+            sandbox = place.sandbox
+            if not sandbox:
+                started = monotonic()
+                # Half a second is left for what remains to be done after the run.
+                sandbox = self._make(place, limit_s, deadline - limit_s - 0.5 - started)
+                run.durations_s["create"] = monotonic() - started
+            yield sandbox
+        finally:
+            self._end(place)
+
+    def _take(self, limit_s: int, fresh: bool) -> _Place:
+        give_up_at = monotonic() + KILL_BUDGET_S
+        with self._changed:
+            if self._budget_is_spent():
+                raise Unavailable(
+                    f"The daily budget of {self._config.sandbox_seconds_per_day:,} sandbox seconds"
+                    " is spent. No code can run until it is reset at midnight UTC."
+                )
+            self._last_run_at = monotonic()
+            is_waiting = False
+            while not self._closing.is_set():
+                for place in self._places:
+                    lasts = place.sandbox and place.sandbox.ends_at > monotonic() + limit_s + 1
+                    if place.state == "ready" and lasts and not fresh:
+                        place.state = "running"
+                        self._changed.notify_all()
+                        return place
+                if len(self._places) < self._config.max_concurrent_runs:
+                    place = _Place("running")
+                    self._places.add(place)
+                    return place
+                # A place that is about to be free is waited for, by one caller each.
+                about_to_be_free = self.count("making") + self.count("ending")
+                full = not is_waiting and self._waiting >= about_to_be_free
+                if full or monotonic() >= give_up_at:
+                    break
+                is_waiting = True
+                self._waiting += 1
+                self._changed.wait(give_up_at - monotonic())
+                self._waiting -= 1
+        self._metrics.refused.inc()
+        raise Full
+
+    def _make(self, place: _Place, limit_s: int, budget_s: float) -> Sandbox:
+        place.sandbox = Sandbox(self._config, limit_s + LIFETIME_MARGIN_S, budget_s)
+        if self._closing.is_set():
+            raise Unavailable("This service is being stopped. Try again in a minute.")
+        return place.sandbox
+
+    def _end(self, place: _Place) -> None:
+        """Kill its sandbox in the background; the place is free once that is gone."""
+        with self._changed:
+            if place.state != "ending":
+                place.state = "ending"
+                self._changed.notify_all()
+                if place.sandbox:
+                    self._background.submit(self._kill, place, place.sandbox)
+                else:
+                    self._places.discard(place)
+
+    def _kill(self, place: _Place, sandbox: Sandbox) -> None:
+        started = monotonic()
+        for pause_s in _KILL_AGAIN_AFTER_S:
+            try:
+                sandbox.kill()
+                self._metrics.step_seconds.labels("kill").observe(monotonic() - started)
+                break
+            except Unavailable:
+                self._metrics.kills_failed.inc()
+                self._closing.wait(min(pause_s, sandbox.ends_at - monotonic()))
+        lived_s = monotonic() - sandbox.created_at
+        self._metrics.sandbox_seconds.inc(lived_s)
+        with self._changed:
+            self._start_day()
+            self._spent_s += lived_s
+            self._places.discard(place)
+            self._changed.notify_all()
+
+    def count(self, state: str) -> int:
+        with self._changed:
+            return sum(place.state == state for place in self._places)
+
+    def seconds_spent(self) -> float:
+        """Sandbox seconds since midnight UTC, of this process, of those that live included."""
+        with self._changed:
+            self._start_day()
+            alive = [place.sandbox for place in self._places if place.sandbox]
+            return self._spent_s + sum(monotonic() - sandbox.created_at for sandbox in alive)
+
+    def _budget_is_spent(self) -> bool:
+        budget_s = self._config.sandbox_seconds_per_day
+        return bool(budget_s) and self.seconds_spent() >= budget_s
+
+    def _start_day(self) -> None:
+        if (today := datetime.now(UTC).date()) != self._day:
+            self._day, self._spent_s = today, 0.0
+
+    def _keep_one_ready(self) -> None:
+        """Keep one sandbox ready while runs come; has a thread of its own."""
+        back_off_s = 1.0
+        while not self._closing.is_set():
+            with self._changed:
+                free = self._config.max_concurrent_runs - len(self._places) - self._waiting
+                if free <= 0 or not self._is_in_use() or self._budget_is_spent():
+                    self._changed.wait(1)
+                    continue
+                place = _Place("making")
+                self._places.add(place)
+            try:
+                sandbox = self._make(place, self._config.run_timeout_s, OVERHEAD_S)
+                sandbox.prime()
+                back_off_s = 1.0
+                self._offer(place, sandbox)
+            except Unavailable as exc:
+                log.warning("no sandbox could be kept ready: %s", exc)
+                self._closing.wait(back_off_s)
+                back_off_s = min(2 * back_off_s, _MAX_BACK_OFF_S)
+            finally:
+                with self._changed:
+                    if place.state != "running":
+                        self._end(place)
+
+    def _offer(self, place: _Place, sandbox: Sandbox) -> None:
+        """Offer a sandbox until a run takes it or none comes any more; put its end off meanwhile.
+
+        So a whole run always fits into what is left of its lifetime. Raises Unavailable.
+        """
+        with self._changed:
+            place.state = "ready"
+            self._changed.notify_all()
+        while place.state == "ready" and self._is_in_use():
+            with self._changed:
+                self._changed.wait_for(lambda: place.state != "ready", _RENEW_EVERY_S)
+            if place.state == "ready":
+                sandbox.renew()
+
+    def _is_in_use(self) -> bool:
+        return monotonic() - self._last_run_at < self._config.warm_idle_s
+
+    def close(self, budget_s: float = 2 * KILL_BUDGET_S) -> None:
+        """End every sandbox, and wait for that within the budget."""
+        self._closing.set()
+        with self._changed:
+            for place in [place for place in self._places if place.sandbox]:
+                self._end(place)
+            self._changed.wait_for(lambda: not self._places, budget_s)
+        self._background.shutdown(wait=False)

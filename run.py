@@ -1,0 +1,237 @@
+"""What one run produced: E2B's NDJSON stream in, a `Run` within fixed bounds out, as it arrives.
+
+The stream's form: https://github.com/e2b-dev/code-interpreter (template/server). Pure: no I/O, no
+SDK, no Markdown; whatever bytes are fed in, memory stays bounded.
+"""
+
+from __future__ import annotations
+
+import binascii
+import json
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from config import MAX_REPLY_IMAGE_BYTES, Config
+
+MAX_PIXELS = 50_000_000
+MAX_NOTES = 20
+PNG, JPEG, SVG = "image/png", "image/jpeg", "image/svg+xml"
+# How much of a long line of output is decoded at a time. Its last character may be cut: JSON
+# writes one in 12 bytes at most (two of \u1234).
+_LONG_OUTPUT_BYTES, _CHARACTER_BYTES = 256 * 1024, 12
+_OUTPUT = re.compile(rb'\s*\{\s*"type"\s*:\s*"std(?:out|err)"\s*,\s*"text"\s*:\s*"')
+_LABEL = re.compile(rb'"(stdout|stderr|error|text|png|jpeg|svg|pdf|html)"')
+_PLACEHOLDER = re.compile(r"<[\w.]+ object(?: at 0x[0-9a-f]+)?>")
+# What a result may carry that is never shown; a gif or a pdf is a loss even beside a text.
+_ALWAYS_NAMED = {"image/gif": "gif", "image/webp": "webp", "pdf": "pdf"}
+_NOT_SHOWN = {**_ALWAYS_NAMED, "html": "html", "javascript": "javascript"}
+
+
+class Clipped:
+    """Text whose middle is dropped as it grows: head and tail keep `limit` characters together."""
+
+    def __init__(self, limit: int) -> None:
+        self.head = self.tail = ""
+        self.missing = 0  # characters
+        self._half = limit // 2
+
+    def add(self, text: str) -> None:
+        room = self._half - len(self.head) if not self.tail else 0
+        self.head, tail = self.head + text[:room], self.tail + text[room:]
+        surplus = max(0, len(tail) - self._half)
+        self.missing += surplus
+        self.tail = tail[surplus:]
+
+
+@dataclass(frozen=True)
+class Picture:
+    media_type: str
+    data: bytes = field(repr=False)
+
+
+@dataclass
+class Run:
+    """What came of one run; `problem` says in our own words why it was not a normal one."""
+
+    stdout: Clipped
+    stderr: Clipped
+    values: Clipped
+    outcome: Literal["ok", "error", "timeout", "unavailable"] = "unavailable"
+    error_name: str = ""
+    error_value: str = ""
+    traceback: str = ""
+    problem: str = ""
+    pictures: list[Picture] = field(default_factory=list)
+    left_out: Counter[tuple[str, str]] = field(default_factory=Counter)
+    durations_s: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def empty(cls, max_output_chars: int) -> Run:
+        return cls(Clipped(max_output_chars), Clipped(max_output_chars), Clipped(max_output_chars))
+
+    def leave_out(self, what: str, why: str) -> None:
+        """Note what is missing from the reply: "picture", "not valid base64"."""
+        known = (what, why) in self.left_out or len(self.left_out) < MAX_NOTES
+        self.left_out[(what, why) if known else ("output", "various reasons")] += 1
+
+
+class BadPicture(ValueError):
+    """The bytes are no picture that can be shown; the message is the reason."""
+
+
+def picture_from(data: bytes) -> Picture:
+    """Know a picture by its first bytes, not by its label. Raises BadPicture."""
+    if re.match(rb"\s*(?:<\?xml|<!--|<!DOCTYPE svg|<svg)", data) and b"<svg" in data:
+        return Picture(SVG, data)
+    if data.startswith(b"\x89PNG\r\n\x1a\n\x00\x00\x00\x0dIHDR") and len(data) > 32:
+        media_type, width, height = PNG, data[16:20], data[20:24]
+    elif data.startswith(b"\xff\xd8\xff"):
+        media_type, width, height = JPEG, *_jpeg_size(data)
+    else:
+        raise BadPicture("neither PNG, JPEG nor SVG")
+    size = int.from_bytes(width, "big"), int.from_bytes(height, "big")
+    if not 0 < size[0] * size[1] <= MAX_PIXELS:
+        raise BadPicture(f"{size[0]} x {size[1]} pixels (the limit is {MAX_PIXELS:,} in all)")
+    return Picture(media_type, data)
+
+
+def _jpeg_size(data: bytes) -> tuple[bytes, bytes]:
+    at = 2  # of a segment: 0xff, its marker, its length (which counts itself but not the marker)
+    while at + 9 < len(data) and data[at] == 0xFF:
+        if 0xC0 <= data[at + 1] <= 0xCF and data[at + 1] not in (0xC4, 0xC8, 0xCC):
+            return data[at + 7 : at + 9], data[at + 5 : at + 7]
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    raise BadPicture("a broken JPEG")
+
+
+class StreamReader:
+    """Collects a run from its stream.
+
+    A line of output of any length is decoded as it comes. Another line that is over every limit
+    is dropped while it streams, and the run notes its kind and size.
+    """
+
+    def __init__(self, run: Run, config: Config) -> None:
+        self.run = run
+        self.ended = False  # the end marker was seen
+        self.broken = ""  # what about the stream could not be understood
+        self._config = config
+        self._line = bytearray()
+        self._take_at = _LONG_OUTPUT_BYTES
+        self._dropped_bytes = 0
+        # A PIL image carries its png and its jpeg in one line; base64 adds a third.
+        self._max_line_bytes = config.max_image_bytes * 3 + 2 * _LONG_OUTPUT_BYTES
+
+    def feed(self, chunk: bytes) -> None:
+        first, *lines = chunk.split(b"\n")
+        self._grow(first)
+        for line in lines:
+            self._end_line()
+            self._grow(line)
+
+    def _grow(self, piece: bytes) -> None:
+        if self._dropped_bytes:
+            self._dropped_bytes += len(piece)
+            return
+        self._line += piece
+        if len(self._line) > self._take_at and (output := _OUTPUT.match(self._line)):
+            self._take_part(output[0])
+        if len(self._line) > self._max_line_bytes:
+            self._dropped_bytes = len(self._line)
+            del self._line[4096:]
+
+    def _take_part(self, start: bytes) -> None:
+        """Take what there is of a long line of output, as if it were a line of its own."""
+        for cut in range(len(self._line), len(self._line) - _CHARACTER_BYTES, -1):
+            try:
+                event = json.loads(self._line[:cut] + b'"}')
+            except ValueError:
+                continue  # the cut tears a character apart, or the text has ended before it
+            self._event(event)
+            self._line[:cut] = start
+            return
+        self._take_at = 2 * len(self._line)
+
+    def _end_line(self) -> None:
+        line, self._line, self._take_at = self._line, bytearray(), _LONG_OUTPUT_BYTES
+        if self._dropped_bytes:
+            labels = _LABEL.findall(line) or [b"an unknown kind"]
+            size = f"{self._dropped_bytes / 1e6:,.1f} MB of {labels[-1].decode()}"
+            self.run.leave_out("output", f"{size}, which is over every limit")
+            self._dropped_bytes = 0
+        elif line.strip() and not self.broken:
+            try:
+                self._event(json.loads(line))
+            except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as exc:
+                self.broken = f"a line of E2B's answer could not be read ({type(exc).__name__})"
+
+    def _event(self, event: dict[str, Any]) -> None:
+        run, limit = self.run, self._config.max_output_chars
+        match event["type"]:
+            case "stdout":
+                run.stdout.add(str(event["text"]))
+            case "stderr":
+                run.stderr.add(str(event["text"]))
+            case "result":
+                self._result(event)
+            case "error":
+                run.error_name = str(event["name"])[:200] or "Error"
+                run.error_value = str(event["value"])[: limit // 4]
+                traceback = str(event["traceback"])
+                surplus = max(0, len(traceback) - 4 * limit)
+                mark = f"[… {surplus:,} characters cut …]\n" if surplus else ""
+                run.traceback = mark + traceback[surplus:]
+            case "end_of_execution":
+                self.ended = True
+
+    def _result(self, event: dict[str, Any]) -> None:
+        formats = {**(event.get("extra") or {}), **event}
+        pictures = [label for label in ("png", "jpeg", "svg") if formats.get(label)]
+        reasons = []
+        for label in pictures:
+            try:
+                self._picture(label, str(formats[label]))
+                break
+            except BadPicture as exc:
+                reasons.append(str(exc))
+        else:
+            if reasons:
+                self.run.leave_out("picture", reasons[0])
+        shown = bool(pictures) or self._value(formats)
+        for label, name in (_ALWAYS_NAMED if shown else _NOT_SHOWN).items():
+            if formats.get(label):
+                self.run.leave_out(f"{name} output", "this format is not shown")
+
+    def _value(self, formats: dict[str, Any]) -> bool:
+        """Keep the text of a result without a picture; whether there is one that says something."""
+        text = formats.get("text")
+        if text is None or _PLACEHOLDER.fullmatch(str(text)):
+            better = [formats.get(label) for label in ("markdown", "latex", "json")]
+            found = next((value for value in better if value is not None), None)
+            if found is not None:
+                text = found if isinstance(found, str) else json.dumps(found)
+            elif text is None or any(formats.get(label) for label in _NOT_SHOWN):
+                return False
+        self.run.values.add(("\n" if self.run.values.head else "") + str(text))
+        return True
+
+    def _picture(self, label: str, text: str) -> None:
+        """Keep a picture within the limits, once. Raises BadPicture."""
+        pictures, config = self.run.pictures, self._config
+        try:
+            encoded = "".join(text.split()).encode("ascii") if label != "svg" else b""
+            data = binascii.a2b_base64(encoded, strict_mode=True) or text.encode()
+        except ValueError:
+            raise BadPicture("not valid base64") from None
+        picture = picture_from(data)
+        if picture in pictures:
+            return
+        if len(pictures) >= config.max_images:
+            raise BadPicture(f"a reply holds at most {config.max_images} pictures")
+        if len(data) > config.max_image_bytes:
+            raise BadPicture(f"{len(data):,} bytes (the limit is {config.max_image_bytes:,})")
+        if sum(len(kept.data) for kept in pictures) + len(data) > MAX_REPLY_IMAGE_BYTES:
+            raise BadPicture(f"a reply holds at most {MAX_REPLY_IMAGE_BYTES:,} bytes of pictures")
+        pictures.append(picture)

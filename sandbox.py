@@ -1,0 +1,225 @@
+"""One E2B sandbox: create it, run code in it within exact limits, put its end off, kill it.
+
+The only room that knows E2B's SDK. The SDK is pinned, because `_TappedSandbox` rests on private
+parts of e2b-code-interpreter 2.11.5: its own timeout fires after twice the time asked, and its
+parser keeps everything in memory. A test fails when either changes.
+"""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from time import monotonic
+from typing import Any
+
+import httpx
+from e2b.api.client_sync import get_transport
+from e2b.exceptions import AuthenticationException, RateLimitException, ServiceBusyException
+from e2b_code_interpreter import Sandbox as E2BSandbox
+
+from config import VERSION, Config
+from run import Run, StreamReader
+from tracebacks import unglued, unprefixed
+
+log = logging.getLogger("e2b_proxy")
+
+KILL_BUDGET_S = 4
+_PRIME_BUDGET_S = 3
+_MAX_ERROR_BODY_BYTES = 64 * 1024
+_METADATA = {"service": "e2b-proxy", "version": VERSION, "process": uuid.uuid4().hex}
+_PROCESS_DIED = (
+    "The Python process died while the code ran: out of memory, a crash in a native library, "
+    "or an exit. What it printed just before may be missing."
+)
+
+
+class Unavailable(Exception):
+    """E2B did not do what was asked; the message says so in our own words, for the caller."""
+
+
+class Sandbox:
+    """A sandbox at E2B that ends by itself after `lifetime_s`. Every method raises Unavailable."""
+
+    def __init__(self, config: Config, lifetime_s: int, budget_s: float) -> None:
+        """Create it, within `budget_s` as a whole, retries included."""
+        self._config = config
+        self._lifetime_s = lifetime_s
+        self._primed = False  # a cell ran in it, which took the prefix that E2B gives the first
+        self.created_at = monotonic()
+        self.ends_at = self.created_at + lifetime_s
+        # The same key for both tries: when the reply to the first was lost, E2B answers the
+        # second with the sandbox that it made.
+        key = str(uuid.uuid4())
+        with _in_our_words():
+            try:
+                self._e2b = self._create(key, budget_s)
+            except (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError):
+                self._e2b = self._create(key, self.created_at + budget_s - monotonic())
+
+    def _create(self, key: str, budget_s: float) -> _TappedSandbox:
+        return _TappedSandbox.create(
+            self._config.e2b_template,
+            timeout=self._lifetime_s,
+            metadata=_METADATA,
+            allow_internet_access=self._config.allow_internet,
+            idempotency_key=key,
+            **_connection(self._config, budget_s),
+        )
+
+    def kill(self) -> None:
+        """End it, within KILL_BUDGET_S; one that is gone already is fine."""
+        with _in_our_words():
+            self._e2b.kill(**_connection(self._config, KILL_BUDGET_S))
+
+    def renew(self) -> None:
+        """Let it live for its whole lifetime from now on."""
+        now = monotonic()
+        with _in_our_words():
+            self._e2b.set_timeout(self._lifetime_s, **_connection(self._config, KILL_BUDGET_S))
+        self.ends_at = now + self._lifetime_s
+
+    def prime(self) -> None:
+        """Run an empty cell, which takes E2B's prefix with it."""
+        with _in_our_words():
+            self._e2b.send("pass", _PRIME_BUDGET_S, StreamReader(Run.empty(2), self._config))
+        self._primed = True
+
+    def run(self, code: str, limit_s: int, run: Run) -> bool:
+        """Run `code` once, for at most `limit_s`, and fill `run`.
+
+        Returns False when the sandbox turned out to be gone before that, so that nothing has run.
+        """
+        # A cell magic works in the first line of a cell only, and the prefix would come before it.
+        if not self._primed and code.lstrip().startswith("%%"):
+            self.prime()
+        reader, started, failed = StreamReader(run, self._config), monotonic(), False
+        try:
+            self._e2b.send(code, limit_s, reader)
+        except Exception as exc:
+            failed = True
+            log.warning("run failed in sandbox %s: %s", self._e2b.sandbox_id, _short(exc))
+        run.durations_s["run"] = took_s = monotonic() - started
+        status = self._e2b.tap.status
+        if run.error_name or (reader.ended and not reader.broken):
+            run.outcome = "error" if run.error_name else "ok"
+            run.problem = _PROCESS_DIED if run.error_name == "ContextRestarting" else ""
+        elif failed and took_s > limit_s - 0.1:
+            run.outcome = "timeout"
+            run.problem = f"The run was stopped after {limit_s} s, its time limit."
+        elif status is None:
+            run.problem = "The connection to the sandbox failed; the code may or may not have run."
+        elif not 200 <= status < 300:
+            run.problem = "E2B's sandbox refused the run, so the code did not run. Try again."
+        else:
+            run.outcome = "error"
+            reason = reader.broken or "the connection ended before the run did"
+            run.problem = f"The run broke off: {reason}."
+        self._mend_texts(code, run)
+        return status not in (404, 502)
+
+    def _mend_texts(self, code: str, run: Run) -> None:
+        run.traceback = unglued(run.traceback)
+        evidence = f"{run.traceback}\n{run.stderr.head}\n{run.stderr.tail}"
+        mend = str if self._primed else unprefixed(code, evidence)
+
+        def mended(text: str) -> str:
+            return mend(text).replace(self._e2b.sandbox_id, "[sandbox id]")
+
+        run.traceback, run.error_value = mended(run.traceback), mended(run.error_value)
+        for part in (run.stdout, run.stderr, run.values):
+            part.head, part.tail = mended(part.head), mended(part.tail)
+
+
+def check_key(config: Config) -> None:
+    """Ask E2B whether the key is good. Raises Unavailable."""
+    with _in_our_words():
+        E2BSandbox.list(limit=1, **_connection(config, KILL_BUDGET_S)).next_items()
+
+
+def _connection(config: Config, budget_s: float) -> dict[str, Any]:
+    # The SDK's transport adds httpx's read and write timeouts, so it ends after twice the time.
+    # debug=False: with E2B_DEBUG in the environment the SDK would skip every kill.
+    timeout_s = max(budget_s, 0.2) / 2
+    return {"api_key": config.e2b_api_key, "request_timeout": timeout_s, "debug": False}
+
+
+def _short(exc: Exception) -> str:
+    """What the log says of E2B's own words: %r, so that they cannot forge a line."""
+    return f"{type(exc).__name__} {str(exc)[:200]!r}"
+
+
+@contextmanager
+def _in_our_words() -> Iterator[None]:
+    """Turn what the SDK raises into Unavailable, and tell the log what an operator has to check."""
+    try:
+        yield
+    except Exception as exc:
+        status, text = getattr(exc, "status_code", None), "E2B failed. Try again in a minute."
+        if isinstance(exc, AuthenticationException) or status in (401, 403):
+            text = "E2B refused this service's key. Its operator has to check E2B_API_KEY."
+        elif isinstance(exc, (RateLimitException, ServiceBusyException)):
+            text = "E2B is at its limit of sandboxes or requests. Try again in a minute."
+        elif isinstance(exc, httpx.TimeoutException):
+            text = "E2B did not answer in time. Try again in a minute."
+        elif isinstance(exc, httpx.TransportError):
+            text = "E2B could not be reached. Try again in a minute."
+        elif status in (400, 404):
+            text = "E2B refused to make a sandbox. Its operator has to check E2B_TEMPLATE."
+        log.warning("%s (%s)", text, _short(exc))
+        raise Unavailable(text) from exc
+
+
+class _TappedSandbox(E2BSandbox):
+    """The SDK's sandbox, the stream of its run read by a reader of ours."""
+
+    def send(self, code: str, limit_s: float, reader: StreamReader) -> None:
+        """Send `code`, once. Returns when the stream is over; raises what the SDK does."""
+        transport = get_transport(self.connection_config, http_version="1.1")
+        self.tap = _Tap(transport, reader, limit_s)
+        self.run_code(code, timeout=limit_s)
+
+    @property
+    def _client(self) -> httpx.Client:
+        return httpx.Client(transport=self.tap)
+
+    def _handle_connection_error(self, err: Exception) -> None:
+        """The SDK would now ask whether the sandbox lives, for as long as it takes; we need not."""
+
+
+class _Tap(httpx.BaseTransport):
+    """Sets the deadline of a run's request as a whole, and has its answer read by the reader."""
+
+    def __init__(self, inner: httpx.BaseTransport, reader: StreamReader, limit_s: float) -> None:
+        self.status: int | None = None
+        self._inner, self._reader, self._limit_s = inner, reader, limit_s
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        # The reader wants the bytes as they are; and what is packed may be a bomb.
+        request.headers["accept-encoding"] = "identity"
+        request.extensions["timeout"] = {"read": self._limit_s, "write": 0}
+        response = self._inner.handle_request(request)
+        self.status = response.status_code
+        response.stream = _Read(response, self._reader if response.is_success else None)
+        return response
+
+
+class _Read(httpx.SyncByteStream):
+    """Feeds a response to the reader, or drops an error's, and gives the SDK nothing."""
+
+    def __init__(self, response: httpx.Response, reader: StreamReader | None) -> None:
+        self._stream: Any = response.stream
+        self._reader = reader
+
+    def __iter__(self) -> Iterator[bytes]:
+        dropped_bytes = 0
+        for chunk in self._stream:
+            if self._reader:
+                self._reader.feed(chunk)
+            elif (dropped_bytes := dropped_bytes + len(chunk)) > _MAX_ERROR_BODY_BYTES:
+                break
+        yield from ()
+
+    def close(self) -> None:
+        self._stream.close()
