@@ -7,7 +7,6 @@ characters: whoever shows the text, nothing of it is rendered.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
 from run import Clipped, Run
 
@@ -27,19 +26,23 @@ def format_run(run: Run, max_output_chars: int) -> str:
     """
     error = Clipped(2 * max_output_chars)
     error.add(_error_text(run))
-    parts = [
-        _Part.of("Console Output", run.stdout),
-        _Part.of("Stderr", run.stderr),
-        _Part.of("Result", run.values),
-        _Part.of("Execution Error", error),
-    ]
-    _share_out(parts, max_output_chars)
-    texts = [f"**{part.heading}:**\n{fence(part.text())}" for part in parts if part.text()]
+    parts = {
+        "Console Output": _cleaned(run.stdout),
+        "Stderr": _cleaned(run.stderr),
+        "Result": _cleaned(run.values),
+        "Execution Error": _cleaned(error),
+    }
+    # A short part is not cut on account of a long one.
+    left = max_output_chars
+    for rank, part in enumerate(sorted(parts.values(), key=lambda part: len(part.text()))):
+        part.cut(left // (len(parts) - rank))
+        left -= len(part.head + part.tail)
+    texts = [f"**{name}:**\n{fence(part.text())}" for name, part in parts.items() if part.text()]
     if not texts and not run.pictures:
         texts.append(NO_OUTPUT)
     notes = [
-        f"Note: {part.heading} was cut: {part.missing:,} characters of it are not shown."
-        for part in parts
+        f"Note: {name} was cut: {part.missing:,} characters of it are not shown."
+        for name, part in parts.items()
         if part.missing
     ]
     for (what, why), count in run.left_out.items():
@@ -69,52 +72,20 @@ def _error_text(run: Run) -> str:
     return "\n".join(lines)
 
 
-@dataclass
-class _Part:
-    """A heading and a text in two pieces, `missing` characters of which were between them."""
-
-    heading: str
-    head: str
-    tail: str
-    missing: int
-
-    @classmethod
-    def of(cls, heading: str, output: Clipped) -> _Part:
-        if output.missing:
-            return cls(heading, _clean(output.head), _clean(output.tail), output.missing)
-        text = _clean(output.head + output.tail)
-        middle = len(text) // 2
-        return cls(heading, text[:middle], text[middle:], 0)
-
-    def size(self) -> int:
-        return len(self.head) + len(self.tail)
-
-    def cut(self, limit: int) -> None:
-        size = self.size()
-        if size > limit:
-            half = limit // 2
-            self.head, self.tail = self.head[:half], self.tail[len(self.tail) - half :]
-            self.missing += size - self.size()
-
-    def text(self) -> str:
-        mark = f"\n[… {self.missing:,} characters cut …]\n" if self.missing else ""
-        return self.head + mark + self.tail
-
-
-def _share_out(parts: list[_Part], limit: int) -> None:
-    """Cut parts to the limit together; a short one is not cut on account of a long one."""
-    for rank, part in enumerate(sorted(parts, key=_Part.size)):
-        part.cut(limit // (len(parts) - rank))
-        limit -= part.size()
+def _cleaned(output: Clipped) -> Clipped:
+    cleaned = Clipped(0)
+    cleaned.missing = output.missing
+    if output.missing:
+        cleaned.head, cleaned.tail = _clean(output.head), _clean(output.tail)
+    else:
+        cleaned.head = _clean(output.head + output.tail)
+    return cleaned
 
 
 def _clean(text: str) -> str:
     """Printable text, each line as a terminal would show it last, without its last newline."""
     text = _ANSI.sub("", text).replace("\r\n", "\n").removesuffix("\n")
-    if "\r" in text:
-        states = (re.split("\r+", line.strip("\r")) for line in text.split("\n"))
-        text = "\n".join(states_of_line[-1] for states_of_line in states)
-    return _printable(text)
+    return _printable("\n".join(line.rstrip("\r").split("\r")[-1] for line in text.split("\n")))
 
 
 def _printable(text: str) -> str:

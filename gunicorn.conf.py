@@ -1,16 +1,19 @@
 """The process: gunicorn picks this file up from the working directory (`gunicorn proxy:app`)."""
 
+import contextlib
+import json
+import logging
 import os
 import resource
 import socket
 import sys
 import time
 from concurrent.futures import Future
+from datetime import UTC, datetime
 
 from gunicorn.workers import gthread
 
 from config import OVERHEAD_S, Config, ConfigError
-from logs import logging_config
 
 try:
     settings = Config.from_env(os.environ)
@@ -19,6 +22,17 @@ except ConfigError as exc:
     sys.exit(str(exc))
 
 _RECEIVE_LIMIT_S = 15
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: the message, and what was given as `extra={"fields": {...}}`."""
+
+    def format(self, record):
+        stamp = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        line = {"time": stamp, "level": record.levelname.lower(), "message": record.getMessage()}
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line | getattr(record, "fields", {}))
 
 
 class PatientWorker(gthread.ThreadWorker):
@@ -51,13 +65,12 @@ class PatientWorker(gthread.ThreadWorker):
         for conn, since in list(self._receiving_since.items()):
             # The application sets a timeout on the socket once it has the whole request.
             if time.monotonic() - since > _RECEIVE_LIMIT_S and conn.sock.gettimeout() is None:
-                try:
+                with contextlib.suppress(OSError):  # it is gone already
                     conn.sock.shutdown(socket.SHUT_RD)
-                except OSError:
-                    pass  # it is gone already
 
 
-bind = f"[{settings.host}]:{settings.port}" if ":" in settings.host else f"{settings.host}:{settings.port}"
+host = f"[{settings.host}]" if ":" in settings.host else settings.host
+bind = f"{host}:{settings.port}"
 # One worker: the limits are the process's, and the SDK's transport does not survive a fork.
 workers = 1
 worker_class = PatientWorker
@@ -68,19 +81,26 @@ worker_connections = max(100, min(4000, resource.getrlimit(resource.RLIMIT_NOFIL
 keepalive = 65  # s; above Node's 5 s, or LibreChat sees ECONNRESET now and then
 timeout = 120  # s without a sign of life from the worker's main thread
 graceful_timeout = settings.run_timeout_s + OVERHEAD_S + 10  # the longest request, then the kills
-worker_tmp_dir = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+worker_tmp_dir = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108
 control_socket_disable = True
-limit_request_line = 4094
-limit_request_fields = 64
-limit_request_field_size = 8190
 accesslog = None  # the application logs each request
-logconfig_dict = logging_config(settings.log_level)
+# LOG_LEVEL is for our own lines: at debug level the SDK's would hold the code.
+own_log = {"level": settings.log_level.upper(), "handlers": ["stdout"], "propagate": False}
+stdout = {"class": "logging.StreamHandler", "stream": "ext://sys.stdout", "formatter": "json"}
+logconfig_dict = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {"json": {"()": JsonFormatter}},
+    "handlers": {"stdout": stdout},
+    "root": {"level": "WARNING", "handlers": ["stdout"]},
+    "loggers": {"e2b_proxy": own_log, "gunicorn.error": own_log},
+}
 
 
 def when_ready(server):
     if not settings.proxy_api_key and settings.host not in ("127.0.0.1", "::1", "localhost"):
         server.log.warning(
-            "Anyone who reaches %s can run code at your expense: set PROXY_API_KEY.", bind
+            "Whoever reaches %s can run code at your expense: set PROXY_API_KEY", bind
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import re
 import secrets
@@ -12,7 +13,8 @@ import sys
 import threading
 import time
 from base64 import b64encode
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from time import monotonic
 
@@ -22,8 +24,6 @@ from run import JPEG, PNG, SVG, BadPicture, Picture, Run, picture_from
 log = logging.getLogger("e2b_proxy")
 
 _NAME = re.compile(r"e2b-[A-Za-z0-9_-]{32}\.(png|jpg)")
-_SUFFIXES = {PNG: "png", JPEG: "jpg"}
-_MEDIA_TYPES = {suffix: media_type for media_type, suffix in _SUFFIXES.items()}
 _SVG_BUDGET_S = 5.0  # for all pictures of a reply
 _SWEEP_EVERY_S = 3600
 _renderers = threading.BoundedSemaphore(2)  # each is a process of up to 1 GiB
@@ -61,22 +61,17 @@ def _draw(svg: bytes, give_up_at: float) -> Picture:
         raise BadPicture("it refers to something outside itself")
     if not _renderers.acquire(timeout=max(0, give_up_at - monotonic())):
         raise BadPicture("too many are being drawn at once")
+    command = [sys.executable, "-I", str(Path(__file__).with_name("svg_to_png.py"))]
+    limit_s = max(0.1, give_up_at - monotonic())
     try:
-        child = subprocess.run(
-            [sys.executable, "-I", str(Path(__file__).with_name("svg_to_png.py"))],
-            input=svg,
-            capture_output=True,
-            timeout=max(0.1, give_up_at - monotonic()),
-            env={},
-            check=True,
-        )
+        child = subprocess.run(command, input=svg, capture_output=True, timeout=limit_s, env={})
     except subprocess.TimeoutExpired:
         raise BadPicture("drawing it took too long") from None
-    except (subprocess.CalledProcessError, OSError) as exc:
-        log.info("an SVG could not be drawn: %r", str(exc)[:200])
-        raise BadPicture("it could not be drawn") from None
     finally:
         _renderers.release()
+    if child.returncode:
+        log.info("an SVG could not be drawn: %r", child.stderr[-200:])
+        raise BadPicture("it could not be drawn")
     return picture_from(child.stdout)
 
 
@@ -86,7 +81,7 @@ class Publisher:
     def __init__(self, config: Config) -> None:
         self._folder = config.image_dir or Path()
         self._url, self._ttl_s = config.image_url, config.image_ttl_hours * 3600
-        self._swept_at = 0.0
+        self._swept_at = -math.inf
         if not os.access(self._folder, os.W_OK | os.X_OK):
             log.warning("IMAGE_DIR cannot be written: pictures will be left out of replies")
 
@@ -95,64 +90,40 @@ class Publisher:
         self._sweep()
         urls = []
         for picture in run.pictures:
-            name = f"e2b-{secrets.token_urlsafe(24)}.{_SUFFIXES[picture.media_type]}"
+            name = (
+                f"e2b-{secrets.token_urlsafe(24)}.{'png' if picture.media_type == PNG else 'jpg'}"
+            )
+            part = self._folder / f"{name}.part"
             try:
-                self._write(name, picture.data)
+                part.write_bytes(picture.data)
+                part.chmod(0o644)  # whatever the umask: LibreChat runs as another user
+                part.rename(self._folder / name)
                 urls.append(f"{self._url}/{name}")
             except OSError as exc:
                 log.error("a picture could not be published, check IMAGE_DIR: %r", str(exc))
                 run.leave_out("picture", "it could not be stored by this service")
         return urls
 
-    def _write(self, name: str, data: bytes) -> None:
-        part = self._folder / f"{name}.part"
-        try:
-            with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644), "wb") as file:
-                os.fchmod(file.fileno(), 0o644)  # whatever the umask: another user serves it
-                file.write(data)
-            part.rename(self._folder / name)
-        except OSError:
-            part.unlink(missing_ok=True)
-            raise
-
     def read(self, name: str) -> tuple[bytes, str] | None:
         """The bytes and the media type of a picture that this service wrote, if it is there."""
-        match = _NAME.fullmatch(name)
-        if not match:
+        path = self._folder / name
+        if not _NAME.fullmatch(name) or path.is_symlink() or not path.is_file():
             return None
-        try:
-            with open(os.open(self._folder / name, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
-                return file.read(), _MEDIA_TYPES[match[1]]
-        except OSError:
-            return None
+        return path.read_bytes(), PNG if path.suffix == ".png" else JPEG
 
     def _sweep(self) -> None:
         """Remove what is older than the time to live, of this service's own making only."""
         if not self._ttl_s or monotonic() - self._swept_at < _SWEEP_EVERY_S:
             return
         self._swept_at = monotonic()
-        try:
-            for entry in os.scandir(self._folder):
-                if _NAME.fullmatch(entry.name.removesuffix(".part")):
-                    age_s = time.time() - entry.stat(follow_symlinks=False).st_mtime
-                    if age_s > self._ttl_s:
-                        os.unlink(entry.path)
-        except OSError as exc:
-            log.warning("old pictures could not be removed: %r", str(exc))
+        for path in self._folder.glob("e2b-*"):
+            with suppress(OSError):
+                is_own = _NAME.fullmatch(path.name.removesuffix(".part"))
+                if is_own and time.time() - path.lstat().st_mtime > self._ttl_s:
+                    path.unlink()
 
 
-def json_pieces(body: object, blobs: Sequence[bytes]) -> tuple[int, Iterator[bytes]]:
-    """A JSON body in which each BLOB stands for the next of `blobs`, as base64.
-
-    Returns its length in bytes, and its pieces: a large picture is encoded when it is sent.
-    """
-    texts = [text.encode() for text in json.dumps(body, ensure_ascii=False).split(BLOB)]
-    length = sum(map(len, texts)) + sum((len(data) + 2) // 3 * 4 for data in blobs)
-
-    def pieces() -> Iterator[bytes]:
-        yield texts[0]
-        for data, text in zip(blobs, texts[1:], strict=True):
-            yield b64encode(data)
-            yield text
-
-    return length, pieces()
+def json_pieces(body: object, blobs: Sequence[bytes]) -> list[bytes]:
+    """A JSON body in pieces, in which each BLOB became the next of `blobs`, as base64."""
+    first, *texts = (text.encode() for text in json.dumps(body, ensure_ascii=False).split(BLOB))
+    return [first, *(p for pair in zip(map(b64encode, blobs), texts, strict=True) for p in pair)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import threading
+from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -52,7 +53,7 @@ class Pool:
         self._closing = threading.Event()
         self._places: set[_Place] = set()
         self._waiting = 0
-        self._day, self._spent_s = date.min, 0.0
+        self._spent_s: defaultdict[date, float] = defaultdict(float)
         self._last_run_at = monotonic()
         workers = config.max_concurrent_runs + config.warm_sandboxes
         self._background = ThreadPoolExecutor(workers, "pool")
@@ -99,7 +100,6 @@ class Pool:
             self._end(place)
 
     def _take(self, limit_s: int, fresh: bool) -> _Place:
-        give_up_at = monotonic() + KILL_BUDGET_S
         with self._changed:
             if self._budget_is_spent():
                 raise Unavailable(
@@ -107,29 +107,30 @@ class Pool:
                     " is spent. No code can run until it is reset at midnight UTC."
                 )
             self._last_run_at = monotonic()
-            is_waiting = False
-            while not self._closing.is_set():
-                for place in self._places:
-                    lasts = place.sandbox and place.sandbox.ends_at > monotonic() + limit_s + 1
-                    if place.state == "ready" and lasts and not fresh:
-                        place.state = "running"
-                        self._changed.notify_all()
-                        return place
-                if len(self._places) < self._config.max_concurrent_runs:
-                    place = _Place("running")
-                    self._places.add(place)
-                    return place
-                # A place that is about to be free is waited for, by one caller each.
-                about_to_be_free = self.count("making") + self.count("ending")
-                full = not is_waiting and self._waiting >= about_to_be_free
-                if full or monotonic() >= give_up_at:
-                    break
-                is_waiting = True
+            place = self._free_place(limit_s, fresh)
+            # A place that is about to be free is waited for, by one caller each.
+            if not place and self._waiting < self.count("making") + self.count("ending"):
                 self._waiting += 1
-                self._changed.wait(give_up_at - monotonic())
+                place = self._changed.wait_for(
+                    lambda: self._free_place(limit_s, fresh), KILL_BUDGET_S
+                )
                 self._waiting -= 1
-        self._metrics.refused.inc()
-        raise Full
+            if not place:
+                self._metrics.refused.inc()
+                raise Full
+            return place
+
+    def _free_place(self, limit_s: int, fresh: bool) -> _Place | None:
+        ends_after = monotonic() + limit_s + 1
+        ready = (p for p in self._places if p.state == "ready" and not fresh)
+        place = next((p for p in ready if p.sandbox and p.sandbox.ends_at > ends_after), None)
+        if not place and len(self._places) < self._config.max_concurrent_runs:
+            place = _Place("running")
+            self._places.add(place)
+        if place:
+            place.state = "running"
+            self._changed.notify_all()
+        return place
 
     def _make(self, place: _Place, limit_s: int, budget_s: float) -> Sandbox:
         place.sandbox = Sandbox(self._config, limit_s + LIFETIME_MARGIN_S, budget_s)
@@ -161,8 +162,7 @@ class Pool:
         lived_s = monotonic() - sandbox.created_at
         self._metrics.sandbox_seconds.inc(lived_s)
         with self._changed:
-            self._start_day()
-            self._spent_s += lived_s
+            self._spent_s[_today()] += lived_s
             self._places.discard(place)
             self._changed.notify_all()
 
@@ -173,17 +173,13 @@ class Pool:
     def seconds_spent(self) -> float:
         """Sandbox seconds since midnight UTC, of this process, of those that live included."""
         with self._changed:
-            self._start_day()
             alive = [place.sandbox for place in self._places if place.sandbox]
-            return self._spent_s + sum(monotonic() - sandbox.created_at for sandbox in alive)
+            alive_s = sum(monotonic() - sandbox.created_at for sandbox in alive)
+            return self._spent_s[_today()] + alive_s
 
     def _budget_is_spent(self) -> bool:
         budget_s = self._config.sandbox_seconds_per_day
         return bool(budget_s) and self.seconds_spent() >= budget_s
-
-    def _start_day(self) -> None:
-        if (today := datetime.now(UTC).date()) != self._day:
-            self._day, self._spent_s = today, 0.0
 
     def _keep_one_ready(self) -> None:
         """Keep one sandbox ready while runs come; has a thread of its own."""
@@ -235,3 +231,7 @@ class Pool:
                 self._end(place)
             self._changed.wait_for(lambda: not self._places, budget_s)
         self._background.shutdown(wait=False)
+
+
+def _today() -> date:
+    return datetime.now(UTC).date()

@@ -44,6 +44,17 @@ class Clipped:
         self.missing += surplus
         self.tail = tail[surplus:]
 
+    def cut(self, limit: int) -> None:
+        """Drop more of the middle."""
+        text, half = self.head + self.tail, limit // 2
+        if len(text) > limit:
+            self.head, self.tail = text[:half], text[-half:]
+            self.missing += len(text) - 2 * half
+
+    def text(self) -> str:
+        mark = f"\n[… {self.missing:,} characters cut …]\n" if self.missing else ""
+        return self.head + mark + self.tail
+
 
 @dataclass(frozen=True)
 class Picture:

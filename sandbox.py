@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from time import monotonic
-from typing import Any
+from typing import Any, cast
 
 import httpx
 from e2b.api.client_sync import get_transport
@@ -27,7 +27,6 @@ log = logging.getLogger("e2b_proxy")
 
 KILL_BUDGET_S = 4
 _PRIME_BUDGET_S = 3
-_MAX_ERROR_BODY_BYTES = 64 * 1024
 _METADATA = {"service": "e2b-proxy", "version": VERSION, "process": uuid.uuid4().hex}
 _PROCESS_DIED = (
     "The Python process died while the code ran: out of memory, a crash in a native library, "
@@ -189,7 +188,7 @@ class _TappedSandbox(E2BSandbox):
 
 
 class _Tap(httpx.BaseTransport):
-    """Sets the deadline of a run's request as a whole, and has its answer read by the reader."""
+    """Bounds a run's request as a whole, and has the reader read its answer instead of the SDK."""
 
     def __init__(self, inner: httpx.BaseTransport, reader: StreamReader, limit_s: float) -> None:
         self.status: int | None = None
@@ -200,26 +199,10 @@ class _Tap(httpx.BaseTransport):
         request.headers["accept-encoding"] = "identity"
         request.extensions["timeout"] = {"read": self._limit_s, "write": 0}
         response = self._inner.handle_request(request)
-        self.status = response.status_code
-        response.stream = _Read(response, self._reader if response.is_success else None)
-        return response
-
-
-class _Read(httpx.SyncByteStream):
-    """Feeds a response to the reader, or drops an error's, and gives the SDK nothing."""
-
-    def __init__(self, response: httpx.Response, reader: StreamReader | None) -> None:
-        self._stream: Any = response.stream
-        self._reader = reader
-
-    def __iter__(self) -> Iterator[bytes]:
-        dropped_bytes = 0
-        for chunk in self._stream:
-            if self._reader:
+        self.status, stream = response.status_code, cast(httpx.SyncByteStream, response.stream)
+        try:
+            for chunk in stream if response.is_success else ():
                 self._reader.feed(chunk)
-            elif (dropped_bytes := dropped_bytes + len(chunk)) > _MAX_ERROR_BODY_BYTES:
-                break
-        yield from ()
-
-    def close(self) -> None:
-        self._stream.close()
+        finally:
+            stream.close()
+        return httpx.Response(self.status)
