@@ -19,7 +19,8 @@ demo: $(INSTALLED)
 
 # ARGS goes to pytest: make test ARGS="-k health -x".
 test: $(INSTALLED)
-	$(PY) -m pytest --cov --cov-report=term-missing:skip-covered $(ARGS)
+	NO_PROXY="127.0.0.1,localhost,$$NO_PROXY" no_proxy="127.0.0.1,localhost,$$no_proxy" \
+		$(PY) -m pytest --cov --cov-report=term-missing:skip-covered $(ARGS)
 
 lint: $(INSTALLED)
 	$(PY) -m ruff check .

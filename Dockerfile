@@ -1,0 +1,26 @@
+# An exact version: every package of requirements.txt has wheels for it, on amd64 and arm64.
+FROM python:3.13.14-slim-bookworm AS build
+COPY requirements.txt .
+RUN python -m venv --without-pip /venv \
+ && python -m pip --python /venv/bin/python install --no-cache-dir --disable-pip-version-check \
+    --require-hashes --only-binary :all: --requirement requirements.txt
+
+FROM python:3.13.14-slim-bookworm
+# Nothing is installed at run time: neither pip nor what could bring it back stays.
+RUN python -m pip uninstall --yes --root-user-action=ignore pip \
+ && rm -rf /usr/local/lib/python3.13/ensurepip
+COPY --from=build /venv /venv
+WORKDIR /app
+# What the service needs and nothing else: the stand-in runs code unisolated and stays out.
+COPY LICENSE openapi.json index.html gunicorn.conf.py ./
+COPY config.py formatter.py images.py logs.py mcp_server.py metrics.py \
+     pool.py proxy.py run.py sandbox.py svg_to_png.py tracebacks.py ./
+ENV PATH=/venv/bin:$PATH \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1 \
+    HOST=0.0.0.0
+USER 65532:65532
+EXPOSE 3001
+# Short, as LibreChat waits for the first one. It asks /health alone: that makes no sandbox.
+HEALTHCHECK --interval=10s --timeout=5s --start-period=20s --retries=3 CMD ["python", "-c", "import http.client, os, sys; c = http.client.HTTPConnection('127.0.0.1', int(os.environ.get('PORT') or 3001), timeout=4); c.request('GET', '/health'); sys.exit(c.getresponse().status != 200)"]
+CMD ["gunicorn", "proxy:app"]

@@ -1,0 +1,114 @@
+// What LibreChat makes of the service when it is added as an MCP server.
+//
+//   node mcp.mjs <base URL> [<JSON arguments>...]
+//
+// connects to <base URL>/mcp, lists the tools, pings, and calls the first tool once for each JSON
+// object of arguments. Prints one JSON object. PROXY_API_KEY, when set, is sent as LibreChat sends
+// what a stanza's `headers` hold.
+//
+// The client is the one that LibreChat uses, made as packages/api/src/mcp/connection.ts makes it.
+// What LibreChat then does with a result is in its server, which is no package: see "glue".
+
+import { Client } from '@modelcontextprotocol/sdk/client/index.js';
+import { StreamableHTTPClientTransport } from '@modelcontextprotocol/sdk/client/streamableHttp.js';
+import {
+  CallToolResultSchema,
+  LATEST_PROTOCOL_VERSION,
+  SUPPORTED_PROTOCOL_VERSIONS,
+} from '@modelcontextprotocol/sdk/types.js';
+
+const REQUEST_TIMEOUT_MS = 60_000; // LibreChat's own when the stanza sets none
+
+/** fetch, with a note of what went over the wire and a promise of its end. */
+function recordingFetch(exchanges, underWay) {
+  const fetchAndNote = async (url, init) => {
+    const sent = new Headers(init.headers);
+    const exchange = {
+      method: init.method ?? 'GET',
+      rpc: init.body ? (JSON.parse(init.body).method ?? null) : null,
+      version_header: sent.get('mcp-protocol-version'),
+      has_key: sent.has('authorization'),
+    };
+    exchanges.push(exchange);
+    const response = await fetch(url, init);
+    exchange.status = response.status;
+    exchange.content_type = response.headers.get('content-type');
+    exchange.session_id = response.headers.get('mcp-session-id');
+    return response;
+  };
+  return (url, init) => {
+    const answer = fetchAndNote(url, init);
+    underWay.push(answer);
+    return answer;
+  };
+}
+
+// Glue: formatToolContent of packages/api/src/mcp/parsers.ts, for the two kinds of part that the
+// service sends. `artifact` becomes the attachments under the tool call, and images for the model.
+function formatForKnownProvider({ content }) {
+  const text = content.filter((part) => part.type === 'text').map((part) => part.text);
+  const images = content
+    .filter((part) => part.type === 'image')
+    .map(({ mimeType, data }) => ({
+      type: 'image_url',
+      image_url: { url: `data:${mimeType};base64,${data}` },
+    }));
+  return { seen: text.join('\n\n'), artifact: images.length ? { content: images } : null };
+}
+
+// Glue: parseAsString beside it, for vertexai, mistral, mistralai and moonshot.
+function formatForOtherProvider({ content }) {
+  return content
+    .map((part) => (part.type === 'text' ? part.text : JSON.stringify(part, null, 2)))
+    .join('\n\n');
+}
+
+async function main(baseUrl, inputs) {
+  const exchanges = [];
+  const underWay = [];
+  const key = process.env.PROXY_API_KEY;
+  const transport = new StreamableHTTPClientTransport(new URL('/mcp', baseUrl), {
+    requestInit: { headers: key ? { Authorization: `Bearer ${key}` } : {} },
+    fetch: recordingFetch(exchanges, underWay),
+  });
+  const client = new Client(
+    { name: '@librechat/api-client', version: '1.2.3' },
+    { capabilities: {} },
+  );
+  const report = {
+    offered: LATEST_PROTOCOL_VERSION,
+    accepted: SUPPORTED_PROTOCOL_VERSIONS,
+    exchanges,
+  };
+  try {
+    await client.connect(transport);
+    report.negotiated = transport.protocolVersion;
+    report.server = client.getServerVersion();
+    report.capabilities = client.getServerCapabilities();
+    report.instructions = client.getInstructions() ?? null;
+    report.ping = await client.ping();
+    report.tools = (await client.listTools()).tools;
+    report.calls = [];
+    for (const input of inputs) {
+      const result = await client.request(
+        { method: 'tools/call', params: { name: report.tools[0].name, arguments: input } },
+        CallToolResultSchema,
+        { timeout: REQUEST_TIMEOUT_MS, resetTimeoutOnProgress: true },
+      );
+      report.calls.push({
+        result,
+        ...formatForKnownProvider(result),
+        seen_by_other_providers: formatForOtherProvider(result),
+      });
+    }
+  } catch (error) {
+    report.error = { name: error.name, code: error.code ?? null, message: error.message };
+  }
+  // The client asks for a stream of events (GET) by the way; closing would cut that off.
+  await Promise.allSettled(underWay);
+  await client.close();
+  return report;
+}
+
+const [baseUrl, ...inputs] = process.argv.slice(2);
+console.log(JSON.stringify(await main(baseUrl, inputs.map((text) => JSON.parse(text)))));

@@ -1,0 +1,269 @@
+"""What `make demo` and the Makefile promise to somebody who has just cloned this."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+
+import check
+from conftest import free_port
+
+ROOT = Path(__file__).parent
+DEMO_TIMEOUT_S = 60
+Make = Callable[..., "subprocess.CompletedProcess[str]"]
+PROXIES = {"HTTP_PROXY": "http://proxy.invalid:1", "http_proxy": "http://proxy.invalid:1"}
+
+
+class Started:
+    """A demo that runs, and everything that it has said so far."""
+
+    def __init__(self, process: subprocess.Popen[str], temporary: Path, out: Path) -> None:
+        self.process = process
+        self.temporary = temporary
+        self.out = out
+        self.said = ""
+
+    def wait_for(self, words: str) -> None:
+        assert self.process.stdout
+        for line in self.process.stdout:
+            self.said += line
+            if words in line:
+                return
+        raise AssertionError(f"{words!r} was not said: {self.said}")
+
+    def end(self) -> int:
+        if self.process.stdout and not self.process.stdout.closed:
+            self.said += self.process.stdout.read()
+        return self.process.wait()
+
+    def family(self) -> list[psutil.Process]:
+        """Every process of this demo, kernels too: they share its TMPDIR."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                is_ours = process.environ().get("TMPDIR") == str(self.temporary)
+                if is_ours and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+            except psutil.Error:
+                continue
+        return found
+
+    def assert_nothing_is_left(self) -> None:
+        assert psutil.wait_procs(self.family(), timeout=2)[1] == []
+        assert list(self.temporary.iterdir()) == []
+
+
+@contextmanager
+def demo(tmp_path: Path, *arguments: str, **environ: str) -> Iterator[Started]:
+    temporary, out = tmp_path / "temporary", tmp_path / "sine.png"
+    temporary.mkdir()
+    command = [sys.executable, str(ROOT / "demo.py"), "--out", str(out), *arguments]
+    with subprocess.Popen(
+        command,
+        env={**clean_environ(), "PORT": str(free_port()), "TMPDIR": str(temporary), **environ},
+        cwd=tmp_path,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        started = Started(process, temporary, out)
+        watchdog = threading.Timer(DEMO_TIMEOUT_S, process.terminate)
+        watchdog.start()
+        try:
+            yield started
+        finally:
+            watchdog.cancel()
+            process.terminate()
+
+
+def clean_environ() -> dict[str, str]:
+    """Without what the person who runs the tests may have set for the service."""
+    own = re.compile(r"E2B_|PROXY_API_KEY|.*_proxy$|PORT$|HOST$|IMAGE_|MAKE|MFLAGS", re.I)
+    return {name: value for name, value in os.environ.items() if not own.match(name)}
+
+
+def test_the_demo_draws_a_sine_wave_whatever_the_proxy_variables_say(tmp_path: Path) -> None:
+    with demo(tmp_path, "--once", **PROXIES) as started:
+        assert started.end() == 0, started.said
+        assert check.PRINTED in started.said
+        assert str(started.out) in started.said
+        assert started.out.read_bytes().startswith(check.PNG)
+        started.assert_nothing_is_left()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda each: each.name)
+def test_the_demo_serves_until_it_is_stopped_and_leaves_no_process(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    port = free_port()
+    with demo(tmp_path, PORT=str(port)) as started:
+        started.wait_for("Ctrl-C stops it")
+        assert f"http://127.0.0.1:{port}" in started.said
+        assert check.main(["--url", f"http://127.0.0.1:{port}", "--out", str(started.out)]) == 0
+        assert len(started.family()) >= 4  # the demo, the stand-in, gunicorn and its worker
+        started.process.send_signal(number)
+        assert started.end() == 0, started.said
+        started.assert_nothing_is_left()
+
+
+def test_a_terminal_that_is_closed_in_the_middle_ends_the_demo(tmp_path: Path) -> None:
+    with demo(tmp_path) as started:
+        started.wait_for("Drawing")
+        assert started.process.stdout
+        started.process.stdout.close()
+        started.process.send_signal(signal.SIGHUP)
+        assert started.end() == 0
+        started.assert_nothing_is_left()
+
+
+def test_a_reader_that_goes_away_ends_the_demo(tmp_path: Path) -> None:
+    with demo(tmp_path) as started:
+        assert started.process.stdout
+        started.process.stdout.close()
+        assert started.end() == 0
+        started.assert_nothing_is_left()
+
+
+def test_the_demo_ends_in_words_when_the_service_dies(tmp_path: Path) -> None:
+    with demo(tmp_path) as started:
+        started.wait_for("Ctrl-C stops it")
+        [service] = [
+            each
+            for each in psutil.Process(started.process.pid).children()
+            if "gunicorn" in each.cmdline()
+        ]
+        for each in (*service.children(), service):
+            each.kill()
+        assert started.end() == 1
+        assert "The service was ended by signal 9." in started.said
+        started.assert_nothing_is_left()
+
+
+def test_the_demo_passes_on_what_the_service_says_of_its_settings(tmp_path: Path) -> None:
+    with demo(tmp_path, RUN_TIMEOUT_S="soon") as started:
+        assert started.end() == 1
+        assert "The service ended with exit code" in started.said
+        assert "RUN_TIMEOUT_S" in started.said
+        assert "soon" in started.said
+        started.assert_nothing_is_left()
+
+
+def test_the_demo_says_when_the_port_is_taken(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with demo(tmp_path, PORT=str(port)) as started:
+            assert started.end() == 1
+    assert f"port {port} is taken" in started.said
+    assert "PORT=" in started.said
+    assert "Traceback" not in started.said
+
+
+@pytest.mark.parametrize("port", ["x", "0", "65536", "-1", "3001.0"])
+def test_the_demo_says_what_a_port_is(tmp_path: Path, port: str) -> None:
+    with demo(tmp_path, PORT=port) as started:
+        assert started.end() == 1
+    assert f"PORT must be a whole number from 1 to 65535, not {port!r}" in started.said
+
+
+def test_with_a_key_the_demo_uses_e2b_and_no_stand_in(tmp_path: Path) -> None:
+    with socket.socket() as bound_but_deaf:
+        bound_but_deaf.bind(("127.0.0.1", 0))
+        e2b = f"http://127.0.0.1:{bound_but_deaf.getsockname()[1]}"
+        with demo(tmp_path, E2B_API_KEY="x", E2B_API_URL=e2b, E2B_SANDBOX_URL=e2b) as started:
+            assert started.end() == 1
+    assert "UNISOLATED" not in started.said
+    assert "X-Run-Outcome unavailable" in started.said
+    started.assert_nothing_is_left()
+
+
+# --- make ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Make:
+    """`make(*arguments)` with a venv folder in tmp_path/venv; gives the finished process."""
+    if not shutil.which("make"):
+        pytest.skip("make is not installed")
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["make", f"VENV={tmp_path / 'venv'}", *arguments],
+            cwd=ROOT,
+            env=clean_environ(),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=30,
+        )
+
+    return run
+
+
+def program(path: Path, script: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return path
+
+
+@pytest.mark.parametrize("goal", ["demo", "test", "lint"])
+def test_make_says_when_python_is_missing_or_too_old(make: Make, tmp_path: Path, goal: str) -> None:
+    old = program(tmp_path / "python3.9", "exit 1")
+    finished = make(goal, f"PYTHON={old} no-such-python")
+    assert finished.returncode != 0
+    assert f"Python 3.11 or newer is needed; too old: {old}." in finished.stderr
+    finished = make(goal, "PYTHON=no-such-python")
+    assert finished.returncode != 0
+    assert "Python 3.11 or newer is needed and none was found." in finished.stderr
+
+
+def test_make_says_when_the_venv_module_is_missing(make: Make, tmp_path: Path) -> None:
+    bare = program(tmp_path / "python3", 'case "$2" in *venv*) exit 1;; esac')
+    finished = make("demo", f"PYTHON={bare}")
+    assert finished.returncode != 0
+    assert f"No venv module in: {bare}." in finished.stderr
+    assert "python3-venv" in finished.stderr
+
+
+def test_make_takes_the_first_python_that_will_do_and_says_when_pip_fails(
+    make: Make, tmp_path: Path
+) -> None:
+    old = program(tmp_path / "old", "exit 1")
+    venv_python = tmp_path / "venv" / "bin" / "python"
+    good = program(
+        tmp_path / "good",
+        f'if [ "$2" = venv ]; then mkdir -p {venv_python.parent}; '
+        f'printf "#!/bin/sh\\nexit 7\\n" > {venv_python}; chmod +x {venv_python}; fi',
+    )
+    finished = make("demo", f"PYTHON={old} {good}")
+    assert finished.returncode != 0
+    assert "Installing" in finished.stdout
+    assert "could not be installed" in finished.stderr
+    assert not (tmp_path / "venv" / ".installed").exists()
+
+
+def test_make_installs_again_only_when_the_lock_has_changed_or_python_is_gone(
+    make: Make, tmp_path: Path
+) -> None:
+    python = program(tmp_path / "venv" / "bin" / "python", "exit 0")
+    stamp = tmp_path / "venv" / ".installed"
+    stamp.touch()
+    assert "--require-hashes" not in make("-n", "demo").stdout
+    os.utime(stamp, (0, 0))
+    assert "--require-hashes" in make("-n", "demo").stdout
+    stamp.touch()
+    python.unlink()
+    assert "--require-hashes" in make("-n", "demo").stdout

@@ -1,0 +1,525 @@
+"""What can be shown of the locks, the image and the compose file without a Docker engine."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import re
+import runpy
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+
+from config import Config
+from conftest import free_port
+
+ROOT = Path(__file__).parent
+MAX_SERVICE_LINES = 1200
+MAX_COLUMNS = 100
+NO_SERVICE_CODE = re.compile(r"(^|/)(test_|conftest|local_e2b|check|demo|bench|soak)")
+RUN_AS = 65532
+REGISTRY_TIMEOUT_S = 120
+BOOT_TIMEOUT_S = 30
+
+
+def tracked_files() -> list[str]:
+    """What is in the repository, or will be with the next commit."""
+    finished = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if finished.returncode:
+        pytest.skip(f"git ls-files: {finished.stderr.strip()}")
+    names = [name for name in finished.stdout.split("\0") if name and (ROOT / name).is_file()]
+    assert "requirements.txt" in names
+    return names
+
+
+# --- the locks ----------------------------------------------------------------------------------
+
+
+def pins(lock: str) -> dict[str, set[str]]:
+    """`name==version ; marker` and its hashes, of each package in a lock."""
+    found: dict[str, set[str]] = {}
+    for line in (ROOT / lock).read_text().replace("\\\n", " ").splitlines():
+        if line and not line.lstrip().startswith("#"):
+            requirement, *hashes = re.split(r"\s+--hash=", line.strip())
+            found[requirement] = set(hashes)
+    return found
+
+
+@pytest.mark.parametrize("lock", ["requirements.txt", "requirements-dev.txt"])
+def test_a_lock_holds_exact_versions_with_hashes_and_names_no_place(lock: str) -> None:
+    for requirement, hashes in pins(lock).items():
+        assert re.fullmatch(r"[a-z0-9-]+==[^\s;]+( ; .+)?", requirement)
+        assert hashes
+        assert all(re.fullmatch("sha256:[0-9a-f]{64}", each) for each in hashes)
+    text = (ROOT / lock).read_text()
+    assert not re.search(r"https?:|file:|index-url|find-links|trusted-host|^\s*#.*/", text, re.M)
+
+
+def test_the_lock_for_tests_holds_the_service_as_it_is_locked() -> None:
+    service, tests = pins("requirements.txt"), pins("requirements-dev.txt")
+    assert {requirement: tests.get(requirement) for requirement in service} == service
+    assert len(tests) > len(service) > 20
+
+
+def test_what_the_service_depends_on_by_its_insides_is_pinned_in_the_sources() -> None:
+    wanted = (ROOT / "requirements.in").read_text().split()
+    for name in ("e2b", "e2b-code-interpreter", "resvg_py"):
+        [pin] = [line for line in wanted if re.match(rf"{name}\b(?!-)", line)]
+        assert re.fullmatch(rf"{name}==[0-9.]+", pin)
+
+
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
+def test_the_lock_installs_from_wheels_on_the_images_python(machine: str, tmp_path: Path) -> None:
+    # manylinux of this and every older glibc: Debian bookworm has 2.36.
+    platforms = [f"manylinux_2_{minor}_{machine}" for minor in range(17, 37)]
+    platforms.append(f"manylinux2014_{machine}")
+    finished = subprocess.run(
+        [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--no-deps"]
+        + ["--quiet", "--report=-"]
+        + ["--disable-pip-version-check", "--no-input", "--retries=1", "--timeout=15"]
+        + ["--require-hashes", "--only-binary=:all:", "--target", str(tmp_path / "nowhere")]
+        + ["--python-version", ".".join(image_python()), "--implementation=cp"]
+        + [f"--platform={platform}" for platform in platforms]
+        + ["--requirement", str(ROOT / "requirements.txt")],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=REGISTRY_TIMEOUT_S,
+    )
+    if re.search("NewConnectionError|ConnectTimeoutError", finished.stderr):
+        pytest.skip("the package registry cannot be reached: wheels were NOT looked for")
+    assert finished.returncode == 0, finished.stderr[-2000:]
+    report = json.loads(finished.stdout)["install"]
+    found = {f"{each['metadata']['name']}=={each['metadata']['version']}" for each in report}
+    normal = {re.sub("[-_.]+", "-", name).lower() for name in found}
+    wanted = {re.sub("[-_.]+", "-", pin).lower() for pin in pins("requirements.txt")}
+    # Where a marker says so a package may be left out.
+    assert {pin for pin in wanted if " ; " not in pin} <= normal
+    assert all(each["download_info"]["url"].endswith(".whl") for each in report)
+
+
+# --- the image ----------------------------------------------------------------------------------
+
+
+def dockerfile() -> list[tuple[str, str]]:
+    """The instructions and their arguments."""
+    text = re.sub(r"^\s*#.*\n", "", (ROOT / "Dockerfile").read_text(), flags=re.M)
+    lines = text.replace("\\\n", " ").splitlines()
+    return [(line.split(" ", 1)[0], line.split(" ", 1)[1].strip()) for line in lines if line]
+
+
+def arguments_of(instruction: str) -> list[str]:
+    return [arguments for name, arguments in dockerfile() if name == instruction]
+
+
+def image_python() -> tuple[str, ...]:
+    return tuple(re.findall(r"\d+", arguments_of("FROM")[0])[:3])
+
+
+def copied_files() -> list[str]:
+    copies = [shlex.split(copy) for copy in arguments_of("COPY") if not copy.startswith("--")]
+    return [name for copy in copies for name in copy[:-1] if copy[-1] == "./"]
+
+
+def exec_form(arguments: str) -> list[str]:
+    command = json.loads(arguments[arguments.index("[") :])
+    assert all(isinstance(word, str) for word in command)
+    return list(command)
+
+
+def service_files() -> set[str]:
+    """The service's Python files, followed from what gunicorn loads: imports and files named."""
+    modules = {path.stem: path.name for path in ROOT.glob("*.py")}
+    waiting, found = ["gunicorn.conf.py", "proxy.py"], set[str]()
+    while waiting:
+        name = waiting.pop()
+        if name in found:
+            continue
+        found.add(name)
+        for node in ast.walk(ast.parse((ROOT / name).read_text())):
+            named: list[str] = []
+            if isinstance(node, ast.Import):
+                named = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                named = [node.module or ""]
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                named = [node.value.removesuffix(".py")] if node.value.endswith(".py") else []
+            waiting.extend(modules[each] for each in named if each in modules)
+    return found
+
+
+def data_files() -> set[str]:
+    """Files of the repository, other than Python, that the service names in its code."""
+    words = {
+        node.value
+        for name in service_files()
+        for node in ast.walk(ast.parse((ROOT / name).read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
+    return {path.name for path in ROOT.iterdir() if path.is_file() and path.name in words} - {
+        name for name in words if name.endswith(".py")
+    }
+
+
+def test_the_image_holds_what_the_service_needs_and_nothing_else() -> None:
+    assert set(copied_files()) == service_files() | data_files() | {"LICENSE"}
+    assert {"openapi.json", "index.html", "config.py"} <= set(copied_files())
+
+
+def test_only_what_the_image_copies_is_sent_to_the_builder() -> None:
+    lines = (ROOT / ".dockerignore").read_text().splitlines()
+    rules = [line for line in lines if line and not line.startswith("#")]
+    assert rules[0] == "*"
+    assert sorted(rules[1:]) == sorted(f"!{n}" for n in [*copied_files(), "requirements.txt"])
+
+
+def test_all_service_code_is_in_the_image() -> None:
+    """Nothing counts as service code that does not ship, and nothing ships uncounted."""
+    assert service_code() == service_files()
+
+
+def test_the_image_is_two_stages_of_one_exact_slim_python() -> None:
+    build, final = arguments_of("FROM")
+    assert re.fullmatch(r"python:3\.\d+\.\d+-slim-bookworm AS build", build)
+    assert final == build.removesuffix(" AS build")
+    minor = f"python{'.'.join(image_python()[:2])}"
+    install, remove = arguments_of("RUN")
+    assert "--require-hashes" in install
+    assert "--only-binary :all:" in install
+    assert "pip uninstall" in remove
+    assert f"/usr/local/lib/{minor}/ensurepip" in remove
+
+
+def test_the_image_runs_as_a_numeric_user_that_is_not_root() -> None:
+    assert arguments_of("USER") == [f"{RUN_AS}:{RUN_AS}"]
+    assert arguments_of("EXPOSE") == [str(Config(e2b_api_key="x").port)]
+    [env] = arguments_of("ENV")
+    assert "HOST=0.0.0.0" in env.split()
+
+
+@contextmanager
+def listening(status: int) -> Iterator[int]:
+    """A server that answers each path but /health with 404, and says so of nothing else."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status if self.path == "/health" else 404)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield server.server_port
+        server.shutdown()
+        thread.join()
+
+
+def probe(port: int) -> int:
+    [arguments] = arguments_of("HEALTHCHECK")
+    command = exec_form(arguments)
+    assert command[0] == "python"
+    return subprocess.run(
+        [sys.executable, *command[1:]],
+        env={"PORT": str(port), "HTTP_PROXY": "http://proxy.invalid:1"},
+        capture_output=True,
+        check=False,
+        timeout=10,
+    ).returncode
+
+
+@pytest.mark.parametrize(("status", "is_healthy"), [(200, True), (503, False), (302, False)])
+def test_the_images_healthcheck_asks_health_and_nothing_else(status: int, is_healthy: bool) -> None:
+    with listening(status) as port:
+        assert (probe(port) == 0) is is_healthy
+
+
+def test_the_images_healthcheck_fails_when_nothing_listens() -> None:
+    with socket.socket() as bound_but_deaf:
+        bound_but_deaf.bind(("127.0.0.1", 0))
+        assert probe(bound_but_deaf.getsockname()[1]) != 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can start it as another user")
+def test_the_images_command_boots_as_another_user_read_only_and_without_home() -> None:
+    with read_only_tree() as tree:
+        port = free_port()
+        program, *arguments = exec_form(arguments_of("CMD")[0])
+        assert program == "gunicorn"
+        command = [*as_another_user(), sys.executable, "-B", "-m", program, *arguments]
+        environ = {"E2B_API_KEY": "x", "HOST": "127.0.0.1", "PORT": str(port)}
+        with subprocess.Popen(
+            command, cwd=tree, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        ) as process:
+            # Whatever happens, the reads below end.
+            watchdog = threading.Timer(BOOT_TIMEOUT_S, process.kill)
+            watchdog.start()
+            lines = process.stdout or iter(())
+            output, status, family, uids = b"", None, [], set()
+            try:
+                for line in lines:
+                    output += line
+                    if b"Listening at" in line:
+                        # Accepted by the kernel now, answered as soon as the worker is there.
+                        status = probe(port)
+                        master = psutil.Process(process.pid)
+                        family = [master, *master.children()]
+                        uids = {tuple(each.uids()) for each in family}
+                        break
+            finally:
+                process.terminate()
+                output += b"".join(lines)
+                watchdog.cancel()
+    assert status == 0, output.decode()
+    assert uids == {(RUN_AS, RUN_AS, RUN_AS)}
+    assert len(family) == 2
+    assert process.returncode == 0, output.decode()
+    assert not re.search(rb"error|warning|denied|read-only|traceback", output, re.I), output
+
+
+@contextmanager
+def read_only_tree() -> Iterator[str]:
+    """A folder with what the image copies, that every user can read and none can write."""
+    with tempfile.TemporaryDirectory() as tree:
+        for name in copied_files():
+            shutil.copyfile(ROOT / name, Path(tree, name))
+            Path(tree, name).chmod(0o444)
+        Path(tree).chmod(0o555)
+        yield tree
+
+
+def as_another_user() -> list[str]:
+    """What to put before a command; skips where that user cannot reach this Python."""
+    setpriv = ["setpriv", f"--reuid={RUN_AS}", f"--regid={RUN_AS}", "--clear-groups"]
+    # It may read what is in root's home, where the virtual environment may be; never write.
+    reader = [*setpriv, "--inh-caps=-all,+dac_read_search", "--ambient-caps=+dac_read_search"]
+    for prefix in (setpriv, reader):
+        command = [*prefix, sys.executable, "-c", "import flask"]
+        if (
+            shutil.which("setpriv")
+            and not subprocess.run(command, capture_output=True, check=False).returncode
+        ):
+            return prefix
+    pytest.skip(f"no setpriv, or user {RUN_AS} cannot reach this Python: NOT started as the image")
+
+
+# --- next to LibreChat --------------------------------------------------------------------------
+
+# Shortened from LibreChat's docker-compose.yml, in whose folder compose.yaml is used: the forms of
+# its entries are LibreChat's, and so are the two lines of .env.
+LIBRECHAT = """
+services:
+  api:
+    container_name: LibreChat
+    ports:
+      - "${PORT}:${PORT}"
+    depends_on:
+      - mongodb
+      - rag_api
+    image: librechat
+    restart: always
+    user: "${UID}:${GID}"
+    environment:
+      - HOST=0.0.0.0
+    volumes:
+      - type: bind
+        source: ./.env
+        target: /app/.env
+      - ./images:/app/client/public/images
+  mongodb:
+    image: mongo
+  rag_api:
+    image: rag
+    env_file:
+      - .env
+"""
+LIBRECHATS_ENV = "PORT=3080\nHOST=localhost\n"
+
+
+def compose(with_published_pictures: bool = False) -> dict[str, Any]:
+    text = (ROOT / "compose.yaml").read_text()
+    if with_published_pictures:
+        text = uncommented(text)
+    document: dict[str, Any] = yaml.safe_load(text)
+    return document
+
+
+def uncommented(text: str) -> str:
+    """compose.yaml as its reader makes it: the lines that hold settings without their marks."""
+    setting = r"^( +)# ((?:  )*(?:- )?(?:[a-z_]+:(?: \S+)?|IMAGE_[A-Z]+=\S+|\"\S+\"))$"
+    return re.sub(setting, r"\1\2", text, flags=re.M)
+
+
+def merge(base: Any, over: Any, key: str = "") -> Any:
+    """How Compose merges an override, for what stands in these files."""
+    if key == "depends_on":
+        base, over = (
+            {name: {"condition": "service_started"} for name in each}
+            if isinstance(each, list)
+            else each
+            for each in (base, over)
+        )
+    if isinstance(base, dict):
+        return {
+            name: merge(base[name], over[name], name)
+            if name in base and name in over
+            else {**base, **over}[name]
+            for name in {**base, **over}
+        }
+    if isinstance(base, list):
+        # Compose takes volumes with one target for one, which does not occur here.
+        return base + over
+    return over
+
+
+def test_the_merged_api_waits_for_us_and_keeps_what_librechat_gave_it() -> None:
+    librechat = yaml.safe_load(LIBRECHAT)
+    before, api = librechat["services"]["api"], merge(librechat, compose())["services"]["api"]
+    assert api["depends_on"] == {
+        "mongodb": {"condition": "service_started"},
+        "rag_api": {"condition": "service_started"},
+        "e2b-proxy": {"condition": "service_healthy"},
+    }
+    assert api["volumes"][:-1] == before["volumes"]
+    assert api["volumes"][-1]["source"] == "./librechat.yaml"
+    assert api["volumes"][-1]["target"] == "/app/librechat.yaml"
+    changed = {name for name in api if api[name] != before.get(name)}
+    assert changed == {"depends_on", "volumes"}
+
+
+def test_our_stanza_is_the_popular_one_locked_down() -> None:
+    document = compose()
+    assert set(document) == {"services"}
+    assert set(document["services"]) == {"api", "e2b-proxy"}
+    ours = document["services"]["e2b-proxy"]
+    assert ours["build"] == "./e2b-proxy"
+    [key] = ours["environment"]
+    assert re.fullmatch(r"E2B_API_KEY=\$\{E2B_API_KEY:\?[^}]+\}", key)
+    assert not {"networks", "env_file", "ports", "privileged", "volumes", "user"} & set(ours)
+    assert "${PORT" not in (ROOT / "compose.yaml").read_text()
+    assert ours["read_only"] is True
+    assert ours["tmpfs"] == ["/tmp"]
+    assert ours["cap_drop"] == ["ALL"]
+    assert ours["security_opt"] == ["no-new-privileges:true"]
+
+
+def test_docker_waits_longer_than_gunicorn_lets_runs_finish(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("E2B_API_KEY", "x")
+    settings = runpy.run_path(str(ROOT / "gunicorn.conf.py"))
+    grace = compose()["services"]["e2b-proxy"]["stop_grace_period"]
+    assert int(grace.removesuffix("s")) > settings["graceful_timeout"]
+
+
+def test_the_commented_lines_publish_pictures_into_librechats_folder() -> None:
+    ours = compose(with_published_pictures=True)["services"]["e2b-proxy"]
+    assert ours["environment"][1:] == ["IMAGE_DIR=/images", "IMAGE_URL=/images/e2b"]
+    [volume] = ours["volumes"]
+    assert (volume["source"], volume["target"]) == ("./images/e2b", "/images")
+    assert volume["bind"] == {"create_host_path": False}
+    assert ours["user"] == "${UID:-1000}:${GID:-1000}"
+    assert ours["ports"] == ["127.0.0.1:3001:3001"]
+    settings = dict(line.split("=", 1) for line in ours["environment"])
+    assert Config.from_env({**settings, "E2B_API_KEY": "x"}).image_url == "/images/e2b"
+
+
+def docker_compose(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["docker", "compose", *arguments],
+        cwd=folder,
+        env={k: v for k, v in os.environ.items() if k in ("PATH", "HOME", "DOCKER_CONFIG")},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+
+@pytest.mark.parametrize("pictures", [False, True], ids=["as it is", "published pictures"])
+def test_docker_compose_itself_merges_it_like_that(tmp_path: Path, pictures: bool) -> None:
+    if not shutil.which("docker") or docker_compose(tmp_path, "version").returncode:
+        pytest.skip("docker compose is not installed: the merge was shown by a model of it only")
+    text = (ROOT / "compose.yaml").read_text()
+    (tmp_path / "docker-compose.yml").write_text(LIBRECHAT)
+    (tmp_path / "docker-compose.override.yml").write_text(uncommented(text) if pictures else text)
+    (tmp_path / ".env").write_text(LIBRECHATS_ENV)
+    refused = docker_compose(tmp_path, "config")
+    assert refused.returncode != 0
+    assert "put E2B_API_KEY=e2b_... into the .env file" in refused.stderr
+    (tmp_path / ".env").write_text(f"{LIBRECHATS_ENV}E2B_API_KEY=the-key\n")
+    finished = docker_compose(tmp_path, "config", "--format=json")
+    assert finished.returncode == 0, finished.stderr
+    services = json.loads(finished.stdout)["services"]
+    conditions = {k: v["condition"] for k, v in services["api"]["depends_on"].items()}
+    model = merge(yaml.safe_load(LIBRECHAT), compose())["services"]["api"]
+    assert conditions == {k: v["condition"] for k, v in model["depends_on"].items()}
+    assert len(services["api"]["volumes"]) == len(model["volumes"])
+    ours = services["e2b-proxy"]
+    pictures_environ = {"IMAGE_DIR": "/images", "IMAGE_URL": "/images/e2b"} if pictures else {}
+    assert ours["environment"] == {"E2B_API_KEY": "the-key", **pictures_environ}
+    assert ours["networks"] == services["api"]["networks"]
+    assert ours.get("user") == ("1000:1000" if pictures else None)
+
+
+# --- the repository -----------------------------------------------------------------------------
+
+
+def service_code() -> set[str]:
+    return {n for n in tracked_files() if n.endswith(".py") and not NO_SERVICE_CODE.search(n)}
+
+
+def test_the_service_stays_as_small_as_the_readme_says() -> None:
+    lines = [line for name in service_code() for line in (ROOT / name).read_text().splitlines()]
+    assert max(map(len, lines)) <= MAX_COLUMNS
+    count = sum(1 for line in lines if line.strip())
+    assert count < MAX_SERVICE_LINES
+    first_screen = (ROOT / "README.md").read_text().splitlines()[:40]
+    told = re.search(r"([\d,]+)\s+non-blank\s+lines", " ".join(first_screen))
+    assert told, "the README's first screen does not say how many non-blank lines there are"
+    assert told[1] == f"{count:,}"
+
+
+def test_no_file_names_a_build_machines_folder_or_a_registry() -> None:
+    # In pieces, so that this file holds none of them.
+    folders = "|".join(
+        f"/{name}/" for name in ("root", "work", "opt", "Users", r"home/(?!user\b)\w+")
+    )
+    registries = "|".join(
+        rf"{a}\.{b}"
+        for a, b in (
+            ("pypi", "org"),
+            ("pythonhosted", "org"),
+            ("registry", "npm"),
+            ("registry", "yarn"),
+        )
+    )
+    places = re.compile(rf"(?<![\w.])(?:{folders})|{registries}")
+    found = {}
+    for name in tracked_files():
+        text = (ROOT / name).read_bytes().decode("utf-8", "replace")
+        if match := places.search(text):
+            found[name] = match[0]
+    assert found == {}
