@@ -1,83 +1,637 @@
-"""`make bench`: what the service adds to, and takes from, the time that E2B takes.
+"""`make bench`: how the service compares with the bare SDK, in time, CPU, memory and money.
 
     python bench.py [--quick] [--e2b [--max-sandbox-seconds 60]]
 
-Compares the service, as shipped, with the bare SDK (`with Sandbox.create() as s: s.run_code(...)`)
-against the stand-in for E2B, which answers after fixed delays. The service, the stand-in and what
-makes the load are processes of their own. Prints a Markdown table with the target beside each
-figure, then what was missed; exits 1 when something was. With --e2b it asks the real E2B
-(E2B_API_KEY) as few times as make sense, and judges nothing.
+The bare SDK is `with Sandbox.create() as s: s.run_code(...)`. Both ask the stand-in for E2B, which
+answers after fixed delays; the service, the stand-in and what makes the load are processes of
+their own. Prints a Markdown table with a target beside each figure, then which were missed; exits
+1 when one was. With --e2b it asks the real E2B (E2B_API_KEY) a few times, and judges nothing.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import http.client
 import json
 import os
 import platform
 import resource
+import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any
+from typing import IO, Any, Self, cast
 
 import psutil
 
 HERE = Path(__file__).resolve().parent
+LOOPBACK = "127.0.0.1"
 START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 40.0
 REQUEST_TIMEOUT_S = 60.0
+POLL_S = 0.02
 CREATE_S, RUN_S, KILL_S = 0.150, 0.050, 0.060
-DELAYS = {
-    "create": {"delay_s": CREATE_S},
-    "run": {"from_code": True},
-    "kill": {"delay_s": KILL_S},
-}
-NO_DELAYS = {"create": {}, "run": {"from_code": True}, "kill": {}}
+REAL_RUN = f"import time; time.sleep({RUN_S}); print('ok')"
+
+Job = dict[str, Any]
+
+
+class BenchError(Exception):
+    """What kept a figure from being measured, in one line."""
 
 
 @dataclass(frozen=True)
 class Scale:
-    """How often each thing is done."""
+    """How much of everything is done."""
 
-    single: int = 50  # calls of one caller
-    crowds: Mapping[int, int] = lambda: None  # type: ignore[assignment]
+    calls: int = 50  # of one caller
+    crowds: tuple[tuple[int, int], ...] = ((20, 15), (100, 6))  # callers, calls of each
     cap: int = 100
     long_run_s: float = 2.0
-    pictures: int = 10
-    undelayed: int = 600
+    picture_calls: int = 10
+    undelayed_calls: int = 75  # of each of 8 callers
     refusals: int = 20
 
 
-FULL = Scale(crowds={20: 15, 100: 6})
-QUICK = Scale(
-    single=3, crowds={4: 2}, cap=8, long_run_s=0.5, pictures=1, undelayed=16, refusals=3
-)
+FULL = Scale()
+QUICK = Scale(3, ((4, 2),), 8, 0.4, 1, 3, 3)
 
 
 # --- processes --------------------------------------------------------------------------------
 
 
-class BenchError(Exception):
-    """What kept the measurement from being made, in one line."""
-
-
-def environ_for(e2b_url: str | None) -> dict[str, str]:
-    """This environment without proxies; with the stand-in's address, nothing of E2B's is left."""
-    proxies = ("http_proxy", "https_proxy", "all_proxy")
-    environ = {k: v for k, v in os.environ.items() if k.lower() not in proxies}
-    environ["E2B_MAX_KEEPALIVE_CONNECTIONS"] = "200"
+def clean_environ(e2b_url: str = "") -> dict[str, str]:
+    """This environment, without proxies; with an address, E2B is the stand-in there."""
+    unwanted = ("http_proxy", "https_proxy", "all_proxy", *(("e2b_",) if e2b_url else ()))
+    environ = {k: v for k, v in os.environ.items() if not k.lower().startswith(unwanted)}
     if e2b_url:
-        environ = {k: v for k, v in environ.items() if k == "PATH" or not k.startswith("E2B_")}
         environ |= {"E2B_API_KEY": "local", "E2B_API_URL": e2b_url, "E2B_SANDBOX_URL": e2b_url}
-        environ["E2B_MAX_KEEPALIVE_CONNECTIONS"] = "200"
-    return environ
+    # More threads than connections kept would open new ones all the time.
+    return environ | {"E2B_MAX_KEEPALIVE_CONNECTIONS": "200"}
+
+
+def get_json(port: int, path: str, timeout_s: float = 5) -> Any:
+    connection = http.client.HTTPConnection(LOOPBACK, port, timeout=timeout_s)
+    try:
+        connection.request("GET", path)
+        return json.loads(connection.getresponse().read())
+    finally:
+        connection.close()
+
+
+class Child:
+    """A Python process, ended when its `with` block is left; its output goes to a file."""
+
+    def __init__(self, *command: str, environ: Mapping[str, str]) -> None:
+        self.name = command[0] if command[0] != "-m" else command[1]
+        self.log = tempfile.TemporaryFile()  # noqa: SIM115 - closed in __exit__
+        self.started_at = time.monotonic()
+        self.process = subprocess.Popen(
+            [sys.executable, *command],
+            cwd=HERE,
+            env=dict(environ),
+            stdin=subprocess.DEVNULL,
+            stdout=self.log,
+            stderr=self.log,
+            start_new_session=True,  # Ctrl-C is for the parent, which ends them in order
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def log_text(self) -> str:
+        # pread leaves the place where the child writes alone.
+        size = os.fstat(self.log.fileno()).st_size
+        return os.pread(self.log.fileno(), size, 0).decode("utf-8", "replace")
+
+    def wait_until(self, is_up: Callable[[], bool]) -> None:
+        give_up_at = time.monotonic() + START_TIMEOUT_S
+        while not is_up():
+            if self.process.poll() is not None or time.monotonic() > give_up_at:
+                tail = " | ".join(self.log_text().splitlines()[-5:])
+                raise BenchError(f"{self.name} is not up: {tail}")
+            time.sleep(POLL_S)
+
+    def stop(self) -> None:
+        """SIGTERM, and SIGKILL for whatever is left."""
+        if self.process.poll() is None:
+            self.process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(STOP_TIMEOUT_S)
+        self.kill()
+        self.log.close()
+
+    def kill(self) -> None:
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def processes(self) -> list[psutil.Process]:
+        parent = psutil.Process(self.process.pid)
+        return [parent, *parent.children(recursive=True)]
+
+    def cpu_s(self) -> float:
+        return sum(sum(process.cpu_times()[:2]) for process in self.processes())
+
+    def memory_mb(self) -> float:
+        """Resident memory of all its processes; what they share is counted in each."""
+        total = 0
+        for process in self.processes():
+            with suppress(psutil.NoSuchProcess):
+                total += process.memory_info().rss
+        return total / 1e6
+
+
+class StandIn(Child):
+    def __init__(self, script: Job) -> None:
+        command = ("local_e2b.py", "--port", "0", "--script", json.dumps(script))
+        super().__init__(*command, environ=clean_environ())
+        self.wait_until(lambda: "\n" in self.log_text())
+        self.port = int(self.log_text().partition(f"{LOOPBACK}:")[2].partition(" ")[0])
+        self.url = f"http://{LOOPBACK}:{self.port}"
+
+    def state(self) -> dict[str, Any]:
+        state: dict[str, Any] = get_json(self.port, "/_state", timeout_s=30)
+        return state
+
+    def seconds_when_idle(self) -> float:
+        """Sandbox seconds, once no sandbox is alive."""
+        give_up_at = time.monotonic() + 10
+        while (state := self.state())["alive"]:
+            if time.monotonic() > give_up_at:
+                raise BenchError(f"{state['alive']} sandboxes did not end")
+            time.sleep(5 * POLL_S)
+        return float(state["sandbox_seconds"])
+
+    def set_script(self, script: Job) -> None:
+        connection = http.client.HTTPConnection(LOOPBACK, self.port, timeout=5)
+        connection.request("PUT", "/_script", json.dumps(script))
+        status = connection.getresponse().status
+        connection.close()
+        if status != 204:
+            raise BenchError(f"the stand-in answered {status} to a script")
+
+
+class Service(Child):
+    """gunicorn with the shipped configuration."""
+
+    def __init__(self, environ: Mapping[str, str], port: int = 0) -> None:
+        self.port = port or _free_port()
+        environ = {**environ, "HOST": LOOPBACK, "PORT": str(self.port)}
+        super().__init__("-m", "gunicorn", "proxy:app", environ=environ)
+        self.wait_until(self._is_up)
+        self.start_s = time.monotonic() - self.started_at
+
+    def _is_up(self) -> bool:
+        try:
+            return bool(self.health()["status"] == "healthy")
+        except (OSError, ValueError):
+            return False
+
+    def health(self) -> dict[str, Any]:
+        health: dict[str, Any] = get_json(self.port, "/health")
+        return health
+
+
+def _free_port() -> int:
+    with socket.create_server((LOOPBACK, 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
+class Generator:
+    """A process that makes load: this file, asked for one job at a time."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, __file__, "--generate"],
+            env=dict(environ),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        self._to, self._from = (
+            cast(IO[str], self._process.stdin),
+            cast(IO[str], self._process.stdout),
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+    def begin(self, do: str, **job: Any) -> None:
+        self._to.write(json.dumps({"do": do, **job}) + "\n")
+        self._to.flush()
+
+    def result(self) -> dict[str, Any]:
+        line = self._from.readline()
+        if not line:
+            raise BenchError("a load generator died")
+        result: dict[str, Any] = json.loads(line)
+        if result["failed"]:
+            raise BenchError(f"{len(result['failed'])} calls failed: {result['failed'][0]}")
+        return result
+
+    def ask(self, do: str, **job: Any) -> dict[str, Any]:
+        self.begin(do, **job)
+        return self.result()
+
+
+# --- in the generator's process ---------------------------------------------------------------
+
+
+def generate() -> None:
+    """Do jobs, a line of JSON each, until stdin ends; answer each with a line of JSON."""
+    for line in sys.stdin:
+        job = json.loads(line)
+        do = {"bare": _bare, "alone": _alone, "service": _service, "probe": _probe}[job["do"]]
+        print(json.dumps(do(job)), flush=True)
+
+
+def _in_threads(job: Job, make_call: Callable[[], Callable[[], float]]) -> dict[str, Any]:
+    """Have `callers` threads make `calls` calls each; `make_call` gives a thread its call."""
+    durations_s: list[float] = []
+    failed: list[str] = []
+    start = threading.Barrier(job["callers"] + 1)
+
+    def call_repeatedly() -> None:
+        call = make_call()
+        start.wait()
+        for _ in range(job["calls"]):
+            try:
+                durations_s.append(call())
+            except Exception as exc:
+                failed.append(f"{type(exc).__name__} {exc}"[:300])
+
+    threads = [threading.Thread(target=call_repeatedly) for _ in range(job["callers"])]
+    for thread in threads:
+        thread.start()
+    start.wait()
+    started_at, used = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF)
+    for thread in threads:
+        thread.join()
+    now_used = resource.getrusage(resource.RUSAGE_SELF)
+    cpu_s = now_used.ru_utime + now_used.ru_stime - used.ru_utime - used.ru_stime
+    took_s = time.monotonic() - started_at
+    return {"durations_s": durations_s, "failed": failed, "took_s": took_s, "cpu_s": cpu_s}
+
+
+def _bare(job: Job) -> dict[str, Any]:
+    from e2b_code_interpreter import Sandbox
+
+    spent_s = 0.0
+
+    def call() -> float:
+        nonlocal spent_s
+        if spent_s > job.get("max_sandbox_s", 1e9):
+            raise BenchError("the limit of sandbox seconds is reached")
+        started_at = time.monotonic()
+        with Sandbox.create(timeout=60) as sandbox:
+            execution = sandbox.run_code(job["code"])
+        took_s = time.monotonic() - started_at
+        spent_s += took_s
+        if execution.error:
+            raise BenchError(str(execution.error))
+        return took_s
+
+    return _in_threads(job, lambda: call)
+
+
+def _alone(job: Job) -> dict[str, Any]:
+    """Only the run, in a sandbox that is there."""
+    from e2b_code_interpreter import Sandbox
+
+    with Sandbox.create(timeout=60) as sandbox:
+
+        def call() -> float:
+            started_at = time.monotonic()
+            sandbox.run_code(job["code"])
+            return time.monotonic() - started_at
+
+        call()
+        return _in_threads(job, lambda: call)
+
+
+def _service(job: Job) -> dict[str, Any]:
+    body = json.dumps({"code": job["code"]}).encode()
+    headers = {"Content-Type": "application/json"}
+
+    def make_call() -> Callable[[], float]:
+        connection = http.client.HTTPConnection(LOOPBACK, job["port"], timeout=REQUEST_TIMEOUT_S)
+
+        def is_warm() -> bool:
+            connection.request("GET", "/health")
+            return bool(json.loads(connection.getresponse().read())["warm_ready"])
+
+        def call() -> float:
+            give_up_at = time.monotonic() + 20
+            while job.get("warm") and not is_warm():
+                if time.monotonic() > give_up_at:
+                    raise BenchError("no sandbox was made ahead")
+                time.sleep(POLL_S)
+            started_at = time.monotonic()
+            connection.request("POST", "/execute", body, headers)
+            reply = connection.getresponse()
+            text = reply.read()
+            took_s = time.monotonic() - started_at
+            if reply.status != 200 or reply.headers["X-Run-Outcome"] != "ok":
+                raise BenchError(f"{reply.status} {text[:200]!r}")
+            if len(text) < job.get("min_reply_bytes", 0):
+                raise BenchError(f"a reply of {len(text)} bytes")
+            return took_s
+
+        return call
+
+    return _in_threads(job, make_call)
+
+
+def _probe(job: Job) -> dict[str, Any]:
+    """Ask /health as a monitor does, on a new connection each time, for some seconds."""
+    durations_s = []
+    end_at = time.monotonic() + job["for_s"]
+    while (started_at := time.monotonic()) < end_at:
+        get_json(job["port"], "/health")
+        durations_s.append(time.monotonic() - started_at)
+        time.sleep(0.025)
+    return {"durations_s": durations_s, "failed": []}
+
+
+# --- the table --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Row:
+    what: str
+    bare: str
+    ours: str
+    ratio: str = ""
+    target: str = ""
+    missed: bool = False
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, round(percent / 100 * (len(ordered) - 1)))]
+
+
+def median(values: Sequence[float]) -> float:
+    return percentile(values, 50)
+
+
+def spread_ms(durations_s: Sequence[float]) -> str:
+    parts = [f"{percentile(durations_s, percent) * 1000:,.0f}" for percent in (50, 95, 99)]
+    return " / ".join(parts) + " ms"
+
+
+def against(what: str, bare: Sequence[float], ours: Sequence[float], limit: float = 0) -> Row:
+    """The ratio of the medians, which may be `limit` (0: any)."""
+    ratio = median(ours) / median(bare)
+    target = f"≤ {limit:.2f}" if limit else ""
+    missed = bool(limit) and ratio > limit
+    return Row(what, spread_ms(bare), spread_ms(ours), f"{ratio:.2f}", target, missed)
+
+
+def below(what: str, value: float, limit: float, form: str) -> Row:
+    """A figure that has to stay below a limit; `form` formats both."""
+    return Row(what, "", form.format(value), "", f"< {form.format(limit)}", value >= limit)
+
+
+def table(rows: Sequence[Row]) -> str:
+    heading = Row("p50 / p95 / p99, or as said", "Bare SDK", "e2b-proxy", "Ratio", "Target")
+    lines = [
+        f"| {row.what} | {row.bare} | {row.ours} | {row.ratio} | {row.target} |"
+        for row in [heading, *rows]
+    ]
+    return "\n".join([lines[0], "|---|---|---|---|---|", *lines[1:]])
+
+
+# --- the measurements -------------------------------------------------------------------------
+
+
+def answered(**answer: Any) -> str:
+    """Code that makes the stand-in answer so."""
+    return f"# answer: {json.dumps(answer)}"
+
+
+def printed(after_s: float) -> str:
+    event = {"type": "stdout", "text": "ok\n", "timestamp": "2026-01-01T00:00:00+00:00"}
+    return answered(delay_s=after_s, events=[event])
+
+
+def delays(create_s: float, kill_s: float) -> Job:
+    kill = {"delay_s": kill_s}
+    return {"create": {"delay_s": create_s}, "run": {"from_code": True}, "kill": kill}
+
+
+class Bench:
+    """The stand-in, and three processes that make load."""
+
+    def __init__(self, scale: Scale, stack: ExitStack) -> None:
+        self.scale = scale
+        self.e2b = stack.enter_context(StandIn(delays(CREATE_S, KILL_S)))
+        self.environ = clean_environ(self.e2b.url) | {"MAX_CONCURRENT_RUNS": str(scale.cap)}
+        generators = (stack.enter_context(Generator(self.environ)) for _ in range(3))
+        self.bare, self.load, self.probe = generators
+
+    def rows(self) -> list[Row]:
+        self.bare.ask("bare", callers=1, calls=2, code=printed(0))  # imports, and connects
+        with Service(self.environ) as service:
+            start_s, idle_mb = service.start_s, service.memory_mb()
+            self.load.ask("service", port=service.port, callers=1, calls=2, code=printed(0))
+            bare_s, cold_s = self._both(service, callers=1, calls=self.scale.calls)
+            crowds = [
+                against(f"{callers} callers", *self._both(service, callers=callers, calls=calls))
+                for callers, calls in self.scale.crowds
+            ]
+            pictures = [self._picture(service, megabytes) for megabytes in (1, 5)]
+            effort = self._effort(service)
+        with Service(self.environ) as service:
+            long_runs = self._long_runs(service)
+        with Service(self.environ | {"WARM_SANDBOXES": "1"}) as service:
+            job = {"callers": 1, "calls": self.scale.calls, "code": printed(RUN_S)}
+            alone_s = self.bare.ask("alone", **job)["durations_s"]
+            job |= {"port": service.port, "warm": True}
+            warm_s = self.load.ask("service", **job)["durations_s"]
+        return [
+            against("one caller, cold", bare_s, cold_s, 0.82),
+            against("one caller, warm (WARM_SANDBOXES=1)", bare_s, warm_s, 0.25),
+            against("the same to the run alone", alone_s, warm_s, 1.25),
+            *crowds,
+            *pictures,
+            *long_runs,
+            *effort,
+            Row("from its start until /health answers", "", f"{start_s:.2f} s"),
+            Row("memory before the first run", "", f"{idle_mb:.0f} MB"),
+        ]
+
+    def _both(self, service: Service, **job: Any) -> tuple[list[float], list[float]]:
+        """The durations of the bare SDK's calls and of the service's."""
+        job.setdefault("code", printed(RUN_S))
+        bare = self.bare.ask("bare", **job)
+        ours = self.load.ask("service", port=service.port, **job)
+        return bare["durations_s"], ours["durations_s"]
+
+    def _picture(self, service: Service, megabytes: int) -> Row:
+        code = answered(delay_s=RUN_S, pngs=1, png_bytes=megabytes * 1_000_000)
+        calls, least = self.scale.picture_calls, megabytes * 1_333_000
+        both = self._both(service, callers=1, calls=calls, code=code, min_reply_bytes=least)
+        return against(f"a picture of {megabytes} MB", *both)
+
+    def _effort(self, service: Service) -> list[Row]:
+        """Runs a second and CPU, with nothing to wait for."""
+        self.e2b.set_script(delays(0, 0))
+        job = {"callers": 8, "calls": self.scale.undelayed_calls, "code": printed(0)}
+        bare = self.bare.ask("bare", **job)
+        self.e2b.seconds_when_idle()
+        before_s, e2b_before_s = service.cpu_s(), self.e2b.cpu_s()
+        ours = self.load.ask("service", port=service.port, **job)
+        e2b_s = self.e2b.cpu_s() - e2b_before_s
+        self.e2b.seconds_when_idle()
+        cpu_s = service.cpu_s() - before_s
+        self.e2b.set_script(delays(CREATE_S, KILL_S))
+        runs, took_s = len(ours["durations_s"]), ours["took_s"]
+        shares = f"service {cpu_s / took_s:.2f}, stand-in {e2b_s / took_s:.2f}, "
+        shares += f"load {ours['cpu_s'] / took_s:.2f} of {os.cpu_count()} cores"
+        return [
+            Row(
+                f"runs a second, 8 callers, no delays (busy: {shares})",
+                f"{runs / bare['took_s']:.0f}",
+                f"{runs / took_s:.0f}",
+                f"{bare['took_s'] / took_s:.2f}",
+            ),
+            Row(
+                "CPU of a run",
+                f"{bare['cpu_s'] / runs * 1000:.1f} ms",
+                f"{cpu_s / runs * 1000:.1f} ms",
+                f"{cpu_s / bare['cpu_s']:.2f}",
+            ),
+        ]
+
+    def _long_runs(self, service: Service) -> list[Row]:
+        """As many callers at once as the cap allows, and what they do to others."""
+        cap, run_s = self.scale.cap, self.scale.long_run_s
+        job = {"port": service.port, "callers": 1, "calls": 3, "code": printed(run_s)}
+        before_s = self.e2b.seconds_when_idle()
+        one_s = median(self.load.ask("service", **job)["durations_s"])
+        calls, memory_mb = 2, 0.0
+        refused_s: list[float] = []
+        self.load.begin("service", **job | {"callers": cap, "calls": calls})
+        self.probe.begin("probe", port=service.port, for_s=calls * run_s)
+        end_at = time.monotonic() + calls * run_s
+        while time.monotonic() < end_at:
+            memory_mb = max(memory_mb, service.memory_mb())
+            is_full = service.health()["runs_in_flight"] == cap
+            if is_full and len(refused_s) < self.scale.refusals:
+                refused_s.append(_refusal(service.port))
+            time.sleep(POLL_S)
+        health_s = self.probe.result()["durations_s"]
+        many_s = self.load.result()["durations_s"]
+        memory_mb = max(memory_mb, service.memory_mb())
+        if not refused_s:
+            raise BenchError(f"the service never had {cap} runs in flight")
+        seconds = self.e2b.seconds_when_idle() - before_s
+        billed = seconds / (run_s * (3 + len(many_s)))
+        name = f"{cap} callers of a {run_s:g} s run, cap {cap}"
+        return [
+            Row(
+                f"{name}: p99 to the median of one",
+                "",
+                spread_ms(many_s),
+                f"{percentile(many_s, 99) / one_s:.2f}",
+                "< 1.15",
+                missed=percentile(many_s, 99) / one_s >= 1.15,
+            ),
+            below("their memory, two processes, at most", memory_mb, 250, "{:.0f} MB"),
+            below("/health meanwhile, p95", percentile(health_s, 95) * 1000, 50, "{:.0f} ms"),
+            below(
+                "a run above the cap is refused, at most", max(refused_s) * 1000, 50, "{:.0f} ms"
+            ),
+            below("sandbox seconds billed for a second of code", billed, 1.2, "{:.2f}"),
+        ]
+
+
+def _refusal(port: int) -> float:
+    """How long a refusal takes. Raises BenchError for any other answer."""
+    started_at = time.monotonic()
+    connection = http.client.HTTPConnection(LOOPBACK, port, timeout=REQUEST_TIMEOUT_S)
+    headers = {"Content-Type": "application/json"}
+    connection.request("POST", "/execute", json.dumps({"code": printed(0)}), headers)
+    reply = connection.getresponse()
+    reply.read()
+    connection.close()
+    if reply.status != 503 or not reply.headers["Retry-After"]:
+        raise BenchError(f"a run above the cap was answered {reply.status}")
+    return time.monotonic() - started_at
+
+
+def real_rows(calls: int, max_sandbox_s: int) -> list[Row]:
+    """One caller at the real E2B; a third of the sandbox seconds for each way to ask it."""
+    share_s = max(1, max_sandbox_s // 3)
+    environ = clean_environ() | {"SANDBOX_SECONDS_PER_DAY": str(share_s), "RUN_TIMEOUT_S": "10"}
+    job = {"callers": 1, "calls": calls, "code": REAL_RUN}
+    with Generator(environ) as bare, Generator(environ) as load:
+        bare_s = bare.ask("bare", **job, max_sandbox_s=share_s)["durations_s"]
+        with Service(environ) as service:
+            cold_s = load.ask("service", **job, port=service.port)["durations_s"]
+        with Service(environ | {"WARM_SANDBOXES": "1"}) as service:
+            warm_s = load.ask("service", **job, port=service.port, warm=True)["durations_s"]
+    return [
+        against("one caller, cold", bare_s, cold_s),
+        against("one caller, warm (WARM_SANDBOXES=1)", bare_s, warm_s),
+    ]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Compare the service with the bare SDK.")
+    parser.add_argument("--quick", action="store_true", help="try it out: the figures mean little")
+    parser.add_argument("--e2b", action="store_true", help="ask the real E2B (E2B_API_KEY)")
+    parser.add_argument(
+        "--max-sandbox-seconds", type=int, default=60, help="spend no more (default: %(default)s)"
+    )
+    parser.add_argument("--generate", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.generate:
+        generate()
+        return 0
+    if options.e2b and not os.environ.get("E2B_API_KEY"):
+        parser.error("--e2b needs E2B_API_KEY")
+    try:
+        if options.e2b:
+            rows = real_rows(3 if options.quick else 10, options.max_sandbox_seconds)
+        else:
+            with ExitStack() as stack:
+                rows = Bench(QUICK if options.quick else FULL, stack).rows()
+    except BenchError as problem:
+        print(f"bench: {problem}", file=sys.stderr)
+        return 1
+    print(table(rows))
+    e2b = (
+        "E2B"
+        if options.e2b
+        else (
+            f"a stand-in for E2B: create {CREATE_S * 1000:.0f} ms, run {RUN_S * 1000:.0f} ms, "
+            f"kill {KILL_S * 1000:.0f} ms"
+        )
+    )
+    python = platform.python_version()
+    print(f"\nMeasured against {e2b}; {os.cpu_count()} cores, Python {python}.")
+    missed = [row.what for row in rows if row.missed]
+    print("Targets missed: " + ("; ".join(missed) or "none") + ".")
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

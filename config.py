@@ -3,13 +3,11 @@
 Each setting is a field of `Config`; its environment variable is the field's name in capitals.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 VERSION = "1.0.0"
 MAX_BODY_BYTES = 1024 * 1024
@@ -22,7 +20,7 @@ LIFETIME_MARGIN_S = 15
 
 
 class ConfigError(ValueError):
-    """Raised at start; its message is one line that names every bad value and what it should be."""
+    """Its message is one line that names every bad value and what it should be."""
 
 
 def _text(default: Any, pattern: str, must: str, parse: Callable[[str], Any] = str) -> Any:
@@ -30,8 +28,8 @@ def _text(default: Any, pattern: str, must: str, parse: Callable[[str], Any] = s
 
 
 def _secret() -> Any:
-    return field(default="", repr=False, metadata={"pattern": r"[!-~]+", "parse": str,
-                 "must": "must be printable ASCII without spaces"})  # fmt: skip
+    metadata = {"pattern": "[!-~]+", "must": "printable ASCII without spaces", "parse": str}
+    return field(default="", repr=False, metadata=metadata)
 
 
 def _whole(default: int, low: int, high: int) -> Any:
@@ -40,41 +38,34 @@ def _whole(default: int, low: int, high: int) -> Any:
             raise ValueError
         return int(text)
 
-    return _text(default, "[0-9]{1,12}", f"must be a whole number from {low} to {high}", parse)
+    return _text(default, "[0-9]{1,12}", f"a whole number from {low} to {high}", parse)
 
 
 @dataclass(frozen=True)
 class Config:
     e2b_api_key: str = _secret()
-    host: str = _text("127.0.0.1", r"[\w.:-]+", "must be an address or a host name")
+    host: str = _text("127.0.0.1", r"[\w.:-]+", "an address or a host name")
     port: int = _whole(3001, 1, 65535)
     proxy_api_key: str = _secret()
-    allowed_hosts: frozenset[str] = _text(
-        frozenset(), r"[\w.:, -]+", "must be host names parted by commas",
-        lambda text: frozenset(re.split("[, ]+", text.lower())))  # fmt: skip
+    allowed_hosts: str = _text("", r"[\w.,-]+", "host names parted by commas")
     run_timeout_s: int = _whole(50, 1, 3500)
     max_concurrent_runs: int = _whole(20, 1, 1000)
     max_code_chars: int = _whole(100_000, 1, 1_000_000)
     max_output_chars: int = _whole(30_000, 1000, 1_000_000)
     max_images: int = _whole(10, 0, 100)
     max_image_bytes: int = _whole(5 * 1024 * 1024, 1024, MAX_REPLY_IMAGE_BYTES)
-    image_dir: Path | None = _text(None, "/.*", "must be an absolute path", Path)
-    image_url: str = _text(
-        "", r"(https?://[^\s/()<>\"?#\\]+|/[^\s/()<>\"?#\\]+)(/[^\s/()<>\"?#\\]+)*/?",
-        "must be an http(s) address or an absolute path", lambda text: text.rstrip("/"))  # fmt: skip
+    image_dir: Path | None = _text(None, "/.*", "an absolute path", Path)
+    image_url: str = _text("", r"(https?:/)?(/[\w.:%~-]+)+", "/a/path or http(s)://an/address")
     image_ttl_hours: int = _whole(0, 0, 100_000)
     sandbox_seconds_per_day: int = _whole(0, 0, 10**9)
     warm_sandboxes: int = _whole(0, 0, 100)
     warm_idle_s: int = _whole(600, 1, 86_400)
-    e2b_template: str = _text(
-        "code-interpreter-v1", r"[\w.:/-]+", "must be a template's name or id"
-    )
-    allow_internet: bool = _text(True, "true|false", "must be true or false", "true".__eq__)
-    log_level: str = _text("info", "debug|info|warning|error",
-                           "must be debug, info, warning or error")  # fmt: skip
+    e2b_template: str = _text("code-interpreter-v1", r"[\w.:/-]+", "a template's name or id")
+    allow_internet: bool = _text(True, "true|false", "true or false", "true".__eq__)
+    log_level: str = _text("info", "debug|info|warning|error", "debug, info, warning or error")
 
     @classmethod
-    def from_env(cls, environ: Mapping[str, str]) -> Config:
+    def from_env(cls, environ: Mapping[str, str]) -> Self:
         """Read the settings. An empty variable counts as unset. Raises ConfigError."""
         values: dict[str, Any] = {}
         problems = []
@@ -93,7 +84,7 @@ class Config:
                 problems.append(f"{name} cannot be read: {exc}")
             except ValueError:
                 shown = f", not {text[:80]!r}" if setting.repr else ""
-                problems.append(f"{name} {setting.metadata['must']}{shown}")
+                problems.append(f"{name} must be {setting.metadata['must']}{shown}")
         config = cls(**values)
         if "e2b_api_key" not in values and not any("E2B_API_KEY" in text for text in problems):
             problems.append("E2B_API_KEY (or E2B_API_KEY_FILE) is required, https://e2b.dev has it")
@@ -104,8 +95,3 @@ class Config:
         if problems:
             raise ConfigError("Configuration error: " + "; ".join(problems))
         return config
-
-    @property
-    def serves_images(self) -> bool:
-        """Whether published pictures are served by this service, and not by LibreChat."""
-        return self.image_url.startswith("http")

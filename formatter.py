@@ -1,15 +1,13 @@
 """A `Run` in, the text that a model and a person read out. Pure.
 
-Everything that comes from a run is quoted in a fence that it cannot close, and has no control
-characters: whoever shows the text, nothing of it is rendered.
+What comes from a run is quoted in a fence that it cannot close: nothing of it is ever rendered.
 """
-
-from __future__ import annotations
 
 import re
 
 from run import Clipped, Run
 
+_HEADINGS = ("Console Output", "Stderr", "Result", "Execution Error")
 NO_OUTPUT = "Code executed successfully, without output."
 
 _ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[\]PX^_][^\x07\x1b]*(?:\x07|\x1b\\)?|[ -/]*[0-~])")
@@ -19,19 +17,11 @@ _BIDI = re.compile(r"[\u202a-\u202e\u2066-\u2069]")
 
 
 def format_run(run: Run, max_output_chars: int) -> str:
-    """The text of a run: its parts and notes, parted by one blank line.
-
-    At most `max_output_chars` characters of it are the run's own. On top come headings, marks and
-    notes of our own, under 6,000 characters.
-    """
+    """Parts and notes; `max_output_chars` of the run's own at most, under 6,000 of ours on top."""
     error = Clipped(2 * max_output_chars)
     error.add(_error_text(run))
-    parts = {
-        "Console Output": _cleaned(run.stdout),
-        "Stderr": _cleaned(run.stderr),
-        "Result": _cleaned(run.values),
-        "Execution Error": _cleaned(error),
-    }
+    outputs = (run.stdout, run.stderr, run.values, error)
+    parts = dict(zip(_HEADINGS, map(_cleaned, outputs), strict=True))
     # A short part is not cut on account of a long one.
     left = max_output_chars
     for rank, part in enumerate(sorted(parts.values(), key=lambda part: len(part.text()))):
@@ -40,11 +30,10 @@ def format_run(run: Run, max_output_chars: int) -> str:
     texts = [f"**{name}:**\n{fence(part.text())}" for name, part in parts.items() if part.text()]
     if not texts and not run.pictures:
         texts.append(NO_OUTPUT)
-    notes = [
-        f"Note: {name} was cut: {part.missing:,} characters of it are not shown."
-        for name, part in parts.items()
-        if part.missing
-    ]
+    notes = []
+    for name, part in parts.items():
+        if part.missing:
+            notes.append(f"Note: {part.missing:,} characters of {name} are not shown.")
     for (what, why), count in run.left_out.items():
         notes.append(f"Note: {count:,} {what}{'s' * (count > 1)} left out: {why}.")
     return "\n\n".join([*texts, *(["\n".join(notes)] if notes else [])])

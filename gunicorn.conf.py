@@ -10,7 +10,9 @@ import sys
 import time
 from concurrent.futures import Future
 from datetime import UTC, datetime
+from typing import ClassVar
 
+from gunicorn import glogging
 from gunicorn.workers import gthread
 
 from config import OVERHEAD_S, Config, ConfigError
@@ -35,34 +37,43 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line | getattr(record, "fields", {}))
 
 
+class JsonLogger(glogging.Logger):
+    """gunicorn's own lines, and ours; LOG_LEVEL is not the SDK's, whose debug lines hold code."""
+
+    def setup(self, cfg):
+        handler = logging.StreamHandler(sys.stdout)
+        handler.setFormatter(JsonFormatter())
+        logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+        logging.getLogger("e2b_proxy").setLevel(settings.log_level.upper())
+        self.error_log.setLevel(settings.log_level.upper())
+        self.error_log.propagate = True
+
+
 class PatientWorker(gthread.ThreadWorker):
     """A threaded worker in which a slow or silent client holds no thread for long."""
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self._receiving_since = {}
+    receiving: ClassVar = {}  # connection: since when, in seconds
 
     def enqueue_req(self, conn):
         if conn.initialized or conn.data_ready:
-            super().enqueue_req(conn)
-        else:
-            # A new connection waits for its first bytes in the poller; gunicorn's own way is to
-            # hold a thread for 5 s, so that some silent ones would keep /health waiting.
-            deferred = Future()
-            deferred.set_result(gthread._DEFER)
-            self.finish_request(conn, deferred)
+            return super().enqueue_req(conn)
+        # A new connection waits for its first bytes in the poller; gunicorn's own way is to
+        # hold a thread for 5 s, so that some silent ones would keep /health waiting.
+        deferred = Future()
+        deferred.set_result(gthread._DEFER)
+        return self.finish_request(conn, deferred)
 
     def handle(self, conn):
-        self._receiving_since[conn] = time.monotonic()
+        self.receiving[conn] = time.monotonic()
         try:
             return super().handle(conn)
         finally:
-            del self._receiving_since[conn]
+            del self.receiving[conn]
 
     def notify(self):
         """Called every second: cut off whose request is not all here after the limit."""
         super().notify()
-        for conn, since in list(self._receiving_since.items()):
+        for conn, since in list(self.receiving.items()):
             # The application sets a timeout on the socket once it has the whole request.
             if time.monotonic() - since > _RECEIVE_LIMIT_S and conn.sock.gettimeout() is None:
                 with contextlib.suppress(OSError):  # it is gone already
@@ -84,24 +95,12 @@ graceful_timeout = settings.run_timeout_s + OVERHEAD_S + 10  # the longest reque
 worker_tmp_dir = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108
 control_socket_disable = True
 accesslog = None  # the application logs each request
-# LOG_LEVEL is for our own lines: at debug level the SDK's would hold the code.
-own_log = {"level": settings.log_level.upper(), "handlers": ["stdout"], "propagate": False}
-stdout = {"class": "logging.StreamHandler", "stream": "ext://sys.stdout", "formatter": "json"}
-logconfig_dict = {
-    "version": 1,
-    "disable_existing_loggers": False,
-    "formatters": {"json": {"()": JsonFormatter}},
-    "handlers": {"stdout": stdout},
-    "root": {"level": "WARNING", "handlers": ["stdout"]},
-    "loggers": {"e2b_proxy": own_log, "gunicorn.error": own_log},
-}
+logger_class = JsonLogger
 
 
 def when_ready(server):
     if not settings.proxy_api_key and settings.host not in ("127.0.0.1", "::1", "localhost"):
-        server.log.warning(
-            "Whoever reaches %s can run code at your expense: set PROXY_API_KEY", bind
-        )
+        server.log.warning("Whoever reaches %s can run code at your cost: set PROXY_API_KEY", bind)
 
 
 def worker_exit(server, worker):

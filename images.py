@@ -1,11 +1,7 @@
 """Where pictures go: into the reply, or published as files that a link shows."""
 
-from __future__ import annotations
-
 import json
 import logging
-import math
-import os
 import re
 import secrets
 import subprocess
@@ -25,7 +21,6 @@ log = logging.getLogger("e2b_proxy")
 
 _NAME = re.compile(r"e2b-[A-Za-z0-9_-]{32}\.(png|jpg)")
 _SVG_BUDGET_S = 5.0  # for all pictures of a reply
-_SWEEP_EVERY_S = 3600
 _renderers = threading.BoundedSemaphore(2)  # each is a process of up to 1 GiB
 # Anything but a part of the same document or a picture inside it, in attributes and in CSS.
 _REFERS_OUTSIDE = re.compile(
@@ -75,52 +70,40 @@ def _draw(svg: bytes, give_up_at: float) -> Picture:
     return picture_from(child.stdout)
 
 
-class Publisher:
-    """Writes pictures as files into IMAGE_DIR, where `IMAGE_URL/<name>` shows them."""
+def publish(run: Run, config: Config) -> list[str]:
+    """Write a run's pictures (PNG, JPEG) into IMAGE_DIR; returns the addresses of those."""
+    folder, urls = config.image_dir or Path(), []
+    _sweep(folder, config.image_ttl_hours * 3600)
+    for picture in run.pictures:
+        name = f"e2b-{secrets.token_urlsafe(24)}.{'png' if picture.media_type == PNG else 'jpg'}"
+        part = folder / f"{name}.part"
+        try:
+            part.write_bytes(picture.data)
+            part.chmod(0o644)  # whatever the umask: LibreChat runs as another user
+            part.rename(folder / name)
+            urls.append(f"{config.image_url}/{name}")
+        except OSError as exc:
+            log.error("a picture could not be published, check IMAGE_DIR: %r", str(exc))
+            run.leave_out("picture", "it could not be stored by this service")
+    return urls
 
-    def __init__(self, config: Config) -> None:
-        self._folder = config.image_dir or Path()
-        self._url, self._ttl_s = config.image_url, config.image_ttl_hours * 3600
-        self._swept_at = -math.inf
-        if not os.access(self._folder, os.W_OK | os.X_OK):
-            log.warning("IMAGE_DIR cannot be written: pictures will be left out of replies")
 
-    def publish(self, run: Run) -> list[str]:
-        """Publish a run's pictures (PNG, JPEG); returns the addresses of those that could be."""
-        self._sweep()
-        urls = []
-        for picture in run.pictures:
-            name = (
-                f"e2b-{secrets.token_urlsafe(24)}.{'png' if picture.media_type == PNG else 'jpg'}"
-            )
-            part = self._folder / f"{name}.part"
-            try:
-                part.write_bytes(picture.data)
-                part.chmod(0o644)  # whatever the umask: LibreChat runs as another user
-                part.rename(self._folder / name)
-                urls.append(f"{self._url}/{name}")
-            except OSError as exc:
-                log.error("a picture could not be published, check IMAGE_DIR: %r", str(exc))
-                run.leave_out("picture", "it could not be stored by this service")
-        return urls
+def published(name: str, config: Config) -> tuple[bytes, str] | None:
+    """The bytes and the media type of a picture that this service wrote and serves."""
+    path = (config.image_dir or Path()) / name
+    is_own = _NAME.fullmatch(name) and path.is_file() and not path.is_symlink()
+    if not is_own or not config.image_url.startswith("http"):
+        return None
+    return path.read_bytes(), PNG if path.suffix == ".png" else JPEG
 
-    def read(self, name: str) -> tuple[bytes, str] | None:
-        """The bytes and the media type of a picture that this service wrote, if it is there."""
-        path = self._folder / name
-        if not _NAME.fullmatch(name) or path.is_symlink() or not path.is_file():
-            return None
-        return path.read_bytes(), PNG if path.suffix == ".png" else JPEG
 
-    def _sweep(self) -> None:
-        """Remove what is older than the time to live, of this service's own making only."""
-        if not self._ttl_s or monotonic() - self._swept_at < _SWEEP_EVERY_S:
-            return
-        self._swept_at = monotonic()
-        for path in self._folder.glob("e2b-*"):
-            with suppress(OSError):
-                is_own = _NAME.fullmatch(path.name.removesuffix(".part"))
-                if is_own and time.time() - path.lstat().st_mtime > self._ttl_s:
-                    path.unlink()
+def _sweep(folder: Path, ttl_s: float) -> None:
+    """Remove what is older than its time to live (0: none), of this service's own making only."""
+    for path in folder.glob("e2b-*") if ttl_s else ():
+        with suppress(OSError):
+            is_own = _NAME.fullmatch(path.name.removesuffix(".part"))
+            if is_own and time.time() - path.lstat().st_mtime > ttl_s:
+                path.unlink()
 
 
 def json_pieces(body: object, blobs: Sequence[bytes]) -> list[bytes]:

@@ -1,10 +1,7 @@
-"""The places for sandboxes: who has one, when it is free again, what they cost.
+"""The places for sandboxes: each is taken until its sandbox is gone at E2B, as E2B counts it.
 
-A place is taken from before its sandbox is created until that is gone at E2B, as E2B counts it.
 Each sandbox is used once. Kills, and making sandboxes ahead, are off the caller's path.
 """
-
-from __future__ import annotations
 
 import logging
 import math
@@ -19,7 +16,7 @@ from time import monotonic
 from typing import Literal
 
 from config import LIFETIME_MARGIN_S, OVERHEAD_S, Config
-from metrics import Metrics
+from metrics import KILLS_FAILED, REFUSED, RUNS, SANDBOX_SECONDS, STEP_SECONDS
 from run import Run
 from sandbox import KILL_BUDGET_S, Sandbox, Unavailable
 
@@ -28,13 +25,12 @@ log = logging.getLogger("e2b_proxy")
 # After the last try E2B ends the sandbox itself, at the end of its lifetime.
 _KILL_AGAIN_AFTER_S = (0.5, 2, math.inf)
 _RENEW_EVERY_S = 5
-_MAX_BACK_OFF_S = 60
+RETRY_AFTER_S = 5
+_SPENT = "The budget of {:,} sandbox seconds a day is spent. It is reset at midnight UTC."
 
 
 class Full(Exception):
-    """Every place is taken."""
-
-    retry_after_s = 5
+    """Every place is taken; there may be one in RETRY_AFTER_S."""
 
 
 @dataclass(eq=False)
@@ -46,9 +42,8 @@ class _Place:
 class Pool:
     """At most `max_concurrent_runs` sandboxes, up to `warm_sandboxes` of them made ahead."""
 
-    def __init__(self, config: Config, metrics: Metrics) -> None:
+    def __init__(self, config: Config) -> None:
         self._config = config
-        self._metrics = metrics
         self._changed = threading.Condition()
         self._closing = threading.Event()
         self._places: set[_Place] = set()
@@ -61,69 +56,58 @@ class Pool:
             self._background.submit(self._keep_one_ready)
 
     def run(self, code: str, limit_s: int) -> Run:
-        """Run `code` once, for at most `limit_s`. Raises Full; all else that fails is in the Run.
-
-        A sandbox that is gone before the run began is replaced once.
-        """
+        """Run `code` once, for `limit_s` at most. Raises Full; other failures are in the Run."""
         run = Run.empty(self._config.max_output_chars)
-        deadline = monotonic() + limit_s + OVERHEAD_S
         try:
-            with self._sandbox(limit_s, deadline, run) as sandbox:
+            with self._sandbox(limit_s, run) as sandbox:
                 began = sandbox.run(code, limit_s, run)
-            if not began:
-                with self._sandbox(limit_s, deadline, run, fresh=True) as sandbox:
+            if not began:  # the sandbox was gone; nothing has run yet
+                with self._sandbox(limit_s, run, fresh=True) as sandbox:
                     sandbox.run(code, limit_s, run)
         except Unavailable as exc:
             run.problem = str(exc)
         for step, duration_s in run.durations_s.items():
-            self._metrics.step_seconds.labels(step).observe(duration_s)
-        self._metrics.runs.labels(run.outcome).inc()
+            STEP_SECONDS.labels(step).observe(duration_s)
+        RUNS.labels(run.outcome).inc()
         return run
 
     @contextmanager
-    def _sandbox(
-        self, limit_s: int, deadline: float, run: Run, fresh: bool = False
-    ) -> Iterator[Sandbox]:
+    def _sandbox(self, limit_s: int, run: Run, fresh: bool = False) -> Iterator[Sandbox]:
         """The one place where a run gets its sandbox, and where that is ended."""
         started = monotonic()
-        place = self._take(limit_s, fresh)
+        place = self._take(fresh)
         run.durations_s["queue"] = monotonic() - started
         try:
             sandbox = place.sandbox
             if not sandbox:
                 started = monotonic()
                 # Half a second is left for what remains to be done after the run.
-                sandbox = self._make(place, limit_s, deadline - limit_s - 0.5 - started)
+                budget_s = run.started_at + OVERHEAD_S - 0.5 - started
+                sandbox = self._make(place, limit_s, budget_s)
                 run.durations_s["create"] = monotonic() - started
             yield sandbox
         finally:
             self._end(place)
 
-    def _take(self, limit_s: int, fresh: bool) -> _Place:
+    def _take(self, fresh: bool) -> _Place:
         with self._changed:
             if self._budget_is_spent():
-                raise Unavailable(
-                    f"The daily budget of {self._config.sandbox_seconds_per_day:,} sandbox seconds"
-                    " is spent. No code can run until it is reset at midnight UTC."
-                )
+                raise Unavailable(_SPENT.format(self._config.sandbox_seconds_per_day))
             self._last_run_at = monotonic()
-            place = self._free_place(limit_s, fresh)
+            place = self._free_place(fresh)
             # A place that is about to be free is waited for, by one caller each.
             if not place and self._waiting < self.count("making") + self.count("ending"):
                 self._waiting += 1
-                place = self._changed.wait_for(
-                    lambda: self._free_place(limit_s, fresh), KILL_BUDGET_S
-                )
+                place = self._changed.wait_for(lambda: self._free_place(fresh), KILL_BUDGET_S)
                 self._waiting -= 1
             if not place:
-                self._metrics.refused.inc()
+                REFUSED.inc()
                 raise Full
             return place
 
-    def _free_place(self, limit_s: int, fresh: bool) -> _Place | None:
-        ends_after = monotonic() + limit_s + 1
+    def _free_place(self, fresh: bool) -> _Place | None:
         ready = (p for p in self._places if p.state == "ready" and not fresh)
-        place = next((p for p in ready if p.sandbox and p.sandbox.ends_at > ends_after), None)
+        place = next(ready, None)
         if not place and len(self._places) < self._config.max_concurrent_runs:
             place = _Place("running")
             self._places.add(place)
@@ -138,31 +122,31 @@ class Pool:
             raise Unavailable("This service is being stopped. Try again in a minute.")
         return place.sandbox
 
-    def _end(self, place: _Place) -> None:
+    def _end(self, place: _Place, spare: str = "ending") -> None:
         """Kill its sandbox in the background; the place is free once that is gone."""
         with self._changed:
-            if place.state != "ending":
-                place.state = "ending"
-                self._changed.notify_all()
-                if place.sandbox:
-                    self._background.submit(self._kill, place, place.sandbox)
-                else:
-                    self._places.discard(place)
+            if place.state in ("ending", spare):
+                return
+            place.state = "ending"
+            if place.sandbox:
+                self._background.submit(self._kill, place, place.sandbox)
+            else:
+                self._places.discard(place)
+            self._changed.notify_all()
 
     def _kill(self, place: _Place, sandbox: Sandbox) -> None:
-        started = monotonic()
         for pause_s in _KILL_AGAIN_AFTER_S:
             try:
-                sandbox.kill()
-                self._metrics.step_seconds.labels("kill").observe(monotonic() - started)
+                with STEP_SECONDS.labels("kill").time():
+                    sandbox.kill()
                 break
             except Unavailable:
-                self._metrics.kills_failed.inc()
+                KILLS_FAILED.inc()
                 self._closing.wait(min(pause_s, sandbox.ends_at - monotonic()))
         lived_s = monotonic() - sandbox.created_at
-        self._metrics.sandbox_seconds.inc(lived_s)
+        SANDBOX_SECONDS.inc(lived_s)
         with self._changed:
-            self._spent_s[_today()] += lived_s
+            self._spent_s[datetime.now(UTC).date()] += lived_s
             self._places.discard(place)
             self._changed.notify_all()
 
@@ -173,9 +157,9 @@ class Pool:
     def seconds_spent(self) -> float:
         """Sandbox seconds since midnight UTC, of this process, of those that live included."""
         with self._changed:
-            alive = [place.sandbox for place in self._places if place.sandbox]
-            alive_s = sum(monotonic() - sandbox.created_at for sandbox in alive)
-            return self._spent_s[_today()] + alive_s
+            starts = [place.sandbox.created_at for place in self._places if place.sandbox]
+            alive_s = sum(monotonic() - start for start in starts)
+            return self._spent_s[datetime.now(UTC).date()] + alive_s
 
     def _budget_is_spent(self) -> bool:
         budget_s = self._config.sandbox_seconds_per_day
@@ -200,17 +184,12 @@ class Pool:
             except Unavailable as exc:
                 log.warning("no sandbox could be kept ready: %s", exc)
                 self._closing.wait(back_off_s)
-                back_off_s = min(2 * back_off_s, _MAX_BACK_OFF_S)
+                back_off_s = min(2 * back_off_s, 60)
             finally:
-                with self._changed:
-                    if place.state != "running":
-                        self._end(place)
+                self._end(place, spare="running")
 
     def _offer(self, place: _Place, sandbox: Sandbox) -> None:
-        """Offer a sandbox until a run takes it or none comes any more; put its end off meanwhile.
-
-        So a whole run always fits into what is left of its lifetime. Raises Unavailable.
-        """
+        """Offer a sandbox until a run takes it or none comes; put its end off meanwhile."""
         with self._changed:
             place.state = "ready"
             self._changed.notify_all()
@@ -230,8 +209,3 @@ class Pool:
             for place in [place for place in self._places if place.sandbox]:
                 self._end(place)
             self._changed.wait_for(lambda: not self._places, budget_s)
-        self._background.shutdown(wait=False)
-
-
-def _today() -> date:
-    return datetime.now(UTC).date()

@@ -1,20 +1,11 @@
-"""The service's HTTP side: routes, who may call them, and what errors look like.
-
-`create_app(config)` makes the Flask application; gunicorn serves `proxy:app`. E2B's SDK is not
-known here: a run comes from `pool.py`.
-"""
-
-from __future__ import annotations
+"""The service's HTTP side: routes, who may call them, what errors look like. Runs: `pool.py`."""
 
 import hashlib
-import hmac
 import json
 import logging
 import os
 import re
 import secrets
-import uuid
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -27,9 +18,9 @@ from werkzeug.datastructures import WWWAuthenticate
 import mcp_server
 from config import MAX_BODY_BYTES, VERSION, Config
 from formatter import echo, format_run
-from images import BLOB, Publisher, json_pieces, rasterize
-from metrics import Metrics
-from pool import Full, Pool
+from images import BLOB, json_pieces, publish, published, rasterize
+from metrics import IN_FLIGHT, PICTURE_BYTES, WARM_READY
+from pool import RETRY_AFTER_S, Full, Pool
 from run import Run
 from sandbox import Unavailable, check_key
 
@@ -37,11 +28,16 @@ log = logging.getLogger("e2b_proxy")
 
 _HERE = Path(__file__).parent
 _OPEN_ENDPOINTS = {None, "health", "ready", "openapi", "images", "page"}
+_PAGE_POLICY = (
+    "default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; base-uri 'none'; "
+    "connect-src 'self'; img-src 'self' data: {images}; form-action 'none'; frame-ancestors 'none'"
+)
 _READY_CACHE_S = 30
 _SEND_TIMEOUT_S = 30
 # An attacker's page can have a name of its own resolve to this service, but no such as these.
 _LOCAL_HOST = re.compile(r"([^.:]*|\d+(\.\d+){3}|\[[0-9a-f:.]+\])(:\d+)?")
 _LOOPBACK = re.compile(r"(|(.*\.)?localhost|127(\.\d+){3}|0\.0\.0\.0|\[::1?\])(:\d+)?")
+_ASK_FOR_KEY = "Send this service's PROXY_API_KEY as Authorization: Bearer."
 _ASK_TO_SHOW = "To show the user these images, repeat these lines unchanged:"
 
 
@@ -93,11 +89,11 @@ class _Service:
 
     def __init__(self, config: Config) -> None:
         self._config = config
-        self._metrics = Metrics()
-        self.pool = Pool(config, self._metrics)
-        self._metrics.in_flight.set_function(lambda: self.pool.count("running"))
-        self._metrics.warm_ready.set_function(lambda: self.pool.count("ready"))
-        self._publisher = Publisher(config) if config.image_dir else None
+        self.pool = Pool(config)
+        IN_FLIGHT.set_function(lambda: self.pool.count("running"))
+        WARM_READY.set_function(lambda: self.pool.count("ready"))
+        if config.image_dir and not os.access(config.image_dir, os.W_OK | os.X_OK):
+            log.warning("IMAGE_DIR cannot be written: pictures will be left out of replies")
         self._page = (_HERE / "index.html").read_text("utf-8")
         self._document = json.loads((_HERE / "openapi.json").read_bytes())
         operation = self._document["paths"]["/execute"]["post"]
@@ -105,12 +101,8 @@ class _Service:
         schema["properties"]["code"]["maxLength"] = config.max_code_chars
         schema["properties"]["timeout"]["default"] = config.run_timeout_s
         properties = {name: schema["properties"][name] for name in ("code", "timeout")}
-        self._tool = {
-            "name": operation["operationId"],
-            "title": self._document["info"]["title"],
-            "description": operation["description"],
-            "inputSchema": schema | {"properties": properties},
-        }
+        self._tool = {"name": operation["operationId"], "description": operation["description"]}
+        self._tool["inputSchema"] = schema | {"properties": properties}
         self._ready_until = 0.0
         self._ready_problem = "E2B is being asked for the first time. Try again in some seconds."
 
@@ -119,10 +111,10 @@ class _Service:
         g.started, g.fields = monotonic(), {}
         given_id = request.headers.get("X-Request-Id", "")
         is_id = re.fullmatch(r"[\w.-]{1,64}", given_id, re.ASCII)
-        g.request_id = given_id if is_id else uuid.uuid4().hex
+        g.request_id = given_id if is_id else secrets.token_hex(16)
         key, host = self._config.proxy_api_key, request.headers.get("Host", "").lower()
         if request.method == "POST":
-            is_allowed = re.sub(r":\d+$", "", host) in self._config.allowed_hosts
+            is_allowed = re.sub(r":\d+$", "", host) in self._config.allowed_hosts.lower().split(",")
             if not (key or is_allowed or _LOCAL_HOST.fullmatch(host)):
                 raise http.Forbidden("This Host is not served: add it to ALLOWED_HOSTS.")
             origin = request.headers.get("Origin", f"http://{host}").lower()
@@ -130,12 +122,9 @@ class _Service:
                 raise http.Forbidden("A web page of another origin may not call this service.")
         if key and request.endpoint not in _OPEN_ENDPOINTS:
             scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-            is_key = hmac.compare_digest(token.encode("latin-1"), key.encode())
+            is_key = secrets.compare_digest(token.encode("latin-1"), key.encode())
             if scheme.lower() != "bearer" or not is_key:
-                raise http.Unauthorized(
-                    "Send this service's PROXY_API_KEY as Authorization: Bearer.",
-                    www_authenticate=WWWAuthenticate("bearer"),
-                )
+                raise http.Unauthorized(_ASK_FOR_KEY, www_authenticate=WWWAuthenticate("bearer"))
 
     def error(self, exc: http.HTTPException) -> Response:
         code = (exc.name or "").lower().replace(" ", "_")
@@ -160,9 +149,9 @@ class _Service:
     def execute(self) -> Response:
         code, run = self._run(_json_body())
         links, blobs = "", []
-        if self._publisher:
+        if self._config.image_dir:
             rasterize(run, self._config)
-            urls = self._publisher.publish(run)
+            urls = publish(run, self._config)
             lines = [f"![image {number}]({url})" for number, url in enumerate(urls, 1)]
             links = "\n".join([_ASK_TO_SHOW, *lines]) if urls else ""
         else:
@@ -209,37 +198,32 @@ class _Service:
         g.fields |= {"code_chars": len(code), "code_sha256": digest[:16]}
         try:
             return code, self.pool.run(code, limit_s)
-        except Full as exc:
-            text = f"Every place for a run is taken. Try again in {exc.retry_after_s} seconds."
-            raise http.ServiceUnavailable(text, retry_after=exc.retry_after_s) from None
+        except Full:
+            text = f"Every place for a run is taken. Try again in {RETRY_AFTER_S} seconds."
+            raise http.ServiceUnavailable(text, retry_after=RETRY_AFTER_S) from None
 
     def _text(self, run: Run) -> str:
         """The text of a run whose pictures are settled, which is noted for the log."""
         text = format_run(run, self._config.max_output_chars)
         picture_bytes = sum(len(picture.data) for picture in run.pictures)
-        self._metrics.picture_bytes.inc(picture_bytes)
+        PICTURE_BYTES.inc(picture_bytes)
         g.fields |= {f"{step}_ms": round(s * 1000, 1) for step, s in run.durations_s.items()}
-        g.fields |= {"outcome": run.outcome, "text_chars": len(text)}
-        g.fields |= {"pictures": len(run.pictures), "picture_bytes": picture_bytes}
+        g.fields |= {"outcome": run.outcome, "text_chars": len(text),
+                     "pictures": len(run.pictures), "picture_bytes": picture_bytes}  # fmt: skip
         return text
 
     def health(self) -> Response:
+        config, pool = self._config, self.pool
         return _json({
-            "status": "healthy",
-            "version": VERSION,
-            "e2b_key_configured": bool(self._config.e2b_api_key),
-            "api_key_required": bool(self._config.proxy_api_key),
-            "runs_in_flight": self.pool.count("running"),
-            "max_concurrent_runs": self._config.max_concurrent_runs,
-            "warm_ready": self.pool.count("ready"),
-            "sandbox_seconds_today": round(self.pool.seconds_spent(), 1),
-            "sandbox_seconds_per_day": self._config.sandbox_seconds_per_day,
-        })  # fmt: skip
+            "status": "healthy", "version": VERSION, "e2b_key_configured": bool(config.e2b_api_key),
+            "api_key_required": bool(config.proxy_api_key), "runs_in_flight": pool.count("running"),
+            "max_concurrent_runs": config.max_concurrent_runs, "warm_ready": pool.count("ready"),
+            "sandbox_seconds_today": round(pool.seconds_spent(), 1),
+            "sandbox_seconds_per_day": config.sandbox_seconds_per_day})  # fmt: skip
 
     def ready(self) -> Response:
-        # Only one request asks E2B; whoever comes meanwhile gets the answer before that.
         if self._ready_until < monotonic():
-            self._ready_until = monotonic() + _READY_CACHE_S
+            self._ready_until = monotonic() + _READY_CACHE_S  # who comes meanwhile does not ask
             try:
                 check_key(self._config)
                 self._ready_problem = ""
@@ -250,7 +234,7 @@ class _Service:
         return _json({"status": "ready"})
 
     def metrics(self) -> Response:
-        return Response(generate_latest(self._metrics.registry), content_type=CONTENT_TYPE_LATEST)
+        return Response(generate_latest(), content_type=CONTENT_TYPE_LATEST)
 
     def openapi(self) -> Response:
         host = request.headers.get("Host", "")
@@ -260,31 +244,19 @@ class _Service:
 
     def page(self) -> Response:
         nonce = secrets.token_urlsafe(16)
-        images = self._config.image_url if self._config.serves_images else ""
-        policy = (
-            f"default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; "
-            f"img-src 'self' data: {images}; connect-src 'self'; base-uri 'none'; "
-            "form-action 'none'; frame-ancestors 'none'"
-        )
-        headers = {"Content-Security-Policy": policy, "Referrer-Policy": "no-referrer"}
+        images = self._config.image_url if "://" in self._config.image_url else ""
+        headers = {"Content-Security-Policy": _PAGE_POLICY.format(nonce=nonce, images=images)}
         return Response(self._page.replace("{nonce}", nonce), 200, headers, mimetype="text/html")
 
     def images(self, name: str) -> Response:
-        publisher = self._publisher if self._config.serves_images else None
-        found = publisher.read(name) if publisher else None
-        if not found:
+        if not (found := published(name, self._config)):
             raise http.NotFound("There is no such picture.")
         headers = {"Cache-Control": "public, max-age=31536000, immutable"}
         headers["Content-Security-Policy"] = "default-src 'none'; sandbox"
         return Response(found[0], 200, headers, content_type=found[1])
 
 
-def _json(
-    body: object,
-    status: int = 200,
-    headers: Iterable[tuple[str, str]] = (),
-    blobs: Sequence[bytes] = (),
-) -> Response:
+def _json(body: object, status: int = 200, headers: Any = (), blobs: Any = ()) -> Response:
     return Response(json_pieces(body, blobs), status, headers, content_type="application/json")
 
 

@@ -1,17 +1,16 @@
-"""What one run produced: E2B's NDJSON stream in, a `Run` within fixed bounds out, as it arrives.
+"""What one run produced: E2B's NDJSON stream in, a `Run` out, in bounded memory. Pure.
 
-The stream's form: https://github.com/e2b-dev/code-interpreter (template/server). Pure: no I/O, no
-SDK, no Markdown; whatever bytes are fed in, memory stays bounded.
+The stream's form: https://github.com/e2b-dev/code-interpreter (template/server).
 """
-
-from __future__ import annotations
 
 import binascii
 import json
 import re
+import struct
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from time import monotonic
+from typing import Any, Literal, Self
 
 from config import MAX_REPLY_IMAGE_BYTES, Config
 
@@ -76,14 +75,15 @@ class Run:
     problem: str = ""
     pictures: list[Picture] = field(default_factory=list)
     left_out: Counter[tuple[str, str]] = field(default_factory=Counter)
+    started_at: float = field(default_factory=monotonic)
     durations_s: dict[str, float] = field(default_factory=dict)
 
     @classmethod
-    def empty(cls, max_output_chars: int) -> Run:
+    def empty(cls, max_output_chars: int) -> Self:
         return cls(Clipped(max_output_chars), Clipped(max_output_chars), Clipped(max_output_chars))
 
     def leave_out(self, what: str, why: str) -> None:
-        """Note what is missing from the reply: "picture", "not valid base64"."""
+        """Note what is missing from the reply, and why: "picture", "not valid base64"."""
         known = (what, why) in self.left_out or len(self.left_out) < MAX_NOTES
         self.left_out[(what, why) if known else ("output", "various reasons")] += 1
 
@@ -97,32 +97,17 @@ def picture_from(data: bytes) -> Picture:
     if re.match(rb"\s*(?:<\?xml|<!--|<!DOCTYPE svg|<svg)", data) and b"<svg" in data:
         return Picture(SVG, data)
     if data.startswith(b"\x89PNG\r\n\x1a\n\x00\x00\x00\x0dIHDR") and len(data) > 32:
-        media_type, width, height = PNG, data[16:20], data[20:24]
-    elif data.startswith(b"\xff\xd8\xff"):
-        media_type, width, height = JPEG, *_jpeg_size(data)
-    else:
-        raise BadPicture("neither PNG, JPEG nor SVG")
-    size = int.from_bytes(width, "big"), int.from_bytes(height, "big")
-    if not 0 < size[0] * size[1] <= MAX_PIXELS:
-        raise BadPicture(f"{size[0]} x {size[1]} pixels (the limit is {MAX_PIXELS:,} in all)")
-    return Picture(media_type, data)
-
-
-def _jpeg_size(data: bytes) -> tuple[bytes, bytes]:
-    at = 2  # of a segment: 0xff, its marker, its length (which counts itself but not the marker)
-    while at + 9 < len(data) and data[at] == 0xFF:
-        if 0xC0 <= data[at + 1] <= 0xCF and data[at + 1] not in (0xC4, 0xC8, 0xCC):
-            return data[at + 7 : at + 9], data[at + 5 : at + 7]
-        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-    raise BadPicture("a broken JPEG")
+        width, height = struct.unpack(">2I", data[16:24])
+        if not 0 < width * height <= MAX_PIXELS:
+            raise BadPicture(f"{width} x {height} pixels (the limit is {MAX_PIXELS:,} in all)")
+        return Picture(PNG, data)
+    if data.startswith(b"\xff\xd8\xff"):
+        return Picture(JPEG, data)
+    raise BadPicture("neither PNG, JPEG nor SVG")
 
 
 class StreamReader:
-    """Collects a run from its stream.
-
-    A line of output of any length is decoded as it comes. Another line that is over every limit
-    is dropped while it streams, and the run notes its kind and size.
-    """
+    """Collects a run from its stream; another line than output, over every limit, is dropped."""
 
     def __init__(self, run: Run, config: Config) -> None:
         self.run = run
@@ -181,36 +166,32 @@ class StreamReader:
     def _event(self, event: dict[str, Any]) -> None:
         run, limit = self.run, self._config.max_output_chars
         match event["type"]:
-            case "stdout":
-                run.stdout.add(str(event["text"]))
-            case "stderr":
-                run.stderr.add(str(event["text"]))
+            case "stdout" | "stderr" as name:
+                getattr(run, name).add(str(event["text"]))
             case "result":
                 self._result(event)
             case "error":
                 run.error_name = str(event["name"])[:200] or "Error"
                 run.error_value = str(event["value"])[: limit // 4]
-                traceback = str(event["traceback"])
-                surplus = max(0, len(traceback) - 4 * limit)
-                mark = f"[… {surplus:,} characters cut …]\n" if surplus else ""
-                run.traceback = mark + traceback[surplus:]
+                traceback = Clipped(8 * limit)
+                traceback.add(str(event["traceback"]))
+                run.traceback = traceback.text()
             case "end_of_execution":
                 self.ended = True
 
     def _result(self, event: dict[str, Any]) -> None:
         formats = {**(event.get("extra") or {}), **event}
-        pictures = [label for label in ("png", "jpeg", "svg") if formats.get(label)]
-        reasons = []
-        for label in pictures:
+        labels = [label for label in ("png", "jpeg", "svg") if formats.get(label)]
+        problems = []
+        for label in labels:
             try:
                 self._picture(label, str(formats[label]))
                 break
             except BadPicture as exc:
-                reasons.append(str(exc))
-        else:
-            if reasons:
-                self.run.leave_out("picture", reasons[0])
-        shown = bool(pictures) or self._value(formats)
+                problems.append(str(exc))
+        if labels and len(problems) == len(labels):
+            self.run.leave_out("picture", problems[0])
+        shown = bool(labels) or self._value(formats)
         for label, name in (_ALWAYS_NAMED if shown else _NOT_SHOWN).items():
             if formats.get(label):
                 self.run.leave_out(f"{name} output", "this format is not shown")

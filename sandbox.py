@@ -1,13 +1,11 @@
 """One E2B sandbox: create it, run code in it within exact limits, put its end off, kill it.
 
 The only room that knows E2B's SDK. The SDK is pinned, because `_TappedSandbox` rests on private
-parts of e2b-code-interpreter 2.11.5: its own timeout fires after twice the time asked, and its
-parser keeps everything in memory. A test fails when either changes.
+parts of it: its own timeout fires after twice the time, its parser keeps everything in memory.
 """
 
-from __future__ import annotations
-
 import logging
+import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +15,7 @@ from typing import Any, cast
 import httpx
 from e2b.api.client_sync import get_transport
 from e2b.exceptions import AuthenticationException, RateLimitException, ServiceBusyException
-from e2b_code_interpreter import Sandbox as E2BSandbox
+from e2b_code_interpreter.code_interpreter_sync import Sandbox as E2BSandbox
 
 from config import VERSION, Config
 from run import Run, StreamReader
@@ -28,113 +26,11 @@ log = logging.getLogger("e2b_proxy")
 KILL_BUDGET_S = 4
 _PRIME_BUDGET_S = 3
 _METADATA = {"service": "e2b-proxy", "version": VERSION, "process": uuid.uuid4().hex}
-_PROCESS_DIED = (
-    "The Python process died while the code ran: out of memory, a crash in a native library, "
-    "or an exit. What it printed just before may be missing."
-)
+_PROCESS_DIED = "The Python process died: out of memory, a crash in a native library, or an exit."
 
 
 class Unavailable(Exception):
     """E2B did not do what was asked; the message says so in our own words, for the caller."""
-
-
-class Sandbox:
-    """A sandbox at E2B that ends by itself after `lifetime_s`. Every method raises Unavailable."""
-
-    def __init__(self, config: Config, lifetime_s: int, budget_s: float) -> None:
-        """Create it, within `budget_s` as a whole, retries included."""
-        self._config = config
-        self._lifetime_s = lifetime_s
-        self._primed = False  # a cell ran in it, which took the prefix that E2B gives the first
-        self.created_at = monotonic()
-        self.ends_at = self.created_at + lifetime_s
-        # The same key for both tries: when the reply to the first was lost, E2B answers the
-        # second with the sandbox that it made.
-        key = str(uuid.uuid4())
-        with _in_our_words():
-            try:
-                self._e2b = self._create(key, budget_s)
-            except (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError):
-                self._e2b = self._create(key, self.created_at + budget_s - monotonic())
-
-    def _create(self, key: str, budget_s: float) -> _TappedSandbox:
-        return _TappedSandbox.create(
-            self._config.e2b_template,
-            timeout=self._lifetime_s,
-            metadata=_METADATA,
-            allow_internet_access=self._config.allow_internet,
-            idempotency_key=key,
-            **_connection(self._config, budget_s),
-        )
-
-    def kill(self) -> None:
-        """End it, within KILL_BUDGET_S; one that is gone already is fine."""
-        with _in_our_words():
-            self._e2b.kill(**_connection(self._config, KILL_BUDGET_S))
-
-    def renew(self) -> None:
-        """Let it live for its whole lifetime from now on."""
-        now = monotonic()
-        with _in_our_words():
-            self._e2b.set_timeout(self._lifetime_s, **_connection(self._config, KILL_BUDGET_S))
-        self.ends_at = now + self._lifetime_s
-
-    def prime(self) -> None:
-        """Run an empty cell, which takes E2B's prefix with it."""
-        with _in_our_words():
-            self._e2b.send("pass", _PRIME_BUDGET_S, StreamReader(Run.empty(2), self._config))
-        self._primed = True
-
-    def run(self, code: str, limit_s: int, run: Run) -> bool:
-        """Run `code` once, for at most `limit_s`, and fill `run`.
-
-        Returns False when the sandbox turned out to be gone before that, so that nothing has run.
-        """
-        # A cell magic works in the first line of a cell only, and the prefix would come before it.
-        if not self._primed and code.lstrip().startswith("%%"):
-            self.prime()
-        reader, started, failed = StreamReader(run, self._config), monotonic(), False
-        try:
-            self._e2b.send(code, limit_s, reader)
-        except Exception as exc:
-            failed = True
-            log.warning("run failed in sandbox %s: %s", self._e2b.sandbox_id, _short(exc))
-        run.durations_s["run"] = took_s = monotonic() - started
-        status = self._e2b.tap.status
-        if run.error_name or (reader.ended and not reader.broken):
-            run.outcome = "error" if run.error_name else "ok"
-            run.problem = _PROCESS_DIED if run.error_name == "ContextRestarting" else ""
-        elif failed and took_s > limit_s - 0.1:
-            run.outcome = "timeout"
-            run.problem = f"The run was stopped after {limit_s} s, its time limit."
-        elif status is None:
-            run.problem = "The connection to the sandbox failed; the code may or may not have run."
-        elif not 200 <= status < 300:
-            run.problem = "E2B's sandbox refused the run, so the code did not run. Try again."
-        else:
-            run.outcome = "error"
-            reason = reader.broken or "the connection ended before the run did"
-            run.problem = f"The run broke off: {reason}."
-        self._mend_texts(code, run)
-        return status not in (404, 502)
-
-    def _mend_texts(self, code: str, run: Run) -> None:
-        run.traceback = unglued(run.traceback)
-        evidence = f"{run.traceback}\n{run.stderr.head}\n{run.stderr.tail}"
-        mend = str if self._primed else unprefixed(code, evidence)
-
-        def mended(text: str) -> str:
-            return mend(text).replace(self._e2b.sandbox_id, "[sandbox id]")
-
-        run.traceback, run.error_value = mended(run.traceback), mended(run.error_value)
-        for part in (run.stdout, run.stderr, run.values):
-            part.head, part.tail = mended(part.head), mended(part.tail)
-
-
-def check_key(config: Config) -> None:
-    """Ask E2B whether the key is good. Raises Unavailable."""
-    with _in_our_words():
-        E2BSandbox.list(limit=1, **_connection(config, KILL_BUDGET_S)).next_items()
 
 
 def _connection(config: Config, budget_s: float) -> dict[str, Any]:
@@ -145,8 +41,9 @@ def _connection(config: Config, budget_s: float) -> dict[str, Any]:
 
 
 def _short(exc: Exception) -> str:
-    """What the log says of E2B's own words: %r, so that they cannot forge a line."""
-    return f"{type(exc).__name__} {str(exc)[:200]!r}"
+    """What the log says of E2B's own words: %r, so that they cannot forge a line; no key."""
+    words = re.sub(r"\be2b_\w+", "[key]", str(exc))
+    return f"{type(exc).__name__} {words[:200]!r}"
 
 
 @contextmanager
@@ -170,23 +67,6 @@ def _in_our_words() -> Iterator[None]:
         raise Unavailable(text) from exc
 
 
-class _TappedSandbox(E2BSandbox):
-    """The SDK's sandbox, the stream of its run read by a reader of ours."""
-
-    def send(self, code: str, limit_s: float, reader: StreamReader) -> None:
-        """Send `code`, once. Returns when the stream is over; raises what the SDK does."""
-        transport = get_transport(self.connection_config, http_version="1.1")
-        self.tap = _Tap(transport, reader, limit_s)
-        self.run_code(code, timeout=limit_s)
-
-    @property
-    def _client(self) -> httpx.Client:
-        return httpx.Client(transport=self.tap)
-
-    def _handle_connection_error(self, err: Exception) -> None:
-        """The SDK would now ask whether the sandbox lives, for as long as it takes; we need not."""
-
-
 class _Tap(httpx.BaseTransport):
     """Bounds a run's request as a whole, and has the reader read its answer instead of the SDK."""
 
@@ -206,3 +86,109 @@ class _Tap(httpx.BaseTransport):
         finally:
             stream.close()
         return httpx.Response(self.status)
+
+
+class _TappedSandbox(E2BSandbox):
+    """The SDK's sandbox, the stream of its run read by a reader of ours."""
+
+    def send(self, code: str, limit_s: float, reader: StreamReader) -> None:
+        """Send `code`, once. Returns when the stream is over; raises what the SDK does."""
+        transport = get_transport(self.connection_config, http_version="1.1")
+        self.tap = _Tap(transport, reader, limit_s)
+        self.run_code(code, timeout=limit_s)
+
+    @property
+    def _client(self) -> httpx.Client:
+        return httpx.Client(transport=self.tap)
+
+    def _handle_connection_error(self, err: Exception) -> None:
+        """The SDK would now ask whether the sandbox lives, for as long as it takes; we need not."""
+
+
+class Sandbox:
+    """A sandbox at E2B that ends by itself after `lifetime_s`. Every method raises Unavailable."""
+
+    @_in_our_words()
+    def __init__(self, config: Config, lifetime_s: int, budget_s: float) -> None:
+        """Create it, within `budget_s` as a whole, retries included."""
+        self._config = config
+        self._lifetime_s = lifetime_s
+        self._primed = False  # a cell ran in it, which took the prefix that E2B gives the first
+        self.created_at = monotonic()
+        self.ends_at = self.created_at + lifetime_s
+        key = str(uuid.uuid4())  # for both tries: a sandbox whose reply was lost is given again
+        try:
+            self._e2b = self._create(key, budget_s)
+        except (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError):
+            self._e2b = self._create(key, self.created_at + budget_s - monotonic())
+
+    def _create(self, key: str, budget_s: float) -> _TappedSandbox:
+        return _TappedSandbox.create(
+            self._config.e2b_template, timeout=self._lifetime_s, metadata=_METADATA,
+            allow_internet_access=self._config.allow_internet, idempotency_key=key,
+            **_connection(self._config, budget_s))  # fmt: skip
+
+    @_in_our_words()
+    def kill(self) -> None:
+        """End it, within KILL_BUDGET_S; one that is gone already is fine."""
+        self._e2b.kill(**_connection(self._config, KILL_BUDGET_S))
+
+    @_in_our_words()
+    def renew(self) -> None:
+        """Let it live for its whole lifetime from now on."""
+        now = monotonic()
+        self._e2b.set_timeout(self._lifetime_s, **_connection(self._config, KILL_BUDGET_S))
+        self.ends_at = now + self._lifetime_s
+
+    @_in_our_words()
+    def prime(self) -> None:
+        """Run an empty cell, which takes E2B's prefix with it."""
+        self._e2b.send("pass", _PRIME_BUDGET_S, StreamReader(Run.empty(2), self._config))
+        self._primed = True
+
+    def run(self, code: str, limit_s: int, run: Run) -> bool:
+        """Run `code` once and fill `run`; False when the sandbox was gone, so that nothing ran."""
+        # A cell magic works in the first line of a cell only, and the prefix would come before it.
+        if not self._primed and code.lstrip().startswith("%%"):
+            self.prime()
+        reader, started, failed = StreamReader(run, self._config), monotonic(), False
+        try:
+            self._e2b.send(code, limit_s, reader)
+        except Exception as exc:
+            failed = True
+            log.warning("run failed in sandbox %s: %s", self._e2b.sandbox_id, _short(exc))
+        run.durations_s["run"] = took_s = monotonic() - started
+        status = self._e2b.tap.status
+        if run.error_name or (reader.ended and not reader.broken):
+            run.outcome = "error" if run.error_name else "ok"
+            run.problem = _PROCESS_DIED if run.error_name == "ContextRestarting" else ""
+        elif failed and took_s > limit_s - 0.1:
+            run.outcome = "timeout"
+            run.problem = f"The run was stopped after {limit_s} s, its time limit."
+        elif status is None:
+            run.problem = "The connection to the sandbox failed; the code may or may not have run."
+        elif not 200 <= status < 300:
+            run.problem = "E2B's sandbox refused the run, so the code did not run. Try again."
+        else:
+            reason = reader.broken or "the connection ended before the run did"
+            run.outcome, run.problem = "error", f"The run broke off: {reason}."
+        self._mend_texts(code, run)
+        return status not in (404, 502)
+
+    def _mend_texts(self, code: str, run: Run) -> None:
+        run.traceback = unglued(run.traceback)
+        evidence = f"{run.traceback}\n{run.stderr.head}\n{run.stderr.tail}"
+        mend = str if self._primed else unprefixed(code, evidence)
+
+        def mended(text: str) -> str:
+            return mend(text).replace(self._e2b.sandbox_id, "[sandbox id]")
+
+        run.traceback, run.error_value = mended(run.traceback), mended(run.error_value)
+        for part in (run.stdout, run.stderr, run.values):
+            part.head, part.tail = mended(part.head), mended(part.tail)
+
+
+@_in_our_words()
+def check_key(config: Config) -> None:
+    """Ask E2B whether the key is good. Raises Unavailable."""
+    E2BSandbox.list(limit=1, **_connection(config, KILL_BUDGET_S)).next_items()

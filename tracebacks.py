@@ -7,16 +7,16 @@ environment variables of its own has more. A cell that is run beforehand would t
 and cost a round trip; this costs none.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterator
 
 _GLUED = re.compile(r"(?<=-{75})(?=\w)|(?<=recent call last\))(?=Cell |File )|(?<=:)(?=-{75})")
-_HEADING = re.compile(r"(Cell In\[1\], line )(\d+)")
-_ROW = re.compile(r"( *(?:-+> )?)(\d+)(?= |$)(.*)")
-_WARNING = re.compile(r'(ipykernel_\d+/\d+\.py(?::|", line ))(\d+)')
-_SYNTAX_ERROR = re.compile(r"(\(\d+\.py, line )(\d+)(?=\))")
+_ROW = re.compile(r"( *(?:-+> )?)(\d{1,7})(?= |$)(.*)")
+_PLACE = re.compile(r'(?m)(^ *Cell In\[1\], line |ipykernel_\d+/\d+\.py(?::|", line ))(\d{1,7})')
+_SYNTAX_ERROR = re.compile(
+    r"(?m)(\(\d+\.py, line |\(detected at line |(?:parenthesis '.'|statement|definition) on line |"
+    r"^<>:|\A  File <\w+>:|(?:level|indentation) \(<\w+>, line )(\d{1,7})"
+)
 
 
 def unglued(traceback: str) -> str:
@@ -31,7 +31,8 @@ def unprefixed(code: str, evidence: str) -> Callable[[str], str]:
     for which each line that is quoted there is that line of the code.
     """
     own_lines = [line.strip() for line in code.split("\n")]
-    quoted = [(number, text) for _, number, text in _rows(evidence)]
+    # Shell commands and magics are quoted as the calls that they became.
+    quoted = [row[1:] for row in _rows(evidence) if "get_ipython()." not in row[2]][:1000]
 
     def fits(prefix: int) -> bool:
         own = [(number - prefix - 1, text) for number, text in quoted if number > prefix]
@@ -39,22 +40,19 @@ def unprefixed(code: str, evidence: str) -> Callable[[str], str]:
 
     prefix = next(filter(fits, (4, *range(1, 100))), 4)
 
-    def less(match: re.Match[str], width: int = 0) -> str:
-        number = int(match[2]) - prefix
-        return f"{match[1]}{number:>{width}}" if number > 0 else match[0]
+    def less(match: re.Match[str]) -> str:
+        return f"{match[1]}{int(match[2]) - prefix}" if int(match[2]) > prefix else match[0]
 
     def mend(text: str) -> str:
         lines = text.split("\n")
         for index, number, _ in reversed(list(_rows(text))):
             if row := _ROW.match(lines[index]):
                 # A row of the prefix goes; the others keep their width.
-                lines[index : index + 1] = (
-                    [less(row, len(row[2])) + row[3]] if number > prefix else []
-                )
+                of_prefix = number <= prefix or row[3].startswith(" import os; os.environ['E2B_")
+                filled = row[1][:1] * (len(row[2]) - len(f"{number - prefix}")) + less(row)
+                lines[index : index + 1] = [] if of_prefix else [filled + row[3]]
         text = "\n".join(lines)
-        for pattern in (_HEADING, _WARNING, _SYNTAX_ERROR):
-            text = pattern.sub(less, text)
-        return text
+        return _SYNTAX_ERROR.sub(less, _PLACE.sub(less, text))
 
     return mend
 
@@ -67,8 +65,8 @@ def _rows(text: str) -> Iterator[tuple[int, int, str]]:
         if in_frame and (row := _ROW.match(line)):
             yield index, int(row[2]), row[3].strip()
         elif not (in_frame and line.strip() == "(...)"):
-            heading = _HEADING.search(line)
+            place = _PLACE.search(line)
             # The heading of a syntax error is indented; the code below it has no number.
-            in_frame = bool(heading) and not line.startswith(" ")
-            if (match := heading or _WARNING.search(line)) and not in_frame:
-                yield index, int(match[2]), lines[index + 1].strip()
+            in_frame = bool(place) and line.startswith("Cell ")
+            if place and not in_frame:
+                yield index, int(place[2]), lines[index + 1].lstrip(" |").strip()
