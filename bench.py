@@ -122,19 +122,23 @@ class Child:
                 raise BenchError(f"{self.name} is not up: {tail}")
             time.sleep(POLL_S)
 
-    def stop(self) -> None:
-        """SIGTERM, and SIGKILL for whatever is left."""
+    def stop(self) -> bool:
+        """SIGTERM, and SIGKILL for whatever is left; whether the first was enough."""
+        has_ended = True
         if self.process.poll() is None:
             self.process.terminate()
-            with suppress(subprocess.TimeoutExpired):
+            try:
                 self.process.wait(STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                has_ended = False
         self.kill()
-        self.log.close()
+        return has_ended
 
     def kill(self) -> None:
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+        self.log.close()
 
     def processes(self) -> list[psutil.Process]:
         parent = psutil.Process(self.process.pid)
@@ -186,7 +190,7 @@ class Service(Child):
     """gunicorn with the shipped configuration."""
 
     def __init__(self, environ: Mapping[str, str], port: int = 0) -> None:
-        self.port = port or _free_port()
+        self.port = port or free_port()
         environ = {**environ, "HOST": LOOPBACK, "PORT": str(self.port)}
         super().__init__("-m", "gunicorn", "proxy:app", environ=environ)
         self.wait_until(self._is_up)
@@ -203,7 +207,7 @@ class Service(Child):
         return health
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.create_server((LOOPBACK, 0)) as probe:
         return int(probe.getsockname()[1])
 

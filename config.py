@@ -47,7 +47,7 @@ class Config:
     host: str = _text("127.0.0.1", r"[\w.:-]+", "an address or a host name")
     port: int = _whole(3001, 1, 65535)
     proxy_api_key: str = _secret()
-    allowed_hosts: str = _text("", r"[\w.,-]+", "host names parted by commas")
+    allowed_hosts: str = _text("", r"[\w., -]+", "host names parted by commas")
     run_timeout_s: int = _whole(50, 1, 3500)
     max_concurrent_runs: int = _whole(20, 1, 1000)
     max_code_chars: int = _whole(100_000, 1, 1_000_000)

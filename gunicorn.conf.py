@@ -30,8 +30,8 @@ class JsonFormatter(logging.Formatter):
     """One JSON object a line: the message, and what was given as `extra={"fields": {...}}`."""
 
     def format(self, record):
-        stamp = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
-        line = {"time": stamp, "level": record.levelname.lower(), "message": record.getMessage()}
+        now = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        line = {"time": now, "level": record.levelname.lower(), "message": record.getMessage()}
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return json.dumps(line | getattr(record, "fields", {}))
@@ -62,6 +62,13 @@ class PatientWorker(gthread.ThreadWorker):
         deferred = Future()
         deferred.set_result(gthread._DEFER)
         return self.finish_request(conn, deferred)
+
+    def murder_pending(self):
+        """Silent connections do not keep a worker that is to stop."""
+        if not self.alive:
+            for conn in self.pending_conns:
+                conn.timeout = 0
+        super().murder_pending()
 
     def handle(self, conn):
         self.receiving[conn] = time.monotonic()

@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from time import monotonic
 
-from config import MAX_REPLY_IMAGE_BYTES, Config
+from config import OVERHEAD_S, Config
 from run import JPEG, PNG, SVG, BadPicture, Picture, Run, picture_from
 
 log = logging.getLogger("e2b_proxy")
@@ -34,39 +34,35 @@ BLOB = secrets.token_hex(16)
 
 def rasterize(run: Run, config: Config) -> None:
     """Replace a run's SVGs by PNGs; one that cannot be drawn is left out, with a note."""
-    give_up_at = monotonic() + _SVG_BUDGET_S
-    room_bytes = MAX_REPLY_IMAGE_BYTES
+    overhead_s = sum(s for step, s in run.durations_s.items() if step != "run")
+    give_up_at = monotonic() + min(_SVG_BUDGET_S, OVERHEAD_S - overhead_s)
     pictures, run.pictures = run.pictures, []
     for picture in pictures:
+        is_svg = picture.media_type == SVG
         try:
-            drawn = _draw(picture.data, give_up_at) if picture.media_type == SVG else picture
-            if len(drawn.data) > min(config.max_image_bytes, room_bytes):
-                raise BadPicture(f"{len(drawn.data):,} bytes as PNG, which is over the limit")
+            run.keep(_draw(picture.data, give_up_at) if is_svg else picture, config)
         except BadPicture as exc:
-            run.leave_out("SVG picture", str(exc))
-            continue
-        room_bytes -= len(drawn.data)
-        run.pictures.append(drawn)
-        if drawn is not picture and b"<text" in picture.data:
+            run.leave_out("picture", str(exc))
+        if is_svg and b"<text" in picture.data:
             run.leave_out("SVG text", "text is drawn from paths only (svg.fonttype: path)")
 
 
 def _draw(svg: bytes, give_up_at: float) -> Picture:
     if _REFERS_OUTSIDE.search(svg.decode("utf-8", "replace")):
-        raise BadPicture("it refers to something outside itself")
+        raise BadPicture("an SVG that refers to something outside itself")
     if not _renderers.acquire(timeout=max(0, give_up_at - monotonic())):
-        raise BadPicture("too many are being drawn at once")
+        raise BadPicture("an SVG for which there was no time")
     command = [sys.executable, "-I", str(Path(__file__).with_name("svg_to_png.py"))]
     limit_s = max(0.1, give_up_at - monotonic())
     try:
         child = subprocess.run(command, input=svg, capture_output=True, timeout=limit_s, env={})
     except subprocess.TimeoutExpired:
-        raise BadPicture("drawing it took too long") from None
+        raise BadPicture("an SVG that takes too long to draw") from None
     finally:
         _renderers.release()
     if child.returncode:
         log.info("an SVG could not be drawn: %r", child.stderr[-200:])
-        raise BadPicture("it could not be drawn")
+        raise BadPicture("an SVG that cannot be drawn")
     return picture_from(child.stdout)
 
 
@@ -108,5 +104,5 @@ def _sweep(folder: Path, ttl_s: float) -> None:
 
 def json_pieces(body: object, blobs: Sequence[bytes]) -> list[bytes]:
     """A JSON body in pieces, in which each BLOB became the next of `blobs`, as base64."""
-    first, *texts = (text.encode() for text in json.dumps(body, ensure_ascii=False).split(BLOB))
+    first, *texts = (text.encode() for text in json.dumps(body).split(BLOB))
     return [first, *(p for pair in zip(map(b64encode, blobs), texts, strict=True) for p in pair)]

@@ -27,7 +27,7 @@ def handle(message: Any, tool: dict[str, Any], instructions: str, call: Call) ->
     message_id, method, params = (message.get(key) for key in ("id", "method", "params"))
     if not method and ("result" in message or "error" in message):
         return None  # a response to a request that was never made
-    is_id = isinstance(message_id, (int, float, str, type(None)))
+    is_id = type(message_id) in (int, str, type(None))
     if message.get("jsonrpc") != "2.0" or not isinstance(method, str) or not is_id:
         return error(None, INVALID_REQUEST, "Expected one JSON-RPC 2.0 request.")
     if message_id is None:

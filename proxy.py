@@ -50,7 +50,6 @@ def __getattr__(name: str) -> Flask:
 
 def create_app(config: Config) -> Flask:
     app = Flask(__name__, static_folder=None)
-    app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
     service = app.extensions["service"] = _Service(config)
     app.before_request(service.guard)
     app.after_request(service.finish)
@@ -114,11 +113,13 @@ class _Service:
         g.request_id = given_id if is_id else secrets.token_hex(16)
         key, host = self._config.proxy_api_key, request.headers.get("Host", "").lower()
         if request.method == "POST":
-            is_allowed = re.sub(r":\d+$", "", host) in self._config.allowed_hosts.lower().split(",")
+            allowed_hosts = re.split("[, ]+", self._config.allowed_hosts.lower())
+            is_allowed = re.sub(r":\d+$", "", host) in allowed_hosts
             if not (key or is_allowed or _LOCAL_HOST.fullmatch(host)):
                 raise http.Forbidden("This Host is not served: add it to ALLOWED_HOSTS.")
-            origin = request.headers.get("Origin", f"http://{host}").lower()
-            if origin not in (f"http://{host}", f"https://{host}"):
+            origin = request.headers.get("Origin", "").lower()
+            own = (f"http://{host.removesuffix(':80')}", f"https://{host.removesuffix(':443')}")
+            if "Origin" in request.headers and origin not in own:
                 raise http.Forbidden("A web page of another origin may not call this service.")
         if key and request.endpoint not in _OPEN_ENDPOINTS:
             scheme, _, token = request.headers.get("Authorization", "").partition(" ")
@@ -129,8 +130,7 @@ class _Service:
     def error(self, exc: http.HTTPException) -> Response:
         code = (exc.name or "").lower().replace(" ", "_")
         body = {"code": code, "message": exc.description, "request_id": g.request_id}
-        headers = [(name, value) for name, value in exc.get_headers() if name != "Content-Type"]
-        return _json({"error": body}, exc.code or 500, headers)
+        return _json({"error": body}, exc.code or 500, exc.get_headers())
 
     def finish(self, response: Response) -> Response:
         """After each request: what every response has, and the line of the log."""
@@ -219,7 +219,7 @@ class _Service:
             "api_key_required": bool(config.proxy_api_key), "runs_in_flight": pool.count("running"),
             "max_concurrent_runs": config.max_concurrent_runs, "warm_ready": pool.count("ready"),
             "sandbox_seconds_today": round(pool.seconds_spent(), 1),
-            "sandbox_seconds_per_day": config.sandbox_seconds_per_day})  # fmt: skip
+            "run_timeout_s": config.run_timeout_s, "sandbox_seconds_per_day": config.sandbox_seconds_per_day})  # fmt: skip
 
     def ready(self) -> Response:
         if self._ready_until < monotonic():
@@ -264,8 +264,11 @@ def _json_body() -> object:
     """The request's body. Raises UnsupportedMediaType, RequestEntityTooLarge, BadRequest."""
     if request.mimetype != "application/json":
         raise http.UnsupportedMediaType("Send the body as Content-Type: application/json.")
+    body = request.stream.read(MAX_BODY_BYTES + 1)
+    if len(body) > MAX_BODY_BYTES:
+        raise http.RequestEntityTooLarge(f"The body has more than {MAX_BODY_BYTES:,} bytes.")
     try:
-        return json.loads(request.get_data(cache=False))
+        return json.loads(body)
     except (ValueError, RecursionError) as exc:
         text = f"The body is no JSON that can be read ({type(exc).__name__})."
         raise http.BadRequest(text) from None

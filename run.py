@@ -61,6 +61,10 @@ class Picture:
     data: bytes = field(repr=False)
 
 
+class BadPicture(ValueError):
+    """The bytes are no picture that can be shown; the message is the reason."""
+
+
 @dataclass
 class Run:
     """What came of one run; `problem` says in our own words why it was not a normal one."""
@@ -82,14 +86,23 @@ class Run:
     def empty(cls, max_output_chars: int) -> Self:
         return cls(Clipped(max_output_chars), Clipped(max_output_chars), Clipped(max_output_chars))
 
+    def keep(self, picture: Picture, config: Config) -> None:
+        """Keep a picture, once, within the limits. Raises BadPicture."""
+        kept, size = self.pictures, len(picture.data)
+        if picture in kept:
+            return
+        if len(kept) >= config.max_images:
+            raise BadPicture(f"a reply holds at most {config.max_images} pictures")
+        if size > config.max_image_bytes:
+            raise BadPicture(f"{size:,} bytes (the limit is {config.max_image_bytes:,})")
+        if sum(len(one.data) for one in kept) + size > MAX_REPLY_IMAGE_BYTES:
+            raise BadPicture(f"a reply holds at most {MAX_REPLY_IMAGE_BYTES:,} bytes of pictures")
+        kept.append(picture)
+
     def leave_out(self, what: str, why: str) -> None:
         """Note what is missing from the reply, and why: "picture", "not valid base64"."""
         known = (what, why) in self.left_out or len(self.left_out) < MAX_NOTES
         self.left_out[(what, why) if known else ("output", "various reasons")] += 1
-
-
-class BadPicture(ValueError):
-    """The bytes are no picture that can be shown; the message is the reason."""
 
 
 def picture_from(data: bytes) -> Picture:
@@ -210,20 +223,9 @@ class StreamReader:
         return True
 
     def _picture(self, label: str, text: str) -> None:
-        """Keep a picture within the limits, once. Raises BadPicture."""
-        pictures, config = self.run.pictures, self._config
         try:
             encoded = "".join(text.split()).encode("ascii") if label != "svg" else b""
             data = binascii.a2b_base64(encoded, strict_mode=True) or text.encode()
         except ValueError:
             raise BadPicture("not valid base64") from None
-        picture = picture_from(data)
-        if picture in pictures:
-            return
-        if len(pictures) >= config.max_images:
-            raise BadPicture(f"a reply holds at most {config.max_images} pictures")
-        if len(data) > config.max_image_bytes:
-            raise BadPicture(f"{len(data):,} bytes (the limit is {config.max_image_bytes:,})")
-        if sum(len(kept.data) for kept in pictures) + len(data) > MAX_REPLY_IMAGE_BYTES:
-            raise BadPicture(f"a reply holds at most {MAX_REPLY_IMAGE_BYTES:,} bytes of pictures")
-        pictures.append(picture)
+        self.run.keep(picture_from(data), self._config)

@@ -44,14 +44,14 @@ def unprefixed(code: str, evidence: str) -> Callable[[str], str]:
         return f"{match[1]}{int(match[2]) - prefix}" if int(match[2]) > prefix else match[0]
 
     def mend(text: str) -> str:
-        lines = text.split("\n")
-        for index, number, _ in reversed(list(_rows(text))):
-            if row := _ROW.match(lines[index]):
+        lines: list[str | None] = [*text.split("\n")]
+        for index, number, _ in _rows(text):
+            if row := _ROW.match(lines[index] or ""):
                 # A row of the prefix goes; the others keep their width.
                 of_prefix = number <= prefix or row[3].startswith(" import os; os.environ['E2B_")
                 filled = row[1][:1] * (len(row[2]) - len(f"{number - prefix}")) + less(row)
-                lines[index : index + 1] = [] if of_prefix else [filled + row[3]]
-        text = "\n".join(lines)
+                lines[index] = None if of_prefix else filled + row[3]
+        text = "\n".join(line for line in lines if line is not None)
         return _SYNTAX_ERROR.sub(less, _PLACE.sub(less, text))
 
     return mend
