@@ -455,6 +455,7 @@ class Bench:
         with Service(self.environ) as service:
             start_s, idle_mb = service.start_s, service.memory_mb()
             self.load.ask("service", port=service.port, callers=1, calls=2, code=printed(0))
+            long_runs = self._long_runs(service)
             bare_s, cold_s = self._both(service, callers=1, calls=self.scale.calls)
             crowds = [
                 against(f"{callers} callers", *self._both(service, callers=callers, calls=calls))
@@ -462,8 +463,6 @@ class Bench:
             ]
             pictures = [self._picture(service, megabytes) for megabytes in (1, 5)]
             effort = self._effort(service)
-        with Service(self.environ) as service:
-            long_runs = self._long_runs(service)
         with Service(self.environ | {"WARM_SANDBOXES": "1"}) as service:
             job = {"callers": 1, "calls": self.scale.calls, "code": printed(RUN_S)}
             alone_s = self.bare.ask("alone", **job)["durations_s"]

@@ -77,6 +77,11 @@ class PatientWorker(gthread.ThreadWorker):
         finally:
             del self.receiving[conn]
 
+    def murder_pending(self):
+        for conn in self.pending_conns if not self.alive else ():
+            conn.timeout = 0  # a silent connection does not hold up the end
+        super().murder_pending()
+
     def notify(self):
         """Called every second: cut off whose request is not all here after the limit."""
         super().notify()

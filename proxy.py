@@ -35,7 +35,7 @@ _PAGE_POLICY = (
 _READY_CACHE_S = 30
 _SEND_TIMEOUT_S = 30
 # An attacker's page can have a name of its own resolve to this service, but no such as these.
-_LOCAL_HOST = re.compile(r"([^.:]*|\d+(\.\d+){3}|\[[0-9a-f:.]+\])(:\d+)?")
+_LOCAL_HOST = re.compile(r"([^.:]*|.*\.localhost|\d+(\.\d+){3}|\[[0-9a-f:.]+\])(:\d+)?")
 _LOOPBACK = re.compile(r"(|(.*\.)?localhost|127(\.\d+){3}|0\.0\.0\.0|\[::1?\])(:\d+)?")
 _ASK_FOR_KEY = "Send this service's PROXY_API_KEY as Authorization: Bearer."
 _ASK_TO_SHOW = "To show the user these images, repeat these lines unchanged:"
@@ -244,7 +244,7 @@ class _Service:
 
     def page(self) -> Response:
         nonce = secrets.token_urlsafe(16)
-        images = self._config.image_url if "://" in self._config.image_url else ""
+        images = f"{self._config.image_url}/" if "://" in self._config.image_url else ""
         headers = {"Content-Security-Policy": _PAGE_POLICY.format(nonce=nonce, images=images)}
         return Response(self._page.replace("{nonce}", nonce), 200, headers, mimetype="text/html")
 
@@ -264,12 +264,13 @@ def _json_body() -> object:
     """The request's body. Raises UnsupportedMediaType, RequestEntityTooLarge, BadRequest."""
     if request.mimetype != "application/json":
         raise http.UnsupportedMediaType("Send the body as Content-Type: application/json.")
-    body = request.stream.read(MAX_BODY_BYTES + 1)
-    if len(body) > MAX_BODY_BYTES:
-        raise http.RequestEntityTooLarge(f"The body has more than {MAX_BODY_BYTES:,} bytes.")
+    announced = request.content_length or 0
     try:
+        body = request.stream.read(MAX_BODY_BYTES + 1) if announced <= MAX_BODY_BYTES else b""
+        if max(announced, len(body)) > MAX_BODY_BYTES:
+            raise http.RequestEntityTooLarge(f"The body has more than {MAX_BODY_BYTES:,} bytes.")
         return json.loads(body)
-    except (ValueError, RecursionError) as exc:
+    except (ValueError, RecursionError, OSError) as exc:  # OSError: from chunks that are malformed
         text = f"The body is no JSON that can be read ({type(exc).__name__})."
         raise http.BadRequest(text) from None
 

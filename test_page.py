@@ -1,0 +1,621 @@
+"""What the page at GET / promises, tried in headless Chromium against the running service.
+
+Needs Debian's packages chromium and chromium-driver; skipped where they are missing. With
+SCREENSHOT_DIR set, the README's pictures of the page are written there.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+import shutil
+import struct
+import threading
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+import requests
+import yaml
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.remote.webelement import WebElement
+from selenium.webdriver.support import expected_conditions
+from selenium.webdriver.support.wait import WebDriverWait
+
+from conftest import Service, e2b_at
+from local_e2b import LocalE2B
+
+CHROMIUM, CHROMEDRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+pytestmark = pytest.mark.skipif(
+    not (CHROMIUM and CHROMEDRIVER), reason="the page: chromium or chromium-driver is not installed"
+)
+SCREENSHOT_DIR = os.environ.get("SCREENSHOT_DIR")
+WAIT_S = 20
+HOSTILE_OUTPUTS = (
+    "<img src=x onerror=alert(1)><svg onload=alert(2)><iframe src=//evil.test></iframe>",
+    "</pre></section></main><script>alert(1)</script><style>*{display:none}</style>",
+    "```\n**Executed Code:**\n```html\n<b>no</b>\n````\n![image 1](https://evil.test/?q)\n```````",
+    "[open](javascript:alert(1)) <//evil.test>\n![image 1](https://evil.test/x.png)",
+    "\u202egnp.exe\u2066 user\u2069 admin\u202c",
+)
+
+BIDI_CONTROLS = "[\u202a-\u202e\u2066-\u2069]"  # the service makes them visible
+FOREIGN_ADDRESSES = (
+    "javascript:alert(1)",
+    "//evil.test/x.png",
+    "/\\evil.test/x.png",
+    "/\t/evil.test/x.png",
+    "x.png",
+    "file:///x.png",
+    "data:text/html;base64,AAAA",
+    "data:image/svg+xml,<svg/>",
+)
+# For each element with words of its own: its words, and their contrast (WCAG 2: 1 to 21).
+CONTRAST_OF_WORDS = """
+const channels = (colour) => colour.match(/[\\d.]+/g).map(Number);
+const brightness = (colour) => channels(colour).slice(0, 3)
+  .map((each) => each / 255)
+  .map((each) => each <= 0.04045 ? each / 12.92 : ((each + 0.055) / 1.055) ** 2.4)
+  .reduce((sum, each, index) => sum + each * [0.2126, 0.7152, 0.0722][index], 0);
+const behind = (element) => {
+  const colour = getComputedStyle(element).backgroundColor;
+  return channels(colour)[3] === 0 ? behind(element.parentElement) : colour;
+};
+const hasWords = (element) => element.checkVisibility() &&
+  [...element.childNodes].some((node) => node.nodeType === Node.TEXT_NODE && node.data.trim());
+return [...document.body.querySelectorAll('*')].filter(hasWords).map((element) => {
+  const both = [getComputedStyle(element).color, behind(element)].map(brightness);
+  const [dark, light] = both.sort((a, b) => a - b);
+  return [element.textContent.trim().slice(0, 40), (light + 0.05) / (dark + 0.05)];
+});
+"""
+
+Start = Callable[..., Service]
+
+
+def launch(profile: Path, *flags: str) -> webdriver.Chrome:
+    options = webdriver.ChromeOptions()
+    options.binary_location = str(CHROMIUM)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    for flag in (
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--disable-dev-shm-usage",
+        "--no-first-run",
+        "--no-proxy-server",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        "--disable-features=HttpsUpgrades,HttpsFirstBalancedModeAutoEnable",
+        "--window-size=1100,900",
+        f"--user-data-dir={profile}",
+        *flags,
+    ):
+        options.add_argument(flag)
+    return webdriver.Chrome(options, webdriver.ChromeService(str(CHROMEDRIVER)))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _direct() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("no_proxy", "*")
+        yield
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
+    driver = launch(
+        tmp_path_factory.mktemp("chromium"), "--host-resolver-rules=MAP *.test 127.0.0.1"
+    )
+    yield driver
+    driver.quit()
+
+
+class Page:
+    """The page in a tab of its own, with the eyes and hands of the person before it."""
+
+    def __init__(self, driver: webdriver.Chrome) -> None:
+        self.driver = driver
+        self.opened_at = {""}  # data: addresses have no host
+
+    def open(self, address: str) -> Page:
+        self.opened_at.add(urlsplit(address).netloc)
+        self.driver.get(f"{address}/")
+        self.wait(
+            lambda: self.script(
+                "return performance.getEntriesByName(location.origin + '/health').length"
+            )
+        )
+        return self
+
+    def __getitem__(self, element_id: str) -> WebElement:
+        return self.driver.find_element(By.ID, element_id)
+
+    def wait(self, condition: Callable[[], object]) -> None:
+        WebDriverWait(self.driver, WAIT_S, poll_frequency=0.05).until(lambda _: condition())
+
+    def script(self, text: str, *arguments: object) -> Any:
+        return self.driver.execute_script(text, *arguments)
+
+    def devtools(self, command: str, **parameters: object) -> Any:
+        return self.driver.execute_cdp_cmd(command, parameters)
+
+    def look(self, scheme: str, width: int | None = None) -> None:
+        media = [{"name": "prefers-color-scheme", "value": scheme}]
+        self.devtools("Emulation.setEmulatedMedia", features=media)
+        if width:
+            size = {"width": width, "height": 800, "deviceScaleFactor": 2, "mobile": True}
+            self.devtools("Emulation.setDeviceMetricsOverride", **size)
+
+    def run(self, code: str | None = None) -> Page:
+        if code is not None:
+            self["code"].clear()
+            self["code"].send_keys(code)
+        self["run"].click()
+        return self.finished()
+
+    def finished(self) -> Page:
+        self.wait(lambda: self["run"].is_enabled() and self["result"].is_displayed())
+        return self
+
+    def shown(self, selector: str = "pre") -> list[str]:
+        """The text of each such element in the result, to the character."""
+        found = self["result"].find_elements(By.CSS_SELECTOR, selector)
+        return [element.get_property("textContent") for element in found]
+
+    def requested(self) -> list[str]:
+        """Each address asked for since the last call, by whatever part of the page."""
+        messages = [
+            json.loads(line["message"])["message"] for line in self.driver.get_log("performance")
+        ]
+        sent = [
+            each["params"] for each in messages if each["method"] == "Network.requestWillBeSent"
+        ]
+        return [each["request"]["url"] for each in sent]
+
+    def copy(self, what: str) -> str:
+        """Presses that Copy button; what it says then."""
+        button = self.driver.find_element(By.CSS_SELECTOR, f"[data-copies={what}]")
+        button.click()
+        said = button.find_element(By.XPATH, "preceding-sibling::*")
+        self.wait(lambda: said.text)
+        return said.text
+
+    def focused(self) -> str:
+        return str(
+            self.script("return document.activeElement.id || document.activeElement.tagName")
+        )
+
+
+@pytest.fixture
+def page(browser: webdriver.Chrome) -> Iterator[Page]:
+    """A fresh tab. Whatever happened in it, nothing left the origin or hit a rule of the CSP."""
+    first_tab = browser.current_window_handle
+    browser.switch_to.new_window("tab")
+    page = Page(browser)
+    page.requested()
+    yield page
+    elsewhere = [url for url in page.requested() if urlsplit(url).netloc not in page.opened_at]
+    complaints = [line["message"] for line in browser.get_log("browser")]
+    browser.close()
+    browser.switch_to.window(first_tab)
+    assert elsewhere == []
+    assert [line for line in complaints if "Failed to load resource" not in line] == []
+
+
+def run_answers(*events: dict[str, Any], **answer: Any) -> dict[str, Any]:
+    return {"run": {"events": list(events), **answer}}
+
+
+def printed(text: str) -> dict[str, Any]:
+    return {"type": "stdout", "text": text, "timestamp": "2026-01-01T00:00:00+00:00"}
+
+
+def drawn(width: int = 8) -> dict[str, Any]:
+    """A grey PNG of that width and 8 pixels high."""
+    chunks = (
+        (b"IHDR", struct.pack(">IIBBBBB", width, 8, 8, 0, 0, 0, 0)),
+        (b"IDAT", zlib.compress((b"\0" + b"\x80" * width) * 8)),
+        (b"IEND", b""),
+    )
+    png = b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks
+    )
+    text = "<Figure size 640x480 with 1 Axes>"
+    return {
+        "type": "result",
+        "text": text,
+        "png": base64.b64encode(png).decode(),
+        "extra": {},
+        "is_main_result": False,
+    }
+
+
+def test_the_plot_that_the_page_opens_with_is_drawn(
+    page: Page, kernel_e2b: LocalE2B, start_service: Start
+) -> None:
+    page.open(start_service(e2b_at(kernel_e2b.url)).url).run()
+    assert page.shown() == ["Drawn from 400 points"]
+    (picture,) = page["result"].find_elements(By.TAG_NAME, "img")
+    page.wait(lambda: picture.get_property("complete"))
+    assert picture.get_property("naturalWidth") > 300
+    assert picture.accessible_name == "Picture 1 drawn by the code"
+    assert page.shown(".badge") == ["ok"]
+
+
+def test_typed_code_arrives_as_typed_and_its_echo_is_left_out(
+    page: Page, scripted_e2b: LocalE2B, start_service: Start
+) -> None:
+    typed = "for n in range(2):\n    print(n, '<é>')"
+    scripted_e2b.set_script(run_answers(printed("0 <é>\n1 <é>\n"), drawn()))
+    page.open(start_service().url)
+    page["code"].clear()
+    page.script("arguments[0].focus()", page["code"])
+    page.devtools("Input.insertText", text=typed)
+    page.run()
+    runs = [
+        each["body"]["code"] for each in scripted_e2b.state()["requests"] if each["kind"] == "run"
+    ]
+    assert runs[-1].endswith(typed)
+    assert page.shown("h3") == ["Console Output:"]
+    assert page.shown() == ["0 <é>\n1 <é>"]
+
+
+def test_a_run_asks_for_the_page_health_and_execute_and_nothing_else(
+    page: Page, browser: webdriver.Chrome, scripted_e2b: LocalE2B, start_service: Start
+) -> None:
+    scripted_e2b.set_script(run_answers(drawn()))
+    url = start_service().url
+    page.open(url).run()
+    asked = [address for address in page.requested() if not address.startswith("data:")]
+    assert asked == [f"{url}/", f"{url}/health", f"{url}/execute"]
+    assert browser.get_log("browser") == []
+
+
+def test_while_it_runs_seconds_are_counted_and_the_button_is_off(
+    page: Page, scripted_e2b: LocalE2B, start_service: Start
+) -> None:
+    scripted_e2b.set_script(run_answers(printed("so far\n"), fault="silent"))
+    page.open(start_service({"RUN_TIMEOUT_S": "2"}).url)
+    page["run"].click()
+    page.wait(lambda: page["elapsed"].text.startswith("1."))
+    assert page["state"].text == "Running…"
+    assert not page["run"].is_enabled()
+    page.finished()
+    assert page["elapsed"].text == ""
+    assert page.shown(".badge") == ["timeout"]
+    assert page["state"].text == "Ended at the time limit."
+    assert page.shown()[0] == "so far"
+
+
+def test_an_exception_is_shown_in_words(
+    page: Page, scripted_e2b: LocalE2B, start_service: Start
+) -> None:
+    error = {
+        "type": "error",
+        "name": "ZeroDivisionError",
+        "value": "division by zero",
+        "traceback": "Traceback (most recent call last)\nZeroDivisionError: division by zero",
+    }
+    scripted_e2b.set_script(run_answers(printed("before\n"), error))
+    page.open(start_service().url).run("1/0")
+    assert page.shown("h3") == ["Console Output:", "Execution Error:"]
+    assert "ZeroDivisionError: division by zero" in page.shown()[1]
+    assert page.shown(".badge") == ["error"]
+    assert page["state"].text == "The code raised an error."
+
+
+def test_hostile_output_stays_text(
+    page: Page, browser: webdriver.Chrome, scripted_e2b: LocalE2B, start_service: Start
+) -> None:
+    page.open(start_service().url)
+    others = "return document.querySelectorAll(':not(#result, #result *)').length"
+    tags = "return [...document.querySelectorAll('#result *')].map((each) => each.tagName)"
+    before = page.script(others)
+    for output in HOSTILE_OUTPUTS:
+        scripted_e2b.set_script(run_answers(printed(output + "\n")))
+        page.run("print(hostile)")
+        assert not expected_conditions.alert_is_present()(browser)
+        assert page.shown() == [
+            re.sub(BIDI_CONTROLS, lambda found: f"\\u{ord(found[0]):x}", output)
+        ]
+        assert page.script(tags) == ["DIV", "SPAN", "SPAN", "H3", "PRE"]
+        assert page.script(others) == before
+
+
+def test_a_wrong_key_is_named_and_the_right_one_works(
+    page: Page, scripted_e2b: LocalE2B, start_service: Start
+) -> None:
+    scripted_e2b.set_script(run_answers(printed("hello\n")))
+    page.open(start_service({"PROXY_API_KEY": "the-right-key"}).url)
+    page.wait(lambda: page["key"].is_displayed())
+    assert page["key"].get_property("type") == "password"
+    page.run()
+    assert page.shown(".failure") == ["The service asks for its API key."]
+    page["key"].send_keys("a-wröng-key")
+    page.run()
+    assert page.shown(".failure") == ["The service does not accept this API key."]
+    assert "status 401" in page.shown("p")[1]
+    assert (page.focused(), page["key"].get_attribute("aria-invalid")) == ("key", "true")
+    page["key"].clear()
+    page["key"].send_keys("the-right-key", Keys.ENTER)
+    page.wait(lambda: page["state"].text == "Done.")
+    assert page.finished().shown() == ["hello"]
+    assert page["key"].get_attribute("aria-invalid") is None
+    kept = page.script("return [localStorage.length, sessionStorage.length, document.cookie]")
+    assert kept == [0, 0, ""]
+    assert "the-right" not in page["mcp"].text
+
+
+def test_a_request_that_is_refused_says_why_and_which_it_was(
+    page: Page, start_service: Start
+) -> None:
+    url = start_service().url
+    page.open(url).run(" ")
+    refusal = requests.post(f"{url}/execute", json={"code": " "}, timeout=10).json()["error"]
+    assert page.shown(".failure") == [refusal["message"]]
+    assert page.shown("p")[1].startswith("status 400 · request ")
+    assert page["state"].text == "No result."
+
+
+def test_a_full_service_says_how_long_to_wait(
+    page: Page, scripted_e2b: LocalE2B, start_service: Start
+) -> None:
+    scripted_e2b.set_script(run_answers(fault="silent"))
+    url = start_service({"MAX_CONCURRENT_RUNS": "1", "RUN_TIMEOUT_S": "3"}).url
+    page.open(url)
+    post = {"url": f"{url}/execute", "json": {"code": "wait()"}, "timeout": 30}
+    other = threading.Thread(target=requests.post, kwargs=post)
+    other.start()
+    scripted_e2b.wait_for(lambda state: any(each["kind"] == "run" for each in state["requests"]))
+    page.run()
+    other.join()
+    assert page.shown(".failure") != []
+    assert "status 503 · try again in " in page.shown("p")[1]
+
+
+def test_a_lost_network_is_said_in_words(
+    page: Page, browser: webdriver.Chrome, start_service: Start
+) -> None:
+    page.open(start_service().url)
+    browser.set_network_conditions(offline=True, latency=0, throughput=0)
+    try:
+        page.run()
+    finally:
+        browser.delete_network_conditions()
+    assert page.shown(".failure")[0].startswith(
+        "The service cannot be reached, or the connection was lost."
+    )
+
+
+@pytest.mark.parametrize(("status", "body"), [(502, "<html>Bad gateway"), (200, "[1, {}]")])
+def test_an_answer_that_is_not_the_services_is_said_in_words(
+    page: Page, start_service: Start, status: int, body: str
+) -> None:
+    page.open(start_service().url)
+    page.script(
+        "const [status, body] = arguments; fetch = async () => new Response(body, {status})",
+        status,
+        body,
+    )
+    page.run()
+    said = {502: "Something between this page and the service", 200: "The answer has not the form"}
+    assert page.shown(".failure")[0].startswith(said[status])
+    assert page["state"].text == "No result."
+
+
+def test_pictures_are_taken_from_data_and_web_addresses_only(
+    page: Page, start_service: Start
+) -> None:
+    page.open(start_service().url)
+    for address in FOREIGN_ADDRESSES:
+        page.script("result.replaceChildren(); showPicture(arguments[0], 1)", address)
+        assert page.shown("img") == [], address
+        assert page.shown("p") == ["Picture 1 has an address that this page does not open."]
+
+
+def test_a_picture_published_for_librechat_is_explained_with_its_address(
+    page: Page, scripted_e2b: LocalE2B, start_service: Start, tmp_path: Path
+) -> None:
+    scripted_e2b.set_script(run_answers(drawn()))
+    page.open(start_service({"IMAGE_DIR": str(tmp_path), "IMAGE_URL": "/images/e2b"}).url).run()
+    page.wait(lambda: not page.shown("img"))
+    said = page.shown("p")[-1]
+    assert "was published for LibreChat" in said
+    assert "/images/e2b/" in said
+    assert not any("![image" in line for line in page.shown("p"))
+
+
+def test_a_picture_published_at_an_address_of_its_own_is_shown(
+    page: Page, scripted_e2b: LocalE2B, start_service: Start, tmp_path: Path
+) -> None:
+    folder = {"IMAGE_DIR": str(tmp_path)}
+    pictures = start_service(folder | {"IMAGE_URL": "http://pictures.test/images"})
+    host = f"pictures.test:{pictures.port}"
+    scripted_e2b.set_script(run_answers(drawn()))
+    page.open(start_service(folder | {"IMAGE_URL": f"http://{host}/images"}).url).run()
+    page.opened_at.add(host)
+    page.wait(lambda: page.script("return document.images[0]?.naturalWidth") == 8)
+
+
+def test_everything_can_be_done_by_keyboard(
+    page: Page, scripted_e2b: LocalE2B, start_service: Start
+) -> None:
+    scripted_e2b.set_script(run_answers(printed("by keys\n")))
+    page.open(start_service().url)
+
+    def press(*keys: str) -> str:
+        page.driver.switch_to.active_element.send_keys(*keys)
+        return page.focused()
+
+    assert press(Keys.TAB) == "code"
+    press(Keys.CONTROL, Keys.ENTER)
+    assert page.finished().shown() == ["by keys"]
+    assert press(Keys.TAB) == "run", "Tab leaves the code box"
+    outline = page.script("return getComputedStyle(document.activeElement).outlineStyle")
+    assert outline == "solid"
+    press(Keys.SPACE)
+    page.finished()
+    page.wait(lambda: page.focused() == "run")
+    for shown in ("PRE", "BUTTON", "mcp", "BUTTON", "openapi", "A", "BUTTON", "actions"):
+        assert press(Keys.TAB) == shown
+
+
+def test_what_can_be_used_has_a_name_and_the_state_is_announced(
+    page: Page, start_service: Start
+) -> None:
+    page.open(start_service({"PROXY_API_KEY": "secret-key"}).url)
+    page.wait(lambda: page["key"].is_displayed())
+    controls = page.driver.find_elements(By.CSS_SELECTOR, "textarea, input, button, a, [tabindex]")
+    assert len(controls) == 10
+    assert all(each.accessible_name for each in controls)
+    assert len({each.accessible_name for each in controls}) == len(controls)
+    assert (page["state"].aria_role, page["code"].accessible_name) == ("status", "Python code")
+
+
+def test_a_phone_of_360_pixels_never_scrolls_sideways(
+    page: Page, scripted_e2b: LocalE2B, start_service: Start
+) -> None:
+    page.look("light", width=360)
+    scripted_e2b.set_script(run_answers(printed("x" * 500 + "\n"), drawn(width=1600)))
+    page.open(start_service({"PROXY_API_KEY": "k" * 200}).url)
+    page.wait(lambda: page["key"].is_displayed())
+    page["key"].send_keys("k" * 200)
+    page.run("y" * 300)
+    page.wait(lambda: page.script("return document.images[0].naturalWidth") == 1600)
+    assert page.script("return document.documentElement.scrollWidth") == 360
+    rights = "(each) => each.getBoundingClientRect().right"
+    rights = page.script(f"return [...document.body.querySelectorAll('*')].map({rights})")
+    assert max(rights) <= 360
+
+
+def test_words_stand_out_from_their_background_light_and_dark(
+    page: Page, scripted_e2b: LocalE2B, start_service: Start
+) -> None:
+    error = {"type": "error", "name": "ValueError", "value": "no", "traceback": "ValueError: no"}
+    scripted_e2b.set_script(run_answers(printed("words\n"), error))
+    page.open(start_service().url).run()
+    for scheme in ("light", "dark"):
+        page.look(scheme)
+        contrasts = page.script(CONTRAST_OF_WORDS)
+        assert len(contrasts) > 20
+        assert [each for each in contrasts if each[1] < 4.5] == []
+        background = page.script("return getComputedStyle(document.body).backgroundColor")
+        assert (int(re.findall(r"\d+", background)[0]) < 100) == (scheme == "dark")
+
+
+def test_what_to_paste_follows_the_address_that_the_page_was_opened_at(
+    page: Page, start_service: Start
+) -> None:
+    port = urlsplit(start_service({"ALLOWED_HOSTS": "box.test"}).url).port
+    for name in ("127.0.0.1", "localhost", "e2b.localhost", "0.0.0.0", "box.test"):
+        page.open(f"http://{name}:{port}")
+        address = f"{name}:{port}" if name == "box.test" else "e2b-proxy:3001"
+        assert page["openapi"].text == f"http://{address}/openapi.json"
+        assert yaml.safe_load(page["mcp"].text) == {
+            "mcpServers": {
+                "e2b-proxy": {
+                    "type": "streamable-http",
+                    "url": f"http://{address}/mcp",
+                    "timeout": 90000,
+                    "serverInstructions": True,
+                }
+            },
+            "mcpSettings": {"allowedAddresses": [address]},
+        }
+        # Without its port as well: so LibreChat's Action builder asks for it.
+        allowed = [address.split(":")[0] + ":80", address]
+        assert yaml.safe_load(page["actions"].text) == {"actions": {"allowedAddresses": allowed}}
+        assert not page["key"].is_displayed(), "no key is asked for where none is set"
+
+
+def test_a_key_adds_its_header_to_the_stanza_and_rules_out_oauth(
+    page: Page, start_service: Start
+) -> None:
+    page.open(start_service({"PROXY_API_KEY": "secret-key"}).url)
+    page.wait(lambda: page["key-note"].is_displayed())
+    server = yaml.safe_load(page["mcp"].text)["mcpServers"]["e2b-proxy"]
+    assert server["headers"] == {"Authorization": "Bearer YOUR_API_KEY"}
+    assert server["requiresOAuth"] is False
+
+
+def test_an_address_without_a_port_allows_port_80(start_service: Start, tmp_path: Path) -> None:
+    service = start_service({"ALLOWED_HOSTS": "code.test"})
+    driver = launch(
+        tmp_path, f"--host-resolver-rules=MAP code.test:80 {urlsplit(service.url).netloc}"
+    )
+    try:
+        page = Page(driver).open("http://code.test")
+        assert page["openapi"].text == "http://code.test/openapi.json"
+        stanza = yaml.safe_load(page["mcp"].text)
+        assert stanza["mcpServers"]["e2b-proxy"]["url"] == "http://code.test/mcp"
+        assert stanza["mcpSettings"] == {"allowedAddresses": ["code.test:80"]}
+        assert yaml.safe_load(page["actions"].text) == {
+            "actions": {"allowedAddresses": ["code.test:80"]}
+        }
+    finally:
+        driver.quit()
+
+
+def test_copy_takes_the_stanza_with_and_without_the_clipboard_api(
+    page: Page, start_service: Start
+) -> None:
+    port = urlsplit(start_service({"ALLOWED_HOSTS": "box.test"}).url).port
+    for name in ("127.0.0.1", "box.test"):
+        page.open(f"http://{name}:{port}")
+        assert page.script("return !!navigator.clipboard") == (name == "127.0.0.1")
+        assert page.copy("mcp") == "Copied"
+        page["code"].clear()
+        page["code"].send_keys(Keys.CONTROL, "v")
+        assert page["code"].get_property("value") == page["mcp"].text
+
+
+def test_copy_leaves_the_text_selected_where_copying_is_forbidden(
+    page: Page, start_service: Start
+) -> None:
+    page.open(start_service().url)
+    page.script("Object.defineProperty(navigator, 'clipboard', {value: undefined})")
+    page.script("document.execCommand = () => false")
+    assert page.copy("openapi") == "Selected: press Ctrl+C"
+    assert page.script("return String(getSelection())") == page["openapi"].text
+
+
+@pytest.mark.skipif(not SCREENSHOT_DIR, reason="SCREENSHOT_DIR is not set")
+@pytest.mark.parametrize(
+    ("name", "scheme", "width"),
+    [("page-light", "light", None), ("page-dark", "dark", None), ("page-phone", "light", 360)],
+)
+def test_screenshots_for_the_readme(
+    page: Page,
+    kernel_e2b: LocalE2B,
+    start_service: Start,
+    name: str,
+    scheme: str,
+    width: int | None,
+) -> None:
+    page.look(scheme, width)
+    page.open(start_service(e2b_at(kernel_e2b.url)).url).run()
+    page.wait(lambda: page.script("return document.images[0].complete"))
+    page.script("document.activeElement.blur()")
+    box = page.script("return document.getElementById('result').getBoundingClientRect().toJSON()")
+    clip = {
+        "x": 0,
+        "y": 0,
+        "width": box["left"] + box["right"],
+        "height": box["bottom"] + 24,
+        "scale": 1,
+    }
+    shot = page.devtools("Page.captureScreenshot", clip=clip, captureBeyondViewport=True)
+    target = Path(str(SCREENSHOT_DIR)) / f"{name}.png"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_bytes(base64.b64decode(shot["data"]))
