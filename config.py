@@ -3,6 +3,7 @@
 Each setting is a field of `Config`; its environment variable is the field's name in capitals.
 """
 
+import logging
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any, Self
 
 VERSION = "1.0.0"
+log = logging.getLogger("e2b_proxy")
 MAX_BODY_BYTES = 1024 * 1024
 # LibreChat refuses an MCP reply over 16 MiB; 11 MiB of pictures is what fits into it as base64.
 MAX_REPLY_IMAGE_BYTES = 11 * 1024 * 1024
@@ -44,7 +46,7 @@ def _whole(default: int, low: int, high: int) -> Any:
 @dataclass(frozen=True)
 class Config:
     e2b_api_key: str = _secret()
-    host: str = _text("127.0.0.1", r"[\w.:-]+", "an address or a host name")
+    host: str = _text("127.0.0.1", r"[\w.-]+|\[[\w:.]+\]", "an address ([] around IPv6) or a name")
     port: int = _whole(3001, 1, 65535)
     proxy_api_key: str = _secret()
     allowed_hosts: str = _text("", r"[\w., -]+", "host names parted by commas")
@@ -86,7 +88,7 @@ class Config:
                 shown = f", not {text[:80]!r}" if setting.repr else ""
                 problems.append(f"{name} must be {setting.metadata['must']}{shown}")
         config = cls(**values)
-        if "e2b_api_key" not in values and not any("E2B_API_KEY" in text for text in problems):
+        if not config.e2b_api_key and not any("E2B_API_KEY" in text for text in problems):
             problems.append("E2B_API_KEY (or E2B_API_KEY_FILE) is required, https://e2b.dev has it")
         if bool(config.image_dir) != bool(config.image_url):
             problems.append("IMAGE_DIR and IMAGE_URL must be set together")

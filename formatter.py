@@ -40,7 +40,6 @@ def format_run(run: Run, max_output_chars: int) -> str:
 
 
 def echo(code: str) -> str:
-    """The code that was run, quoted."""
     return f"**Executed Code:**\n{fence(_printable(code), 'python')}"
 
 

@@ -31,9 +31,8 @@ class JsonFormatter(logging.Formatter):
 
     def format(self, record):
         now = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
-        line = {"time": now, "level": record.levelname.lower(), "message": record.getMessage()}
-        if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
+        message = super().format(record)  # with the traceback of an exception
+        line = {"time": now, "level": record.levelname.lower(), "message": message}
         return json.dumps(line | getattr(record, "fields", {}))
 
 
@@ -63,13 +62,6 @@ class PatientWorker(gthread.ThreadWorker):
         deferred.set_result(gthread._DEFER)
         return self.finish_request(conn, deferred)
 
-    def murder_pending(self):
-        """Silent connections do not keep a worker that is to stop."""
-        if not self.alive:
-            for conn in self.pending_conns:
-                conn.timeout = 0
-        super().murder_pending()
-
     def handle(self, conn):
         self.receiving[conn] = time.monotonic()
         try:
@@ -77,14 +69,11 @@ class PatientWorker(gthread.ThreadWorker):
         finally:
             del self.receiving[conn]
 
-    def murder_pending(self):
-        for conn in self.pending_conns if not self.alive else ():
-            conn.timeout = 0  # a silent connection does not hold up the end
-        super().murder_pending()
-
     def notify(self):
         """Called every second: cut off whose request is not all here after the limit."""
         super().notify()
+        for conn in self.pending_conns if not self.alive else ():
+            conn.timeout = 0  # a silent connection does not hold up the end
         for conn, since in list(self.receiving.items()):
             # The application sets a timeout on the socket once it has the whole request.
             if time.monotonic() - since > _RECEIVE_LIMIT_S and conn.sock.gettimeout() is None:
@@ -92,8 +81,7 @@ class PatientWorker(gthread.ThreadWorker):
                     conn.sock.shutdown(socket.SHUT_RD)
 
 
-host = f"[{settings.host}]" if ":" in settings.host else settings.host
-bind = f"{host}:{settings.port}"
+bind = f"{settings.host}:{settings.port}"
 # One worker: the limits are the process's, and the SDK's transport does not survive a fork.
 workers = 1
 worker_class = PatientWorker
@@ -102,16 +90,14 @@ worker_class = PatientWorker
 threads = 2 * settings.max_concurrent_runs + 8
 worker_connections = max(100, min(4000, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2))
 keepalive = 65  # s; above Node's 5 s, or LibreChat sees ECONNRESET now and then
-timeout = 120  # s without a sign of life from the worker's main thread
 graceful_timeout = settings.run_timeout_s + OVERHEAD_S + 10  # the longest request, then the kills
 worker_tmp_dir = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108
 control_socket_disable = True
-accesslog = None  # the application logs each request
 logger_class = JsonLogger
 
 
 def when_ready(server):
-    if not settings.proxy_api_key and settings.host not in ("127.0.0.1", "::1", "localhost"):
+    if not settings.proxy_api_key and settings.host not in ("127.0.0.1", "[::1]", "localhost"):
         server.log.warning("Whoever reaches %s can run code at your cost: set PROXY_API_KEY", bind)
 
 

@@ -1,7 +1,6 @@
 """Where pictures go: into the reply, or published as files that a link shows."""
 
 import json
-import logging
 import re
 import secrets
 import subprocess
@@ -14,10 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 from time import monotonic
 
-from config import OVERHEAD_S, Config
+from config import OVERHEAD_S, Config, log
 from run import JPEG, PNG, SVG, BadPicture, Picture, Run, picture_from
-
-log = logging.getLogger("e2b_proxy")
 
 _NAME = re.compile(r"e2b-[A-Za-z0-9_-]{32}\.(png|jpg)")
 _SVG_BUDGET_S = 5.0  # for all pictures of a reply
@@ -61,15 +58,18 @@ def _draw(svg: bytes, give_up_at: float) -> Picture:
     finally:
         _renderers.release()
     if child.returncode:
-        log.info("an SVG could not be drawn: %r", child.stderr[-200:])
         raise BadPicture("an SVG that cannot be drawn")
     return picture_from(child.stdout)
 
 
 def publish(run: Run, config: Config) -> list[str]:
-    """Write a run's pictures (PNG, JPEG) into IMAGE_DIR; returns the addresses of those."""
+    """Write a run's pictures into IMAGE_DIR, whose old ones go; returns the addresses."""
     folder, urls = config.image_dir or Path(), []
-    _sweep(folder, config.image_ttl_hours * 3600)
+    oldest = time.time() - config.image_ttl_hours * 3600
+    for path in folder.glob("e2b-*") if config.image_ttl_hours else ():
+        with suppress(OSError):
+            if _NAME.fullmatch(path.name.removesuffix(".part")) and path.lstat().st_mtime < oldest:
+                path.unlink()
     for picture in run.pictures:
         name = f"e2b-{secrets.token_urlsafe(24)}.{'png' if picture.media_type == PNG else 'jpg'}"
         part = folder / f"{name}.part"
@@ -91,15 +91,6 @@ def published(name: str, config: Config) -> tuple[bytes, str] | None:
     if not is_own or not config.image_url.startswith("http"):
         return None
     return path.read_bytes(), PNG if path.suffix == ".png" else JPEG
-
-
-def _sweep(folder: Path, ttl_s: float) -> None:
-    """Remove what is older than its time to live (0: none), of this service's own making only."""
-    for path in folder.glob("e2b-*") if ttl_s else ():
-        with suppress(OSError):
-            is_own = _NAME.fullmatch(path.name.removesuffix(".part"))
-            if is_own and time.time() - path.lstat().st_mtime > ttl_s:
-                path.unlink()
 
 
 def json_pieces(body: object, blobs: Sequence[bytes]) -> list[bytes]:

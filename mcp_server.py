@@ -14,14 +14,13 @@ PROTOCOL_VERSIONS = ("2025-11-25", "2025-06-18", "2025-03-26", "2024-11-05", "20
 PARSE_ERROR, INVALID_REQUEST, UNKNOWN_METHOD, INVALID_PARAMS = -32700, -32600, -32601, -32602
 
 
-Call = Callable[[dict[str, Any]], dict[str, Any]]  # the tool's arguments in, its result out
-
-
 def error(message_id: object, code: int, text: str) -> dict[str, Any]:
     return {"jsonrpc": "2.0", "id": message_id, "error": {"code": code, "message": text}}
 
 
-def handle(message: Any, tool: dict[str, Any], instructions: str, call: Call) -> Any:
+def handle(
+    message: Any, tool: dict[str, Any], instructions: str, call: Callable[[Any], Any]
+) -> Any:
     """Answer a message, or None when it wants no answer; `call` runs the tool."""
     message = message if isinstance(message, dict) else {}
     message_id, method, params = (message.get(key) for key in ("id", "method", "params"))

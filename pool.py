@@ -3,7 +3,6 @@
 Each sandbox is used once. Kills, and making sandboxes ahead, are off the caller's path.
 """
 
-import logging
 import math
 import threading
 from collections import defaultdict
@@ -15,16 +14,14 @@ from datetime import UTC, date, datetime
 from time import monotonic
 from typing import Literal
 
-from config import LIFETIME_MARGIN_S, OVERHEAD_S, Config
+from config import LIFETIME_MARGIN_S, OVERHEAD_S, Config, log
 from metrics import KILLS_FAILED, REFUSED, RUNS, SANDBOX_SECONDS, STEP_SECONDS
 from run import Run
 from sandbox import KILL_BUDGET_S, Sandbox, Unavailable
 
-log = logging.getLogger("e2b_proxy")
-
 # After the last try E2B ends the sandbox itself, at the end of its lifetime.
 _KILL_AGAIN_AFTER_S = (0.5, 2, math.inf)
-_RENEW_EVERY_S = 5
+_RENEW_AFTER_S = 5
 RETRY_AFTER_S = 5
 _SPENT = "The budget of {:,} sandbox seconds a day is spent. It is reset at midnight UTC."
 
@@ -50,8 +47,7 @@ class Pool:
         self._waiting = 0
         self._spent_s: defaultdict[date, float] = defaultdict(float)
         self._last_run_at = monotonic()
-        workers = config.max_concurrent_runs + config.warm_sandboxes
-        self._background = ThreadPoolExecutor(workers, "pool")
+        self._background = ThreadPoolExecutor(config.max_concurrent_runs + config.warm_sandboxes)
         for _ in range(config.warm_sandboxes):
             self._background.submit(self._keep_one_ready)
 
@@ -59,11 +55,10 @@ class Pool:
         """Run `code` once, for `limit_s` at most. Raises Full; other failures are in the Run."""
         run = Run.empty(self._config.max_output_chars)
         try:
-            with self._sandbox(limit_s, run) as sandbox:
-                began = sandbox.run(code, limit_s, run)
-            if not began:  # the sandbox was gone; nothing has run yet
-                with self._sandbox(limit_s, run, fresh=True) as sandbox:
-                    sandbox.run(code, limit_s, run)
+            for is_retry in (False, True):
+                with self._sandbox(limit_s, run, fresh=is_retry) as sandbox:
+                    if sandbox.run(code, limit_s, run):
+                        break  # else the sandbox was gone, and nothing has run yet
         except Unavailable as exc:
             run.problem = str(exc)
         for step, duration_s in run.durations_s.items():
@@ -166,8 +161,8 @@ class Pool:
         return bool(budget_s) and self.seconds_spent() >= budget_s
 
     def _keep_one_ready(self) -> None:
-        """Keep one sandbox ready while runs come; has a thread of its own."""
-        back_off_s = 1.0
+        """Keep one sandbox ready while runs come, its end put off. Has a thread of its own."""
+        back_off_s, lifetime_s = 1.0, self._config.run_timeout_s + LIFETIME_MARGIN_S
         while not self._closing.is_set():
             with self._changed:
                 free = self._config.max_concurrent_runs - len(self._places) - self._waiting
@@ -180,24 +175,21 @@ class Pool:
                 sandbox = self._make(place, self._config.run_timeout_s, OVERHEAD_S)
                 sandbox.prime()
                 back_off_s = 1.0
-                self._offer(place, sandbox)
+                with self._changed:
+                    place.state = "ready"
+                    self._changed.notify_all()
+                while place.state == "ready" and self._is_in_use():
+                    with self._changed:
+                        self._changed.wait(_RENEW_AFTER_S)
+                    age_s = lifetime_s - (sandbox.ends_at - monotonic())
+                    if place.state == "ready" and age_s > _RENEW_AFTER_S:
+                        sandbox.renew()
             except Unavailable as exc:
                 log.warning("no sandbox could be kept ready: %s", exc)
                 self._closing.wait(back_off_s)
                 back_off_s = min(2 * back_off_s, 60)
             finally:
                 self._end(place, spare="running")
-
-    def _offer(self, place: _Place, sandbox: Sandbox) -> None:
-        """Offer a sandbox until a run takes it or none comes; put its end off meanwhile."""
-        with self._changed:
-            place.state = "ready"
-            self._changed.notify_all()
-        while place.state == "ready" and self._is_in_use():
-            with self._changed:
-                self._changed.wait_for(lambda: place.state != "ready", _RENEW_EVERY_S)
-            if place.state == "ready":
-                sandbox.renew()
 
     def _is_in_use(self) -> bool:
         return monotonic() - self._last_run_at < self._config.warm_idle_s

@@ -16,15 +16,13 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from werkzeug.datastructures import WWWAuthenticate
 
 import mcp_server
-from config import MAX_BODY_BYTES, VERSION, Config
+from config import MAX_BODY_BYTES, VERSION, Config, log
 from formatter import echo, format_run
 from images import BLOB, json_pieces, publish, published, rasterize
 from metrics import IN_FLIGHT, PICTURE_BYTES, WARM_READY
 from pool import RETRY_AFTER_S, Full, Pool
 from run import Run
 from sandbox import Unavailable, check_key
-
-log = logging.getLogger("e2b_proxy")
 
 _HERE = Path(__file__).parent
 _OPEN_ENDPOINTS = {None, "health", "ready", "openapi", "images", "page"}
@@ -33,7 +31,6 @@ _PAGE_POLICY = (
     "connect-src 'self'; img-src 'self' data: {images}; form-action 'none'; frame-ancestors 'none'"
 )
 _READY_CACHE_S = 30
-_SEND_TIMEOUT_S = 30
 # An attacker's page can have a name of its own resolve to this service, but no such as these.
 _LOCAL_HOST = re.compile(r"([^.:]*|.*\.localhost|\d+(\.\d+){3}|\[[0-9a-f:.]+\])(:\d+)?")
 _LOOPBACK = re.compile(r"(|(.*\.)?localhost|127(\.\d+){3}|0\.0\.0\.0|\[::1?\])(:\d+)?")
@@ -84,8 +81,6 @@ def parse_arguments(body: object, config: Config) -> tuple[str, int]:
 
 
 class _Service:
-    """The views, and what they share."""
-
     def __init__(self, config: Config) -> None:
         self._config = config
         self.pool = Pool(config)
@@ -108,9 +103,8 @@ class _Service:
     def guard(self) -> None:
         """Before each request: refuse who may not call. No page of another origin may POST."""
         g.started, g.fields = monotonic(), {}
-        given_id = request.headers.get("X-Request-Id", "")
-        is_id = re.fullmatch(r"[\w.-]{1,64}", given_id, re.ASCII)
-        g.request_id = given_id if is_id else secrets.token_hex(16)
+        given_id = re.fullmatch(r"[0-9A-Za-z_.-]{1,64}", request.headers.get("X-Request-Id", ""))
+        g.request_id = given_id[0] if given_id else secrets.token_hex(16)
         key, host = self._config.proxy_api_key, request.headers.get("Host", "").lower()
         if request.method == "POST":
             allowed_hosts = re.split("[, ]+", self._config.allowed_hosts.lower())
@@ -219,7 +213,7 @@ class _Service:
             "api_key_required": bool(config.proxy_api_key), "runs_in_flight": pool.count("running"),
             "max_concurrent_runs": config.max_concurrent_runs, "warm_ready": pool.count("ready"),
             "sandbox_seconds_today": round(pool.seconds_spent(), 1),
-            "run_timeout_s": config.run_timeout_s, "sandbox_seconds_per_day": config.sandbox_seconds_per_day})  # fmt: skip
+            "sandbox_seconds_per_day": config.sandbox_seconds_per_day})  # fmt: skip
 
     def ready(self) -> Response:
         if self._ready_until < monotonic():
@@ -238,9 +232,8 @@ class _Service:
 
     def openapi(self) -> Response:
         host = request.headers.get("Host", "")
-        if _LOOPBACK.fullmatch(host.lower()):
-            return _json(self._document)
-        return _json(self._document | {"servers": [{"url": f"{request.scheme}://{host}"}]})
+        servers = {"servers": [{"url": f"{request.scheme}://{host}"}]}
+        return _json(self._document | ({} if _LOOPBACK.fullmatch(host.lower()) else servers))
 
     def page(self) -> Response:
         nonce = secrets.token_urlsafe(16)
@@ -267,15 +260,15 @@ def _json_body() -> object:
     announced = request.content_length or 0
     try:
         body = request.stream.read(MAX_BODY_BYTES + 1) if announced <= MAX_BODY_BYTES else b""
-        if max(announced, len(body)) > MAX_BODY_BYTES:
-            raise http.RequestEntityTooLarge(f"The body has more than {MAX_BODY_BYTES:,} bytes.")
-        return json.loads(body)
-    except (ValueError, RecursionError, OSError) as exc:  # OSError: from chunks that are malformed
+        if max(announced, len(body)) <= MAX_BODY_BYTES:
+            return json.loads(body)
+    except Exception as exc:  # RecursionError, and what the server raises when chunks are malformed
         text = f"The body is no JSON that can be read ({type(exc).__name__})."
         raise http.BadRequest(text) from None
+    raise http.RequestEntityTooLarge(f"The body has more than {MAX_BODY_BYTES:,} bytes.")
 
 
 def _limit_sending() -> None:
-    """Bound the sending of the reply. To gunicorn.conf.py it says that the request is all here."""
+    """Bound each step of sending. To gunicorn.conf.py it says that the request is all here."""
     if connection := request.environ.get("gunicorn.socket"):
-        connection.settimeout(_SEND_TIMEOUT_S)
+        connection.settimeout(30)

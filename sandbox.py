@@ -4,11 +4,11 @@ The only room that knows E2B's SDK. The SDK is pinned, because `_TappedSandbox` 
 parts of it: its own timeout fires after twice the time, its parser keeps everything in memory.
 """
 
-import logging
 import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from time import monotonic
 from typing import Any, cast
 
@@ -17,11 +17,9 @@ from e2b.api.client_sync import get_transport
 from e2b.exceptions import AuthenticationException, RateLimitException, ServiceBusyException
 from e2b_code_interpreter.code_interpreter_sync import Sandbox as E2BSandbox
 
-from config import VERSION, Config
+from config import VERSION, Config, log
 from run import Run, StreamReader
 from tracebacks import unglued, unprefixed
-
-log = logging.getLogger("e2b_proxy")
 
 KILL_BUDGET_S = 4
 _PRIME_BUDGET_S = 3
@@ -116,17 +114,14 @@ class Sandbox:
         self._primed = False  # a cell ran in it, which took the prefix that E2B gives the first
         self.created_at = monotonic()
         self.ends_at = self.created_at + lifetime_s
-        key = str(uuid.uuid4())  # for both tries: a sandbox whose reply was lost is given again
+        # One key for both tries: E2B gives a sandbox whose reply was lost again.
+        create = partial(_TappedSandbox.create, config.e2b_template, timeout=lifetime_s,
+            metadata=_METADATA, allow_internet_access=config.allow_internet,
+            idempotency_key=str(uuid.uuid4()))  # fmt: skip
         try:
-            self._e2b = self._create(key, budget_s)
+            self._e2b = create(**_connection(config, budget_s))
         except (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError):
-            self._e2b = self._create(key, self.created_at + budget_s - monotonic())
-
-    def _create(self, key: str, budget_s: float) -> _TappedSandbox:
-        return _TappedSandbox.create(
-            self._config.e2b_template, timeout=self._lifetime_s, metadata=_METADATA,
-            allow_internet_access=self._config.allow_internet, idempotency_key=key,
-            **_connection(self._config, budget_s))  # fmt: skip
+            self._e2b = create(**_connection(config, self.created_at + budget_s - monotonic()))
 
     @_in_our_words()
     def kill(self) -> None:

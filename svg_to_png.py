@@ -12,10 +12,9 @@ import resvg_py
 # NOFILE: nothing can be opened any more, neither a file that the SVG names, nor a font.
 LIMITS = {RLIMIT_AS: 1024**3, RLIMIT_CPU: 5, RLIMIT_CORE: 0, RLIMIT_NOFILE: 3}
 
-if __name__ == "__main__":
-    svg = sys.stdin.buffer.read().decode()
-    for what, limit in LIMITS.items():
-        setrlimit(what, (limit, limit))
-    # Without a dpi, sizes in pt (matplotlib's) are refused as invalid.
-    png = resvg_py.svg_to_bytes(svg, dpi=96, background="white", skip_system_fonts=True)
-    sys.stdout.buffer.write(png)
+svg = sys.stdin.buffer.read().decode()
+for what, limit in LIMITS.items():
+    setrlimit(what, (limit, limit))
+# Without a dpi, sizes in pt (matplotlib's) are refused as invalid.
+png = resvg_py.svg_to_bytes(svg, dpi=96, background="white", skip_system_fonts=True)
+sys.stdout.buffer.write(png)
