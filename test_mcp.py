@@ -1,0 +1,630 @@
+"""What POST /mcp promises to any MCP client, over real sockets with E2B's real SDK.
+
+test_librechat.py holds what the official clients make of it.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from http.client import HTTPConnection
+from typing import Any
+
+import pytest
+import requests
+from PIL import Image
+
+from config import LIFETIME_MARGIN_S, MAX_BODY_BYTES, MAX_REPLY_IMAGE_BYTES, VERSION
+from conftest import E2B_KEY, OK_RUN, Service, e2b_at
+from local_e2b import LocalE2B
+
+API_KEY = "a-key-that-is-long-enough-to-be-one"
+VERSIONS = ["2025-11-25", "2025-06-18", "2025-03-26", "2024-11-05", "2024-10-07"]
+PARSE_ERROR, INVALID_REQUEST, UNKNOWN_METHOD, INVALID_PARAMS = -32700, -32600, -32601, -32602
+# LibreChat takes an error with one of these in it for a failed login.
+LOGIN_WORDS = re.compile("401|oauth|authentication", re.IGNORECASE)
+SVG = (
+    '<svg xmlns="http://www.w3.org/2000/svg" width="40" height="30">'
+    '<rect width="40" height="30" fill="#ff0000"/></svg>'
+)
+
+http = requests.Session()
+http.trust_env = False  # nothing here goes through a proxy
+
+
+# --- services ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def e2b() -> Iterator[LocalE2B]:
+    with LocalE2B() as local:
+        yield local
+
+
+@pytest.fixture(autouse=True)
+def _runs_print_ok(e2b: LocalE2B) -> None:
+    e2b.set_script({"run": OK_RUN})
+
+
+@pytest.fixture(scope="module")
+def start(e2b: LocalE2B) -> Iterator[Callable[..., Service]]:
+    """Start the service with these settings, for all tests of this file."""
+    started: list[Service] = []
+
+    def start(**environ: str) -> Service:
+        started.append(Service(e2b_at(e2b.url) | environ))
+        started[-1].wait_for_log("Listening at")
+        return started[-1]
+
+    yield start
+    http.close()  # or gunicorn would wait for what may still come
+    for service in started:
+        service.process.terminate()
+    for service in started:
+        service.stop()
+
+
+@pytest.fixture(scope="module")
+def service(start: Callable[..., Service]) -> Service:
+    """The service with one place for a run, and room for many pictures."""
+    return start(MAX_CONCURRENT_RUNS="1", MAX_IMAGES="20", RUN_TIMEOUT_S="30")
+
+
+@pytest.fixture(scope="module")
+def guarded(start: Callable[..., Service]) -> Service:
+    """The service with an API key."""
+    return start(PROXY_API_KEY=API_KEY)
+
+
+# --- messages ---------------------------------------------------------------------------------
+
+
+def post(service: Service, body: bytes | str, **headers: str) -> requests.Response:
+    data = body.encode() if isinstance(body, str) else body
+    accepts = {"Content-Type": "application/json", "Accept": "application/json, text/event-stream"}
+    return http.post(f"{service.url}/mcp", data=data, headers=accepts | headers, timeout=30)
+
+
+def send(service: Service, message: object, **headers: str) -> requests.Response:
+    return post(service, json.dumps(message), **headers)
+
+
+def message(method: str, params: object = None, message_id: object = 1) -> dict[str, Any]:
+    asked = {"jsonrpc": "2.0", "id": message_id, "method": method}
+    return asked if params is None else asked | {"params": params}
+
+
+def ask(service: Service, method: str, params: object = None) -> Any:
+    """The result of a request."""
+    response = send(service, message(method, params))
+    assert response.status_code == 200
+    assert response.headers["Content-Type"] == "application/json"
+    body = response.json()
+    assert body.keys() == {"jsonrpc", "id", "result"}, body
+    assert (body["jsonrpc"], body["id"]) == ("2.0", 1)
+    return body["result"]
+
+
+def call(service: Service, **arguments: Any) -> dict[str, Any]:
+    """The result of calling the tool: {"content": […], "isError": …}."""
+    params = {"name": "execute_python", "arguments": arguments}
+    result: dict[str, Any] = ask(service, "tools/call", params)
+    assert result.keys() == {"content", "isError"}
+    return result
+
+
+def error_of(response: requests.Response) -> dict[str, Any]:
+    """The JSON-RPC error in a response: {"code", "message"}."""
+    body = response.json()
+    assert body.keys() == {"jsonrpc", "id", "error"}, body
+    assert body["jsonrpc"] == "2.0"
+    assert body["error"].keys() == {"code", "message"}
+    assert not LOGIN_WORDS.search(response.text)
+    return dict(body["error"])
+
+
+def text_of(result: dict[str, Any]) -> str:
+    [text] = [part["text"] for part in result["content"] if part["type"] == "text"]
+    return str(text)
+
+
+def images_of(result: dict[str, Any]) -> list[tuple[str, bytes]]:
+    """(media type, bytes) of each picture of a result."""
+    images = [part for part in result["content"] if part["type"] == "image"]
+    assert all(part.keys() == {"type", "data", "mimeType"} for part in images)
+    return [(part["mimeType"], base64.b64decode(part["data"], validate=True)) for part in images]
+
+
+# --- what a sandbox answers -------------------------------------------------------------------
+
+
+def stdout(text: str) -> dict[str, Any]:
+    return {"type": "stdout", "text": text, "timestamp": "2026-01-01T00:00:00Z"}
+
+
+def result_event(**formats: Any) -> dict[str, Any]:
+    return {"type": "result", "extra": {}, "is_main_result": False, **formats}
+
+
+def exception(name: str, value: str) -> dict[str, Any]:
+    traceback = f"Traceback (most recent call last)\nCell In[1], line 1\n{name}: {value}"
+    return {"type": "error", "name": name, "value": value, "traceback": traceback}
+
+
+def answer_with(e2b: LocalE2B, *events: dict[str, Any], **faults: Any) -> None:
+    """Every run from now on answers with these events."""
+    e2b.set_script({"run": {"events": list(events), **faults}})
+
+
+def picture(image_format: str, colour: str = "red") -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (8, 6), colour).save(file, image_format)
+    return file.getvalue()
+
+
+def encoded(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+@contextmanager
+def one_run_under_way(e2b: LocalE2B, service: Service) -> Iterator[None]:
+    """The only place of the service is taken for as long as the block lasts."""
+    e2b.wait_for(lambda state: state["alive"] == 0)
+    e2b.set_script({"run": {"fault": "silent"}})
+    caller = threading.Thread(target=call, args=(service,), kwargs={"code": "1", "timeout": 20})
+    caller.start()
+    try:
+        [sandbox] = [s for s in e2b.wait_for(is_running)["sandboxes"] if s["alive"]]
+        yield
+    finally:
+        address = f"{e2b.url}/sandboxes/{sandbox['id']}"
+        http.delete(address, headers={"X-API-Key": E2B_KEY}, timeout=5)
+        caller.join()
+
+
+def is_running(state: dict[str, Any]) -> bool:
+    return bool(state["alive"]) and state["requests"][-1]["kind"] == "run"
+
+
+# --- the session that is none -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_initialize_agrees_to_each_version_that_is_served(service: Service, version: str) -> None:
+    client = {"name": "client", "version": "1"}
+    params = {"protocolVersion": version, "capabilities": {}, "clientInfo": client}
+    assert ask(service, "initialize", params)["protocolVersion"] == version
+
+
+@pytest.mark.parametrize("version", ["2099-01-01", "", None, 3, ["2025-11-25"], {}], ids=repr)
+def test_initialize_offers_the_newest_version_for_an_unknown_one(
+    service: Service, version: object
+) -> None:
+    assert (
+        ask(service, "initialize", {"protocolVersion": version})["protocolVersion"] == VERSIONS[0]
+    )
+
+
+def test_initialize_says_who_serves_and_gives_instructions_for_a_model(service: Service) -> None:
+    result = ask(service, "initialize", {"protocolVersion": VERSIONS[0]})
+    assert result.keys() == {"protocolVersion", "capabilities", "serverInfo", "instructions"}
+    assert result["capabilities"] == {"tools": {}}
+    assert result["serverInfo"]["name"] == "e2b-proxy"
+    assert result["serverInfo"]["version"] == VERSION
+    assert "execute_python" in result["instructions"]
+    assert "Nothing is kept between calls" in result["instructions"]
+
+
+def test_ping_is_answered_with_nothing(service: Service) -> None:
+    assert ask(service, "ping") == {}
+    assert ask(service, "ping", {}) == {}
+
+
+def test_the_one_tool_is_listed_with_its_limits(service: Service) -> None:
+    [tool] = ask(service, "tools/list")["tools"]
+    assert tool["name"] == "execute_python"
+    assert "plt.show()" in tool["description"]
+    schema = tool["inputSchema"]
+    assert schema["type"] == "object"
+    assert schema["required"] == ["code"]
+    assert schema["properties"].keys() == {"code", "timeout"}
+    assert schema["properties"]["code"]["type"] == "string"
+    assert schema["properties"]["code"]["maxLength"] == 100_000
+    assert schema["properties"]["timeout"]["type"] == "integer"
+    assert schema["properties"]["timeout"]["default"] == 30
+    assert "$ref" not in json.dumps(tool)
+
+
+def test_there_is_no_session(service: Service) -> None:
+    response = send(service, message("initialize", {"protocolVersion": VERSIONS[0]}))
+    assert "Mcp-Session-Id" not in response.headers
+    stale = send(service, message("ping"), **{"Mcp-Session-Id": "of another server"})
+    assert (stale.status_code, stale.json()["result"]) == (200, {})
+    assert "Mcp-Session-Id" not in stale.headers
+
+
+@pytest.mark.parametrize(
+    "message_id", [0, -1, 7, 2**70, "", "1", "a b", "ż\N{PARTY POPPER}", "\ud800"]
+)
+def test_the_answer_has_the_id_of_the_request(service: Service, message_id: object) -> None:
+    answer = send(service, message("ping", None, message_id)).json()
+    assert answer == {"jsonrpc": "2.0", "id": message_id, "result": {}}
+    assert type(answer["id"]) is type(message_id)
+
+
+@pytest.mark.parametrize(
+    "method",
+    ["notifications/initialized", "notifications/cancelled", "notifications/unknown", "tools/call"],
+)
+def test_a_notification_is_202_without_a_body_and_runs_nothing(
+    service: Service, e2b: LocalE2B, method: str
+) -> None:
+    created_before = e2b.state()["created"]
+    params = {"name": "execute_python", "arguments": {"code": "1"}}
+    response = send(service, {"jsonrpc": "2.0", "method": method, "params": params})
+    assert (response.status_code, response.content) == (202, b"")
+    assert e2b.state()["created"] == created_before
+
+
+@pytest.mark.parametrize("answer", [{"result": {}}, {"error": {"code": -1, "message": "no"}}])
+def test_a_response_to_what_was_never_asked_is_202(
+    service: Service, answer: dict[str, Any]
+) -> None:
+    response = send(service, {"jsonrpc": "2.0", "id": 1, **answer})
+    assert (response.status_code, response.content) == (202, b"")
+
+
+@pytest.mark.parametrize("method", ["GET", "DELETE", "PUT"])
+def test_another_method_is_405_and_says_which_is_allowed(service: Service, method: str) -> None:
+    headers = {"Accept": "text/event-stream"}
+    response = http.request(method, f"{service.url}/mcp", headers=headers, timeout=5)
+    assert response.status_code == 405
+    assert not LOGIN_WORDS.search(response.json()["error"]["message"])
+    assert "POST" in response.headers["Allow"].split(", ")
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_each_version_that_is_served_may_stand_in_the_header(
+    service: Service, version: str
+) -> None:
+    response = send(service, message("ping"), **{"MCP-Protocol-Version": version})
+    assert response.json()["result"] == {}
+
+
+@pytest.mark.parametrize("version", ["2099-01-01", "1.0", "2025-11-25, 2025-06-18"])
+def test_an_unknown_version_in_the_header_is_400_and_says_which_are_served(
+    service: Service, e2b: LocalE2B, version: str
+) -> None:
+    created_before = e2b.state()["created"]
+    params = {"name": "execute_python", "arguments": {"code": "1"}}
+    response = send(service, message("tools/call", params), **{"MCP-Protocol-Version": version})
+    assert response.status_code == 400
+    assert error_of(response)["code"] == INVALID_REQUEST
+    assert all(served in error_of(response)["message"] for served in VERSIONS)
+    assert e2b.state()["created"] == created_before
+
+
+# --- what is malformed or unknown -------------------------------------------------------------
+
+MALFORMED = {
+    "empty": ("", PARSE_ERROR),
+    "no JSON": ("{jsonrpc: 2.0}", PARSE_ERROR),
+    "cut short": ('{"jsonrpc": "2.0", "id": 1, "meth', PARSE_ERROR),
+    "no UTF-8": (b'{"jsonrpc": "2.0", "id": 1, "method": "\xff"}', PARSE_ERROR),
+    "an integer of 5,000 digits": ('{"jsonrpc": "2.0", "id": ' + "9" * 5000 + "}", PARSE_ERROR),
+    "nested 100,000 deep": ("[" * 100_000 + "]" * 100_000, PARSE_ERROR),
+    "null": ("null", INVALID_REQUEST),
+    "a number": ("3", INVALID_REQUEST),
+    "a string": ('"ping"', INVALID_REQUEST),
+    "a batch": ('[{"jsonrpc": "2.0", "id": 1, "method": "ping"}]', INVALID_REQUEST),
+    "an empty batch": ("[]", INVALID_REQUEST),
+    "no version": ('{"id": 1, "method": "ping"}', INVALID_REQUEST),
+    "version 1.0": ('{"jsonrpc": "1.0", "id": 1, "method": "ping"}', INVALID_REQUEST),
+    "version as a number": ('{"jsonrpc": 2.0, "id": 1, "method": "ping"}', INVALID_REQUEST),
+    "neither method nor result": ('{"jsonrpc": "2.0", "id": 1}', INVALID_REQUEST),
+    "method null": ('{"jsonrpc": "2.0", "id": 1, "method": null}', INVALID_REQUEST),
+    "method a number": ('{"jsonrpc": "2.0", "id": 1, "method": 3}', INVALID_REQUEST),
+    "id a list": ('{"jsonrpc": "2.0", "id": [1], "method": "ping"}', INVALID_REQUEST),
+    "id an object": ('{"jsonrpc": "2.0", "id": {}, "method": "ping"}', INVALID_REQUEST),
+}
+
+
+@pytest.mark.parametrize("row", MALFORMED)
+def test_what_is_no_request_is_a_json_rpc_error(service: Service, row: str) -> None:
+    body, code = MALFORMED[row]
+    response = post(service, body)
+    assert error_of(response)["code"] == code
+    assert response.status_code == (400 if code == PARSE_ERROR else 200)
+    assert response.json()["id"] is None
+
+
+@pytest.mark.parametrize("message_id", ["NaN", "Infinity", "-1e999", "true"])
+def test_an_id_that_json_cannot_send_back_is_an_invalid_request(
+    service: Service, message_id: str
+) -> None:
+    response = post(service, f'{{"jsonrpc": "2.0", "id": {message_id}, "method": "ping"}}')
+    assert error_of(response)["code"] == INVALID_REQUEST
+    assert response.json()["id"] is None
+
+
+UNKNOWN = {
+    "method": (message("resources/list"), UNKNOWN_METHOD),
+    "method empty": (message(""), UNKNOWN_METHOD),
+    "method in capitals": (message("PING"), UNKNOWN_METHOD),
+    "method with login words": (message("401/OAuth/authentication"), UNKNOWN_METHOD),
+    "tool": (message("tools/call", {"name": "execute_bash", "arguments": {}}), INVALID_PARAMS),
+    "tool missing": (message("tools/call", {"arguments": {"code": "1"}}), INVALID_PARAMS),
+    "tool null": (message("tools/call", {"name": None}), INVALID_PARAMS),
+    "tool a list": (message("tools/call", {"name": ["execute_python"]}), INVALID_PARAMS),
+    "tool with login words": (message("tools/call", {"name": "OAuth 401"}), INVALID_PARAMS),
+    "params missing": (message("tools/call"), INVALID_PARAMS),
+    "params a list": (message("tools/call", ["execute_python"]), INVALID_PARAMS),
+    "params a string": (message("initialize", "2025-11-25"), INVALID_PARAMS),
+}
+
+
+@pytest.mark.parametrize("row", UNKNOWN)
+def test_what_is_unknown_is_a_json_rpc_error_for_that_request(
+    service: Service, e2b: LocalE2B, row: str
+) -> None:
+    asked, code = UNKNOWN[row]
+    created_before = e2b.state()["created"]
+    response = send(service, asked)
+    assert response.status_code == 200
+    assert error_of(response)["code"] == code
+    assert response.json()["id"] == asked["id"]
+    assert e2b.state()["created"] == created_before
+
+
+def test_a_body_that_is_no_json_by_its_type_is_415(service: Service) -> None:
+    for content_type in ("text/plain", "application/x-www-form-urlencoded", ""):
+        response = send(service, message("ping"), **{"Content-Type": content_type})
+        assert response.status_code == 415
+        assert not LOGIN_WORDS.search(response.json()["error"]["message"])
+
+
+def test_a_body_over_1_mib_is_413_before_it_is_sent(service: Service) -> None:
+    connection = HTTPConnection("127.0.0.1", service.port, timeout=5)
+    with closing(connection):
+        connection.putrequest("POST", "/mcp")
+        connection.putheader("Content-Type", "application/json")
+        connection.putheader("Content-Length", str(MAX_BODY_BYTES + 1))
+        connection.endheaders()
+        assert connection.getresponse().status == 413
+
+
+# --- the tool ---------------------------------------------------------------------------------
+
+
+def test_the_text_comes_without_the_echo_of_the_code(service: Service, e2b: LocalE2B) -> None:
+    answer_with(e2b, stdout("Hello, World!\n"), result_event(text="42"))
+    text = "**Console Output:**\n```\nHello, World!\n```\n\n**Result:**\n```\n42\n```"
+    expected = {"content": [{"type": "text", "text": text}], "isError": False}
+    assert call(service, code="print('Hello, World!')\n42") == expected
+
+
+def test_a_run_without_output_says_so(service: Service, e2b: LocalE2B) -> None:
+    answer_with(e2b)
+    result = call(service, code="x = 1")
+    assert text_of(result) == "Code executed successfully, without output."
+    assert result["isError"] is False
+
+
+def test_each_picture_is_an_image_part_after_the_text_in_the_order_of_display(
+    service: Service, e2b: LocalE2B
+) -> None:
+    png, jpeg = picture("PNG"), picture("JPEG")
+    answer_with(
+        e2b, result_event(png=encoded(png)), stdout("between\n"), result_event(jpeg=encoded(jpeg))
+    )
+    result = call(service, code="draw()")
+    assert [part["type"] for part in result["content"]] == ["text", "image", "image"]
+    assert images_of(result) == [("image/png", png), ("image/jpeg", jpeg)]
+    assert text_of(result) == "**Console Output:**\n```\nbetween\n```"
+    assert result["isError"] is False
+
+
+def test_a_picture_alone_still_comes_with_a_text(service: Service, e2b: LocalE2B) -> None:
+    answer_with(e2b, result_event(text="<Figure size 8x6>", png=encoded(picture("PNG"))))
+    result = call(service, code="draw()")
+    assert len(images_of(result)) == 1
+    assert text_of(result).strip()
+    assert "without output" not in text_of(result)
+
+
+def test_an_svg_arrives_as_a_png(service: Service, e2b: LocalE2B) -> None:
+    answer_with(e2b, result_event(text="<Figure>", svg=SVG))
+    [(media_type, data)] = images_of(call(service, code="draw()"))
+    assert media_type == "image/png"
+    with Image.open(io.BytesIO(data)) as image:
+        assert (image.format, image.size) == ("PNG", (40, 30))
+        assert image.convert("RGB").getcolors() == [(1200, (255, 0, 0))]
+
+
+def test_an_svg_that_cannot_be_drawn_costs_that_picture_only(
+    service: Service, e2b: LocalE2B
+) -> None:
+    png = picture("PNG")
+    answer_with(
+        e2b,
+        result_event(svg=SVG.replace("<rect", '<image href="/etc/passwd"/><rect')),
+        result_event(png=encoded(png)),
+    )
+    result = call(service, code="draw()")
+    assert images_of(result) == [("image/png", png)]
+    assert "refers to something outside itself" in text_of(result)
+    assert result["isError"] is False
+
+
+@pytest.mark.parametrize(
+    ("size_bytes", "sent", "fitting"), [(1024 * 1024, 12, 11), (3 * 1024 * 1024, 5, 3)]
+)
+def test_as_many_pictures_as_fit_arrive_in_under_16_mib(
+    service: Service, e2b: LocalE2B, size_bytes: int, sent: int, fitting: int
+) -> None:
+    e2b.set_script({"run": {"pngs": sent, "png_bytes": size_bytes}})
+    params = {"name": "execute_python", "arguments": {"code": "draw()"}}
+    response = send(service, message("tools/call", params))
+    assert len(response.content) < 16 * 1024 * 1024
+    assert int(response.headers["Content-Length"]) == len(response.content)
+    result = response.json()["result"]
+    sizes = [len(data) for _, data in images_of(result)]
+    assert sizes == [size_bytes] * fitting
+    assert sum(sizes) + size_bytes > MAX_REPLY_IMAGE_BYTES >= sum(sizes)
+    assert re.search(rf"Note: {sent - fitting} pictures? left out: .*11,534,336", text_of(result))
+
+
+# --- what the model should act on is a result with isError ------------------------------------
+
+
+def error_text(result: dict[str, Any]) -> str:
+    """The text of a result that is an error, which cannot be taken for a failed login."""
+    assert result["isError"] is True
+    assert not LOGIN_WORDS.search(text_of(result))
+    return text_of(result)
+
+
+def test_an_exception_is_a_result_with_its_traceback(service: Service, e2b: LocalE2B) -> None:
+    answer_with(e2b, stdout("before\n"), exception("ValueError", "no"))
+    assert error_text(call(service, code="raise ValueError('no')")) == (
+        "**Console Output:**\n```\nbefore\n```\n\n**Execution Error:**\n```\n"
+        "Traceback (most recent call last)\nCell In[1], line 1\nValueError: no\n```"
+    )
+
+
+def test_a_timeout_is_a_result_with_what_was_printed_and_drawn(
+    service: Service, e2b: LocalE2B
+) -> None:
+    png = picture("PNG")
+    answer_with(e2b, stdout("so far\n"), result_event(png=encoded(png)), fault="silent")
+    result = call(service, code="while True: pass", timeout=1)
+    assert error_text(result).startswith("**Console Output:**\n```\nso far\n```")
+    assert "stopped after 1 s" in error_text(result)
+    assert images_of(result) == [("image/png", png)]
+
+
+@pytest.mark.parametrize("status", [401, 403, 429, 500, 503])
+def test_a_refusal_by_e2b_is_a_result_in_our_own_words(
+    service: Service, e2b: LocalE2B, status: int
+) -> None:
+    body = {"code": status, "message": "401 OAuth authentication"}
+    e2b.set_script({"run": OK_RUN, "create": {"status": status, "body": body}})
+    assert "E2B" in error_text(call(service, code="1", timeout=1))
+
+
+def test_a_full_service_is_a_result_that_says_how_long_to_wait(
+    service: Service, e2b: LocalE2B
+) -> None:
+    with one_run_under_way(e2b, service):
+        text = error_text(call(service, code="1"))
+        refused = http.post(f"{service.url}/execute", json={"code": "1"}, timeout=5)
+    assert refused.status_code == 503
+    assert re.search(rf"\b{refused.headers['Retry-After']} seconds\b", text)
+
+
+WRONG = {
+    "none": {},
+    "code null": {"code": None},
+    "code a number": {"code": 3},
+    "code blank": {"code": " \n"},
+    "code too long": {"code": "x" * 100_001},
+    "code with a lone surrogate": {"code": "\ud800"},
+    "timeout 0": {"code": "1", "timeout": 0},
+    "timeout 1.5": {"code": "1", "timeout": 1.5},
+    'timeout "10"': {"code": "1", "timeout": "10"},
+    "timeout true": {"code": "1", "timeout": True},
+    "timeout NaN": {"code": "1", "timeout": float("nan")},
+    "timeout 1e999": {"code": "1", "timeout": float("inf")},
+    "language javascript": {"code": "1", "language": "javascript"},
+    "not an object but a string": "print(1)",
+    "not an object but a list": ["print(1)"],
+    "null": None,
+}
+
+
+@pytest.mark.parametrize("row", WRONG)
+def test_wrong_arguments_are_a_result_that_the_model_can_correct(
+    service: Service, e2b: LocalE2B, row: str
+) -> None:
+    created_before = e2b.state()["created"]
+    params = {"name": "execute_python", "arguments": WRONG[row]}
+    field = row.split()[0] if row.split()[0] in ("timeout", "language") else "code"
+    assert error_text(ask(service, "tools/call", params)).startswith(field)
+    assert e2b.state()["created"] == created_before
+
+
+def test_arguments_that_are_missing_are_a_result_too(service: Service) -> None:
+    assert "code" in error_text(ask(service, "tools/call", {"name": "execute_python"}))
+
+
+# --- the same guards and limits as for /execute -----------------------------------------------
+
+
+@pytest.mark.parametrize(("timeout", "limit_s"), [(None, 30), (5, 5), (10**9, 30), (7.0, 7)])
+def test_a_timeout_shortens_a_run_and_never_lengthens_it(
+    service: Service, e2b: LocalE2B, timeout: object, limit_s: int
+) -> None:
+    assert call(service, code="1", timeout=timeout)["isError"] is False
+    creates = [request for request in e2b.state()["requests"] if request["kind"] == "create"]
+    assert creates[-1]["body"]["timeout"] == limit_s + LIFETIME_MARGIN_S
+
+
+def test_unknown_arguments_are_never_forwarded(service: Service, e2b: LocalE2B) -> None:
+    number_before = len(e2b.state()["requests"])
+    assert call(service, code="1", template="EVIL", envs={"A": "EVIL"})["isError"] is False
+    assert "EVIL" not in json.dumps(e2b.state()["requests"][number_before:])
+
+
+def test_a_call_is_logged_by_length_and_hash_and_never_with_its_code(service: Service) -> None:
+    params = {"name": "execute_python", "arguments": {"code": "secret_plan()"}}
+    send(service, message("tools/call", params), **{"X-Request-Id": "the-logged-call"})
+    line = json.loads(service.wait_for_log("the-logged-call"))
+    assert (line["path"], line["status"], line["outcome"]) == ("/mcp", 200, "ok")
+    assert line["code_chars"] == len("secret_plan()")
+    assert not [line for line in service.lines if "secret_plan" in line]
+
+
+@pytest.mark.parametrize("given", [None, "Bearer wrong", f"Basic {API_KEY}", API_KEY, ""])
+@pytest.mark.parametrize("method", ["initialize", "tools/list", "tools/call"])
+def test_without_the_api_key_nothing_is_answered(
+    guarded: Service, e2b: LocalE2B, method: str, given: str | None
+) -> None:
+    created_before = e2b.state()["created"]
+    params = {"name": "execute_python", "arguments": {"code": "1"}}
+    headers = {} if given is None else {"Authorization": given}
+    response = send(guarded, message(method, params), **headers)
+    assert response.status_code == 401
+    assert response.headers["WWW-Authenticate"].lower().startswith("bearer")
+    assert response.json()["error"]["code"] == "unauthorized"
+    assert e2b.state()["created"] == created_before
+
+
+def test_with_the_api_key_and_any_host_a_call_is_answered(guarded: Service) -> None:
+    headers = {"Authorization": f"Bearer {API_KEY}", "Host": "code.example.com"}
+    assert send(guarded, message("ping"), **headers).json()["result"] == {}
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Origin": "http://evil.example"},
+        {"Origin": "null"},
+        {"Host": "evil.example"},
+        {"Host": "evil.example", "Origin": "http://evil.example"},
+    ],
+    ids=["Origin of another page", "Origin null", "Host", "Host and Origin agree"],
+)
+def test_a_web_page_cannot_call_the_tool(
+    service: Service, e2b: LocalE2B, headers: dict[str, str]
+) -> None:
+    created_before = e2b.state()["created"]
+    params = {"name": "execute_python", "arguments": {"code": "1"}}
+    response = send(service, message("tools/call", params), **headers)
+    assert response.status_code == 403
+    assert not LOGIN_WORDS.search(response.json()["error"]["message"])
+    assert e2b.state()["created"] == created_before

@@ -1,0 +1,319 @@
+"""openapi.json, held against the specification, LibreChat's needs and the running service."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import openapi_spec_validator
+import pytest
+import requests
+import schemathesis
+from hypothesis import Phase, assume, given, settings
+from schemathesis import GenerationMode
+from schemathesis.specs.openapi.checks import ignored_auth
+
+from config import LIFETIME_MARGIN_S, MAX_BODY_BYTES, VERSION
+from conftest import E2B_KEY, OK_RUN, Service, e2b_at
+from local_e2b import LocalE2B
+
+DOCUMENT = json.loads(Path(__file__).with_name("openapi.json").read_text("utf-8"))
+API_KEY = "a-key-that-is-long-enough-to-be-one"
+MAX_CODE_CHARS, RUN_TIMEOUT_S = 2000, 20
+EXAMPLES = 120
+
+http = requests.Session()
+http.trust_env = False  # nothing here goes through a proxy
+
+
+# --- services ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def e2b() -> Iterator[LocalE2B]:
+    with LocalE2B() as local:
+        yield local
+
+
+@pytest.fixture(autouse=True)
+def _runs_print_ok(e2b: LocalE2B) -> None:
+    e2b.set_script({"run": OK_RUN})
+
+
+@pytest.fixture(scope="module")
+def start(e2b: LocalE2B) -> Iterator[Callable[..., Service]]:
+    """Start the service with these settings, for all tests of this file."""
+    started: list[Service] = []
+
+    def start(**environ: str) -> Service:
+        started.append(Service(e2b_at(e2b.url) | environ))
+        started[-1].wait_for_log("Listening at")
+        return started[-1]
+
+    yield start
+    http.close()  # or gunicorn would wait for what may still come
+    for service in started:
+        service.process.terminate()
+    for service in started:
+        service.stop()
+
+
+@pytest.fixture(scope="module")
+def service(start: Callable[..., Service]) -> Service:
+    """The service with limits of its own and one place for a run."""
+    limits = {"MAX_CODE_CHARS": str(MAX_CODE_CHARS), "RUN_TIMEOUT_S": str(RUN_TIMEOUT_S)}
+    return start(MAX_CONCURRENT_RUNS="1", **limits)
+
+
+@pytest.fixture(scope="module")
+def guarded(start: Callable[..., Service]) -> Service:
+    """The service with an API key."""
+    return start(PROXY_API_KEY=API_KEY)
+
+
+@pytest.fixture
+def served(service: Service) -> Any:
+    """The document as the service serves it."""
+    response = http.get(f"{service.url}/openapi.json", timeout=5)
+    assert (response.status_code, response.headers["Content-Type"]) == (200, "application/json")
+    return response.json()
+
+
+# --- the document by itself -------------------------------------------------------------------
+
+
+def operation_of(document: Any) -> Any:
+    """The one operation of a document."""
+    [operation] = [each for path in document["paths"].values() for each in path.values()]
+    return operation
+
+
+def fields_of(document: Any) -> Any:
+    body = operation_of(document)["requestBody"]["content"]
+    assert body.keys() == {"application/json"}
+    return body["application/json"]["schema"]["properties"]
+
+
+def keys_in(value: Any) -> Iterator[str]:
+    """Every key of every object in a document."""
+    if isinstance(value, dict):
+        yield from value
+    for inner in value.values() if isinstance(value, dict) else value:
+        if isinstance(inner, (dict, list)):
+            yield from keys_in(inner)
+
+
+def test_the_document_is_valid_openapi(served: Any) -> None:
+    openapi_spec_validator.validate(DOCUMENT)
+    openapi_spec_validator.validate(served)
+
+
+def test_nothing_stands_behind_a_ref_or_an_alternative() -> None:
+    # LibreChat resolves $ref at three places only, and makes "unknown" of an alternative.
+    assert not {"$ref", "anyOf", "oneOf", "allOf"} & set(keys_in(DOCUMENT))
+
+
+def test_there_is_one_operation_for_every_operation_becomes_a_tool() -> None:
+    assert DOCUMENT["paths"].keys() == {"/execute"}
+    assert DOCUMENT["paths"]["/execute"].keys() == {"post"}
+
+
+def test_no_summary_hides_the_description_that_is_written_for_a_model() -> None:
+    assert "summary" not in set(keys_in(DOCUMENT))
+    for words in ("plt.show()", "Nothing is kept between calls", "traceback", "time limit"):
+        assert words in operation_of(DOCUMENT)["description"]
+
+
+def test_the_name_that_librechat_makes_of_the_operation_fits() -> None:
+    name = f"{operation_of(DOCUMENT)['operationId']}_action_{10 * 'x'}"
+    assert re.fullmatch(r"[A-Za-z0-9_-]{1,63}", name)
+
+
+def test_the_document_names_the_service_as_the_compose_file_does() -> None:
+    assert DOCUMENT["servers"] == [{"url": "http://e2b-proxy:3001"}]
+    assert DOCUMENT["info"]["version"] == VERSION
+
+
+# --- where it is served -----------------------------------------------------------------------
+
+ADDRESSES = {
+    "code.example.com": "http://code.example.com",
+    "code.example.com:8443": "http://code.example.com:8443",
+    "e2b-proxy:3001": "http://e2b-proxy:3001",
+    "other-name:3001": "http://other-name:3001",
+    "192.168.1.5:3001": "http://192.168.1.5:3001",
+    "[fd00::5]:3001": "http://[fd00::5]:3001",
+    "localhost.example.com": "http://localhost.example.com",
+    "notlocalhost:3001": "http://notlocalhost:3001",
+    "localhost": "http://e2b-proxy:3001",
+    "LocalHost:3001": "http://e2b-proxy:3001",
+    "code.localhost:3001": "http://e2b-proxy:3001",
+    "127.0.0.1:3001": "http://e2b-proxy:3001",
+    "127.8.9.1": "http://e2b-proxy:3001",
+    "0.0.0.0:3001": "http://e2b-proxy:3001",
+    "[::1]:3001": "http://e2b-proxy:3001",
+    "[::1]": "http://e2b-proxy:3001",
+    "[::]:3001": "http://e2b-proxy:3001",
+}
+
+
+@pytest.mark.parametrize("host", ADDRESSES)
+def test_the_document_carries_the_address_that_it_was_asked_at_but_no_loopback_one(
+    service: Service, host: str
+) -> None:
+    document = http.get(f"{service.url}/openapi.json", headers={"Host": host}, timeout=5).json()
+    assert document["servers"] == [{"url": ADDRESSES[host]}]
+
+
+def test_behind_a_tls_proxy_on_this_machine_the_address_is_https(service: Service) -> None:
+    headers = {"Host": "code.example.com", "X-Forwarded-Proto": "https"}
+    document = http.get(f"{service.url}/openapi.json", headers=headers, timeout=5).json()
+    assert document["servers"] == [{"url": "https://code.example.com"}]
+
+
+def test_but_for_the_address_and_the_limits_the_document_is_the_file(served: Any) -> None:
+    fields = fields_of(served)
+    assert fields["code"]["maxLength"] == MAX_CODE_CHARS
+    assert fields["timeout"]["default"] == RUN_TIMEOUT_S
+    fields["code"]["maxLength"] = fields_of(DOCUMENT)["code"]["maxLength"]
+    fields["timeout"]["default"] = fields_of(DOCUMENT)["timeout"]["default"]
+    assert served | {"servers": DOCUMENT["servers"]} == DOCUMENT
+
+
+def test_the_file_has_the_default_limits(guarded: Service) -> None:
+    document = http.get(f"{guarded.url}/openapi.json", timeout=5).json()
+    assert fields_of(document) == fields_of(DOCUMENT)
+
+
+# --- held against the running service ---------------------------------------------------------
+
+
+def execute(service: Service, body: Any, **headers: str) -> requests.Response:
+    return http.post(f"{service.url}/execute", json=body, headers=headers, timeout=30)
+
+
+def test_the_fields_are_those_that_the_service_knows(service: Service, served: Any) -> None:
+    wrong = {"code": 1, "timeout": 0, "language": "none"}
+    assert fields_of(served).keys() == wrong.keys()
+    for field, value in wrong.items():
+        response = execute(service, {"code": "1", field: value})
+        assert response.status_code == 400
+        assert response.json()["error"]["message"].startswith(field)
+    for field, about in fields_of(served).items():
+        for value in about.get("enum", []):
+            assert execute(service, {"code": "1", field: value}).status_code == 200
+
+
+def test_the_limits_are_those_that_hold(service: Service, served: Any, e2b: LocalE2B) -> None:
+    longest = fields_of(served)["code"]["maxLength"]
+    assert execute(service, {"code": "x" * longest}).status_code == 200
+    assert execute(service, {"code": "x" * (longest + 1)}).status_code == 400
+    shortest = fields_of(served)["timeout"]["minimum"]
+    assert execute(service, {"code": "1", "timeout": shortest - 1}).status_code == 400
+    for fields in ({"timeout": shortest}, {}):
+        assert execute(service, {"code": "1", **fields}).status_code == 200
+        created = [each for each in e2b.state()["requests"] if each["kind"] == "create"]
+        limit_s = fields.get("timeout", fields_of(served)["timeout"]["default"])
+        assert created[-1]["body"]["timeout"] == limit_s + LIFETIME_MARGIN_S
+
+
+@contextmanager
+def one_run_under_way(e2b: LocalE2B, service: Service) -> Iterator[None]:
+    """The only place of the service is taken for as long as the block lasts."""
+    e2b.wait_for(lambda state: state["alive"] == 0)
+    e2b.set_script({"run": {"fault": "silent"}})
+    caller = threading.Thread(target=execute, args=(service, {"code": "1"}))
+    caller.start()
+    try:
+        state = e2b.wait_for(lambda s: s["alive"] and s["requests"][-1]["kind"] == "run")
+        [sandbox] = [each for each in state["sandboxes"] if each["alive"]]
+        yield
+    finally:
+        address = f"{e2b.url}/sandboxes/{sandbox['id']}"
+        http.delete(address, headers={"X-API-Key": E2B_KEY}, timeout=5)
+        caller.join()
+
+
+def test_each_documented_answer_can_be_had_and_is_as_documented(
+    service: Service, guarded: Service, served: Any, e2b: LocalE2B
+) -> None:
+    good = {"code": "1"}
+    too_long = http.prepare_request(requests.Request("POST", f"{service.url}/execute", json=good))
+    # The answer comes before the body, which is never sent.
+    too_long.headers["Content-Length"] = str(MAX_BODY_BYTES + 1)
+    too_long.headers["Connection"] = "close"
+    with one_run_under_way(e2b, service):
+        full = execute(service, good)
+    e2b.set_script({"run": OK_RUN})
+    responses = [
+        execute(service, good),
+        execute(service, {}),
+        execute(guarded, good),
+        execute(service, good, Origin="http://evil.example"),
+        http.send(too_long, timeout=5),
+        http.post(f"{service.url}/execute", data="print(1)", timeout=5),
+        full,
+    ]
+    operation = schemathesis.openapi.from_dict(served)["/execute"]["POST"]
+    for response in responses:
+        operation.validate_response(response)
+        documented = operation_of(served)["responses"][str(response.status_code)]
+        assert documented.get("headers", {}).keys() <= response.headers.keys()
+    # A 500 would be a fault of the service that nobody knows of.
+    answered = {str(response.status_code) for response in responses}
+    assert operation_of(served)["responses"].keys() - answered == {"500"}
+    assert len(answered) == len(responses)
+
+
+@pytest.mark.parametrize("outcome", ["ok", "error", "timeout", "unavailable"])
+def test_each_documented_outcome_can_be_had(
+    service: Service, served: Any, e2b: LocalE2B, outcome: str
+) -> None:
+    error = {"type": "error", "name": "ValueError", "value": "no", "traceback": ""}
+    e2b.set_script({
+        "ok": {"run": OK_RUN},
+        "error": {"run": {"events": [error]}},
+        "timeout": {"run": {"fault": "silent"}},
+        "unavailable": {"create": {"status": 500}},
+    }[outcome])  # fmt: skip
+    response = execute(service, {"code": "1", "timeout": 1})
+    assert response.headers["X-Run-Outcome"] == outcome
+    header = operation_of(served)["responses"]["200"]["headers"]["X-Run-Outcome"]
+    assert outcome in header["schema"]["enum"]
+
+
+@pytest.mark.parametrize("mode", list(GenerationMode))
+def test_whatever_is_sent_the_answer_is_a_documented_one(
+    service: Service, served: Any, mode: GenerationMode
+) -> None:
+    """Schemathesis makes requests out of the document, good ones and bad ones.
+
+    What gunicorn's parser answers to bytes that are no request (400, 408, 431) is not of concern
+    here: the document is about requests.
+    """
+    operation = schemathesis.openapi.from_dict(served)["/execute"]["POST"]
+    statuses = set()
+
+    @settings(
+        max_examples=EXAMPLES, derandomize=True, database=None, deadline=None,
+        phases=[Phase.generate],
+    )  # fmt: skip
+    @given(case=operation.as_strategy(generation_mode=mode))
+    def check(case: Any) -> None:
+        fields = case.body if isinstance(case.body, dict) else {}
+        # The document is stricter than the service in one way (a field that is null counts as left
+        # out) and laxer in another (code must not be blank).
+        assume(mode.is_positive or None not in fields.values())
+        assume(mode.is_negative or fields["code"].strip())
+        response = case.call(base_url=service.url, session=http, timeout=30)
+        # ignored_auth: this service has no key, which the document allows.
+        case.validate_response(response, excluded_checks=[ignored_auth])
+        statuses.add(response.status_code)
+
+    check()
+    assert statuses == ({200} if mode.is_positive else {400})
