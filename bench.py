@@ -73,8 +73,7 @@ def clean_environ(e2b_url: str = "") -> dict[str, str]:
     environ = {k: v for k, v in os.environ.items() if not k.lower().startswith(unwanted)}
     if e2b_url:
         environ |= {"E2B_API_KEY": "local", "E2B_API_URL": e2b_url, "E2B_SANDBOX_URL": e2b_url}
-    # More threads than connections kept would open new ones all the time.
-    return environ | {"E2B_MAX_KEEPALIVE_CONNECTIONS": "200"}
+    return environ
 
 
 def get_json(port: int, path: str, timeout_s: float = 5) -> Any:
@@ -446,7 +445,11 @@ class Bench:
     def __init__(self, scale: Scale, stack: ExitStack) -> None:
         self.scale = scale
         self.e2b = stack.enter_context(StandIn(delays(CREATE_S, KILL_S)))
-        self.environ = clean_environ(self.e2b.url) | {"MAX_CONCURRENT_RUNS": str(scale.cap)}
+        self.environ = clean_environ(self.e2b.url) | {
+            "MAX_CONCURRENT_RUNS": str(scale.cap),
+            # More threads than connections kept would open new ones all the time, on both sides.
+            "E2B_MAX_KEEPALIVE_CONNECTIONS": str(2 * scale.cap),
+        }
         generators = (stack.enter_context(Generator(self.environ)) for _ in range(3))
         self.bare, self.load, self.probe = generators
 

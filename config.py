@@ -57,7 +57,7 @@ class Config:
     max_images: int = _whole(10, 0, 100)
     max_image_bytes: int = _whole(5 * 1024 * 1024, 1024, MAX_REPLY_IMAGE_BYTES)
     image_dir: Path | None = _text(None, "/.*", "an absolute path", Path)
-    image_url: str = _text("", r"(https?:/)?(/[\w.:%~-]+)+", "/a/path or http(s)://an/address")
+    image_url: str = _text("", r"(https?:/)?(/[\w.:%~-]+)+/?", "/a/path or http(s)://an/address")
     image_ttl_hours: int = _whole(0, 0, 100_000)
     sandbox_seconds_per_day: int = _whole(0, 0, 10**9)
     warm_sandboxes: int = _whole(0, 0, 100)

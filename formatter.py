@@ -10,10 +10,12 @@ from run import Clipped, Run
 _HEADINGS = ("Console Output", "Stderr", "Result", "Execution Error")
 NO_OUTPUT = "Code executed successfully, without output."
 
-_ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[\]PX^_][^\x07\x1b]*(?:\x07|\x1b\\)?|[ -/]*[0-~])")
+_ANSI = re.compile(
+    r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[\]PX^_][^\x07\x1b\n]*(?:\x07|\x1b\\)?|[ -/]*[0-~])"
+)
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
 # They reorder what is read; shown as Python's repr shows them.
-_BIDI = re.compile(r"[\u202a-\u202e\u2066-\u2069]")
+_BIDI = re.compile(r"[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
 def format_run(run: Run, max_output_chars: int) -> str:
@@ -63,10 +65,10 @@ def _error_text(run: Run) -> str:
 def _cleaned(output: Clipped) -> Clipped:
     cleaned = Clipped(0)
     cleaned.missing = output.missing
-    if output.missing:
-        cleaned.head, cleaned.tail = _clean(output.head), _clean(output.tail)
-    else:
-        cleaned.head = _clean(output.head + output.tail)
+    cleaned.head, cleaned.tail = _clean(output.head), _clean(output.tail)
+    if not output.missing:
+        text = _clean(output.head + output.tail)
+        cleaned.head, cleaned.tail = text[: len(text) // 2], text[len(text) // 2 :]
     return cleaned
 
 

@@ -10,7 +10,6 @@ import sys
 import time
 from concurrent.futures import Future
 from datetime import UTC, datetime
-from typing import ClassVar
 
 from gunicorn import glogging
 from gunicorn.workers import gthread
@@ -24,6 +23,7 @@ except ConfigError as exc:
     sys.exit(str(exc))
 
 _RECEIVE_LIMIT_S = 15
+_receiving = {}  # connection: since when, in seconds
 
 
 class JsonFormatter(logging.Formatter):
@@ -51,8 +51,6 @@ class JsonLogger(glogging.Logger):
 class PatientWorker(gthread.ThreadWorker):
     """A threaded worker in which a slow or silent client holds no thread for long."""
 
-    receiving: ClassVar = {}  # connection: since when, in seconds
-
     def enqueue_req(self, conn):
         if conn.initialized or conn.data_ready:
             return super().enqueue_req(conn)
@@ -63,18 +61,18 @@ class PatientWorker(gthread.ThreadWorker):
         return self.finish_request(conn, deferred)
 
     def handle(self, conn):
-        self.receiving[conn] = time.monotonic()
+        _receiving[conn] = time.monotonic()
         try:
             return super().handle(conn)
         finally:
-            del self.receiving[conn]
+            del _receiving[conn]
 
     def notify(self):
         """Called every second: cut off whose request is not all here after the limit."""
         super().notify()
         for conn in self.pending_conns if not self.alive else ():
             conn.timeout = 0  # a silent connection does not hold up the end
-        for conn, since in list(self.receiving.items()):
+        for conn, since in list(_receiving.items()):
             # The application sets a timeout on the socket once it has the whole request.
             if time.monotonic() - since > _RECEIVE_LIMIT_S and conn.sock.gettimeout() is None:
                 with contextlib.suppress(OSError):  # it is gone already

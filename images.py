@@ -77,8 +77,10 @@ def publish(run: Run, config: Config) -> list[str]:
             part.write_bytes(picture.data)
             part.chmod(0o644)  # whatever the umask: LibreChat runs as another user
             part.rename(folder / name)
-            urls.append(f"{config.image_url}/{name}")
+            urls.append(f"{config.image_url.rstrip('/')}/{name}")
         except OSError as exc:
+            with suppress(OSError):
+                part.unlink()
             log.error("a picture could not be published, check IMAGE_DIR: %r", str(exc))
             run.leave_out("picture", "it could not be stored by this service")
     return urls

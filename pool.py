@@ -41,8 +41,7 @@ class Pool:
 
     def __init__(self, config: Config) -> None:
         self._config = config
-        self._changed = threading.Condition()
-        self._closing = threading.Event()
+        self._changed, self._closing = threading.Condition(), threading.Event()
         self._places: set[_Place] = set()
         self._waiting = 0
         self._spent_s: defaultdict[date, float] = defaultdict(float)

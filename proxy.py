@@ -97,8 +97,7 @@ class _Service:
         properties = {name: schema["properties"][name] for name in ("code", "timeout")}
         self._tool = {"name": operation["operationId"], "description": operation["description"]}
         self._tool["inputSchema"] = schema | {"properties": properties}
-        self._ready_until = 0.0
-        self._ready_problem = "E2B is being asked for the first time. Try again in some seconds."
+        self._ready_until, self._ready_problem = 0.0, "E2B is being asked. Try again in a moment."
 
     def guard(self) -> None:
         """Before each request: refuse who may not call. No page of another origin may POST."""
@@ -237,7 +236,7 @@ class _Service:
 
     def page(self) -> Response:
         nonce = secrets.token_urlsafe(16)
-        images = f"{self._config.image_url}/" if "://" in self._config.image_url else ""
+        images = f"{self._config.image_url.rstrip('/')}/" if "://" in self._config.image_url else ""
         headers = {"Content-Security-Policy": _PAGE_POLICY.format(nonce=nonce, images=images)}
         return Response(self._page.replace("{nonce}", nonce), 200, headers, mimetype="text/html")
 
@@ -259,9 +258,12 @@ def _json_body() -> object:
         raise http.UnsupportedMediaType("Send the body as Content-Type: application/json.")
     announced = request.content_length or 0
     try:
-        body = request.stream.read(MAX_BODY_BYTES + 1) if announced <= MAX_BODY_BYTES else b""
-        if max(announced, len(body)) <= MAX_BODY_BYTES:
-            return json.loads(body)
+        if announced <= MAX_BODY_BYTES:
+            body = request.stream.read(MAX_BODY_BYTES + 1)
+            if len(body) < announced:
+                raise EOFError
+            if len(body) <= MAX_BODY_BYTES:
+                return json.loads(body)
     except Exception as exc:  # RecursionError, and what the server raises when chunks are malformed
         text = f"The body is no JSON that can be read ({type(exc).__name__})."
         raise http.BadRequest(text) from None

@@ -5,8 +5,8 @@ The stream's form: https://github.com/e2b-dev/code-interpreter (template/server)
 
 import binascii
 import json
+import math
 import re
-import struct
 from collections import Counter
 from dataclasses import dataclass, field
 from time import monotonic
@@ -20,8 +20,11 @@ PNG, JPEG, SVG = "image/png", "image/jpeg", "image/svg+xml"
 # How much of a long line of output is decoded at a time. Its last character may be cut: JSON
 # writes one in 12 bytes at most (two of \u1234).
 _LONG_OUTPUT_BYTES, _CHARACTER_BYTES = 256 * 1024, 12
-_OUTPUT = re.compile(rb'\s*\{\s*"type"\s*:\s*"std(?:out|err)"\s*,\s*"text"\s*:\s*"')
+_OUTPUT = re.compile(rb'\s*\{\s*"type"\s*:\s*"(stdout|stderr)"\s*,\s*"text"\s*:\s*"')
 _LABEL = re.compile(rb'"(stdout|stderr|error|text|png|jpeg|svg|pdf|html)"')
+_JPEG_SIZE = re.compile(
+    rb"\xff[\xc0-\xc3\xc5-\xc7\xc9-\xcb\xcd-\xcf]\0[\x0b\x11\x14].(..)(..)", re.S
+)
 _PLACEHOLDER = re.compile(r"<[\w.]+ object(?: at 0x[0-9a-f]+)?>")
 # What a result may carry that is never shown; a gif or a pdf is a loss even beside a text.
 _ALWAYS_NAMED = {"image/gif": "gif", "image/webp": "webp", "pdf": "pdf"}
@@ -33,8 +36,7 @@ class Clipped:
 
     def __init__(self, limit: int) -> None:
         self.head = self.tail = ""
-        self.missing = 0  # characters
-        self._half = limit // 2
+        self.missing, self._half = 0, limit // 2  # characters
 
     def add(self, text: str) -> None:
         room = self._half - len(self.head) if not self.tail else 0
@@ -44,11 +46,10 @@ class Clipped:
         self.tail = tail[surplus:]
 
     def cut(self, limit: int) -> None:
-        """Drop more of the middle."""
-        text, half = self.head + self.tail, limit // 2
-        if len(text) > limit:
-            self.head, self.tail = text[:half], text[-half:]
-            self.missing += len(text) - 2 * half
+        size, half = len(self.head) + len(self.tail), limit // 2
+        if size > limit:
+            self.head, self.tail = self.head[:half], self.tail[-half:]
+            self.missing += size - len(self.head) - len(self.tail)
 
     def text(self) -> str:
         mark = f"\n[… {self.missing:,} characters cut …]\n" if self.missing else ""
@@ -109,27 +110,27 @@ def picture_from(data: bytes) -> Picture:
     """Know a picture by its first bytes, not by its label. Raises BadPicture."""
     if re.match(rb"\s*(?:<\?xml|<!--|<!DOCTYPE svg|<svg)", data) and b"<svg" in data:
         return Picture(SVG, data)
-    if data.startswith(b"\x89PNG\r\n\x1a\n\x00\x00\x00\x0dIHDR") and len(data) > 32:
-        width, height = struct.unpack(">2I", data[16:24])
-        if not 0 < width * height <= MAX_PIXELS:
-            raise BadPicture(f"{width} x {height} pixels (the limit is {MAX_PIXELS:,} in all)")
-        return Picture(PNG, data)
-    if data.startswith(b"\xff\xd8\xff"):
-        return Picture(JPEG, data)
-    raise BadPicture("neither PNG, JPEG nor SVG")
+    if data.startswith(b"\x89PNG\r\n\x1a\n\x00\x00\x00\x0dIHDR"):
+        media_type, sizes = PNG, [(data[20:24], data[16:20])]
+    elif data.startswith(b"\xff\xd8\xff"):
+        media_type, sizes = JPEG, _JPEG_SIZE.findall(data)
+    else:
+        raise BadPicture("neither PNG, JPEG nor SVG")
+    claims = [(int.from_bytes(height), int.from_bytes(width)) for height, width in sizes]
+    height, width = max(claims, key=math.prod, default=(0, 0))
+    if not 0 < height * width <= MAX_PIXELS:
+        raise BadPicture(f"{width} x {height} pixels (the limit is {MAX_PIXELS:,} in all)")
+    return Picture(media_type, data)
 
 
 class StreamReader:
     """Collects a run from its stream; another line than output, over every limit, is dropped."""
 
     def __init__(self, run: Run, config: Config) -> None:
-        self.run = run
+        self.run, self._config = run, config
         self.ended = False  # the end marker was seen
         self.broken = ""  # what about the stream could not be understood
-        self._config = config
-        self._line = bytearray()
-        self._take_at = _LONG_OUTPUT_BYTES
-        self._dropped_bytes = 0
+        self._line, self._take_at, self._dropped_bytes = bytearray(), _LONG_OUTPUT_BYTES, 0
         # A PIL image carries its png and its jpeg in one line; base64 adds a third.
         self._max_line_bytes = config.max_image_bytes * 3 + 2 * _LONG_OUTPUT_BYTES
 
@@ -146,21 +147,22 @@ class StreamReader:
             return
         self._line += piece
         if len(self._line) > self._take_at and (output := _OUTPUT.match(self._line)):
-            self._take_part(output[0])
+            self._take_part(output[1].decode(), output.end())
         if len(self._line) > self._max_line_bytes:
             self._dropped_bytes = len(self._line)
             del self._line[4096:]
 
-    def _take_part(self, start: bytes) -> None:
+    def _take_part(self, kind: str, start: int) -> None:
         """Take what there is of a long line of output, as if it were a line of its own."""
         for cut in range(len(self._line), len(self._line) - _CHARACTER_BYTES, -1):
             try:
-                event = json.loads(self._line[:cut] + b'"}')
+                text = json.loads(b'"' + self._line[start:cut] + b'"')
             except ValueError:
                 continue  # the cut tears a character apart, or the text has ended before it
-            self._event(event)
-            self._line[:cut] = start
-            return
+            if not "\ud800" <= text[-1:] <= "\udbff":  # half of a pair
+                getattr(self.run, kind).add(text)
+                del self._line[start:cut]
+                return
         self._take_at = 2 * len(self._line)
 
     def _end_line(self) -> None:
@@ -197,11 +199,14 @@ class StreamReader:
         labels = [label for label in ("png", "jpeg", "svg") if formats.get(label)]
         problems = []
         for label in labels:
+            text = str(formats[label])
             try:
-                self._picture(label, str(formats[label]))
+                encoded = "".join(text.split()) if label != "svg" else ""
+                data = binascii.a2b_base64(encoded, strict_mode=True) or text.encode()
+                self.run.keep(picture_from(data), self._config)
                 break
-            except BadPicture as exc:
-                problems.append(str(exc))
+            except ValueError as exc:
+                problems.append(str(exc) if isinstance(exc, BadPicture) else "not valid base64")
         if labels and len(problems) == len(labels):
             self.run.leave_out("picture", problems[0])
         shown = bool(labels) or self._value(formats)
@@ -213,19 +218,12 @@ class StreamReader:
         """Keep the text of a result without a picture; whether there is one that says something."""
         text = formats.get("text")
         if text is None or _PLACEHOLDER.fullmatch(str(text)):
-            better = [formats.get(label) for label in ("markdown", "latex", "json")]
-            found = next((value for value in better if value is not None), None)
-            if found is not None:
-                text = found if isinstance(found, str) else json.dumps(found)
+            found = [
+                formats[x] for x in ("markdown", "latex", "json") if formats.get(x) is not None
+            ]
+            if found:
+                text = found[0] if isinstance(found[0], str) else json.dumps(found[0])
             elif text is None or any(formats.get(label) for label in _NOT_SHOWN):
                 return False
         self.run.values.add(("\n" if self.run.values.head else "") + str(text))
         return True
-
-    def _picture(self, label: str, text: str) -> None:
-        try:
-            encoded = "".join(text.split()).encode("ascii") if label != "svg" else b""
-            data = binascii.a2b_base64(encoded, strict_mode=True) or text.encode()
-        except ValueError:
-            raise BadPicture("not valid base64") from None
-        self.run.keep(picture_from(data), self._config)

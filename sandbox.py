@@ -109,8 +109,7 @@ class Sandbox:
     @_in_our_words()
     def __init__(self, config: Config, lifetime_s: int, budget_s: float) -> None:
         """Create it, within `budget_s` as a whole, retries included."""
-        self._config = config
-        self._lifetime_s = lifetime_s
+        self._config, self._lifetime_s = config, lifetime_s
         self._primed = False  # a cell ran in it, which took the prefix that E2B gives the first
         self.created_at = monotonic()
         self.ends_at = self.created_at + lifetime_s

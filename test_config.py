@@ -1,0 +1,250 @@
+"""Settings: every default, every range, and one line that names all that is wrong."""
+
+from __future__ import annotations
+
+from dataclasses import FrozenInstanceError, fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from config import Config, ConfigError
+
+KEY = "e2b_0123456789abcdef"
+NEEDED = {"E2B_API_KEY": KEY}
+
+DEFAULTS: dict[str, Any] = {
+    "host": "127.0.0.1",
+    "port": 3001,
+    "proxy_api_key": "",
+    "allowed_hosts": "",
+    "run_timeout_s": 50,
+    "max_concurrent_runs": 20,
+    "max_code_chars": 100_000,
+    "max_output_chars": 30_000,
+    "max_images": 10,
+    "max_image_bytes": 5 * 1024 * 1024,
+    "image_dir": None,
+    "image_url": "",
+    "image_ttl_hours": 0,
+    "sandbox_seconds_per_day": 0,
+    "warm_sandboxes": 0,
+    "warm_idle_s": 600,
+    "e2b_template": "code-interpreter-v1",
+    "allow_internet": True,
+    "log_level": "info",
+}
+
+RANGES = {
+    "PORT": (1, 65535),
+    "RUN_TIMEOUT_S": (1, 3500),
+    "MAX_CONCURRENT_RUNS": (1, 1000),
+    "MAX_CODE_CHARS": (1, 1_000_000),
+    "MAX_OUTPUT_CHARS": (1000, 1_000_000),
+    "MAX_IMAGES": (0, 100),
+    "MAX_IMAGE_BYTES": (1024, 11 * 1024 * 1024),
+    "IMAGE_TTL_HOURS": (0, 100_000),
+    "SANDBOX_SECONDS_PER_DAY": (0, 10**9),
+    "WARM_SANDBOXES": (0, 100),
+    "WARM_IDLE_S": (1, 86_400),
+}
+
+GOOD = [
+    ("HOST", "0.0.0.0", "0.0.0.0"),
+    ("HOST", "[::1]", "[::1]"),
+    ("HOST", " proxy.internal\n", "proxy.internal"),
+    ("PORT", "0080", 80),
+    ("PROXY_API_KEY", "s3cret-~!", "s3cret-~!"),
+    ("ALLOWED_HOSTS", "A.example, b.example", "A.example, b.example"),
+    ("ALLOWED_HOSTS", "one", "one"),
+    ("E2B_TEMPLATE", "team/my_template:v1.2", "team/my_template:v1.2"),
+    ("ALLOW_INTERNET", "false", False),
+    ("ALLOW_INTERNET", "true", True),
+    ("LOG_LEVEL", "debug", "debug"),
+    ("LOG_LEVEL", "error", "error"),
+]
+
+BAD = [
+    *((name, value) for name in RANGES for value in ("x", "-1", "1.5", "1e3", "٣", "9" * 5000)),
+    ("HOST", "http://a"),
+    ("HOST", "a b"),
+    ("HOST", "é.example"),
+    ("ALLOWED_HOSTS", "https://a.example"),
+    ("ALLOWED_HOSTS", "*"),
+    ("E2B_TEMPLATE", "a b"),
+    ("ALLOW_INTERNET", "yes"),
+    ("ALLOW_INTERNET", "True"),
+    ("ALLOW_INTERNET", "0"),
+    ("LOG_LEVEL", "INFO"),
+    ("LOG_LEVEL", "verbose"),
+]
+
+
+def problems_of(environ: dict[str, str]) -> str:
+    with pytest.raises(ConfigError) as caught:
+        Config.from_env(environ)
+    message = str(caught.value)
+    assert message.isprintable()  # one line, whatever the values were
+    return message
+
+
+def test_a_key_alone_is_enough_and_the_rest_has_these_defaults() -> None:
+    config = Config.from_env(NEEDED)
+    assert {field.name for field in fields(Config)} == {"e2b_api_key", *DEFAULTS}
+    assert config.e2b_api_key == KEY
+    assert {name: getattr(config, name) for name in DEFAULTS} == DEFAULTS
+
+
+def test_an_empty_variable_counts_as_unset() -> None:
+    empty = {
+        name.upper(): value for name, value in zip(DEFAULTS, ("", " ", "\n") * 9, strict=False)
+    }
+    empty |= {"E2B_API_KEY_FILE": "", "PROXY_API_KEY_FILE": ""}
+    assert Config.from_env(NEEDED | empty) == Config.from_env(NEEDED)
+
+
+def test_settings_cannot_be_changed_afterwards() -> None:
+    with pytest.raises(FrozenInstanceError):
+        Config.from_env(NEEDED).port = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("name", RANGES)
+def test_a_number_is_taken_from_its_lowest_to_its_highest(name: str) -> None:
+    low, high = RANGES[name]
+    for value in (low, high):
+        environ = {"MAX_CONCURRENT_RUNS": "1000", name: str(value)}
+        assert getattr(Config.from_env(NEEDED | environ), name.lower()) == value
+    for value in (low - 1, high + 1):
+        message = problems_of(NEEDED | {name: str(value)})
+        assert f"{name} must be a whole number from {low} to {high}, not '{value}'" in message
+
+
+@pytest.mark.parametrize(("name", "text", "value"), GOOD)
+def test_a_good_value_is_taken(name: str, text: str, value: object) -> None:
+    assert getattr(Config.from_env(NEEDED | {name: text}), name.lower()) == value
+
+
+@pytest.mark.parametrize(("name", "text"), BAD)
+def test_a_bad_value_is_named(name: str, text: str) -> None:
+    message = problems_of(NEEDED | {name: text})
+    assert message.startswith(f"Configuration error: {name} must be ")
+    assert repr(text[:80]) in message
+    assert len(message) < 300
+
+
+def test_all_bad_values_are_named_in_one_line() -> None:
+    values = {
+        "PORT": "70000",
+        "RUN_TIMEOUT_S": "fast",
+        "HOST": "two words",
+        "ALLOW_INTERNET": "maybe\nnot",
+        "IMAGE_DIR": "relative",
+        "PROXY_API_KEY": "has a space",
+    }
+    message = problems_of(values)
+    assert all(name in message for name in (*values, "E2B_API_KEY"))
+
+
+@pytest.mark.parametrize("name", ["E2B_API_KEY", "PROXY_API_KEY"])
+@pytest.mark.parametrize("secret", ["hush hush", "hüsh", "hush\x00hush", "hush\u2028hush"])
+def test_a_bad_secret_is_named_but_never_shown(name: str, secret: str, tmp_path: Path) -> None:
+    file = tmp_path / "secret"
+    file.write_text(secret, "utf-8")
+    for environ in ({name: secret}, {f"{name}_FILE": str(file)}):
+        message = problems_of(NEEDED | {name: ""} | environ)
+        assert f"{next(iter(environ))} must be" in message
+        assert "hush" not in message and "h\\xfcsh" not in message and "hüsh" not in message
+
+
+def test_secrets_are_not_in_the_repr() -> None:
+    shown = repr(Config.from_env({"E2B_API_KEY": KEY, "PROXY_API_KEY": "hush"}))
+    assert KEY not in shown and "hush" not in shown
+    assert "run_timeout_s=50" in shown
+
+
+@pytest.mark.parametrize("name", ["E2B_API_KEY", "PROXY_API_KEY"])
+class TestSecretsFromFiles:
+    def test_a_file_is_read_without_its_newline(self, name: str, tmp_path: Path) -> None:
+        file = tmp_path / "secret"
+        file.write_text("from-the-file\n")
+        config = Config.from_env(NEEDED | {name: "", f"{name}_FILE": str(file)})
+        assert getattr(config, name.lower()) == "from-the-file"
+
+    def test_the_variable_comes_before_the_file(self, name: str, tmp_path: Path) -> None:
+        environ = NEEDED | {name: "from-the-variable", f"{name}_FILE": str(tmp_path / "none")}
+        assert getattr(Config.from_env(environ), name.lower()) == "from-the-variable"
+
+    def test_a_file_that_cannot_be_read_is_named_once(self, name: str, tmp_path: Path) -> None:
+        for path in (tmp_path / "none", tmp_path):
+            message = problems_of(NEEDED | {name: "", f"{name}_FILE": str(path)})
+            assert message.startswith(f"Configuration error: {name}_FILE cannot be read: ")
+            assert str(path) in message
+            assert message.count(name) == 1
+
+    @pytest.mark.parametrize("content", [b"", b"\n", b"a b", b"\xff\xfe"])
+    def test_a_file_without_a_secret_is_refused(
+        self, name: str, content: bytes, tmp_path: Path
+    ) -> None:
+        file = tmp_path / "secret"
+        file.write_bytes(content)
+        assert f"{name}_FILE must be" in problems_of({name: "", f"{name}_FILE": str(file)})
+
+
+def test_only_secrets_are_read_from_files(tmp_path: Path) -> None:
+    (tmp_path / "port").write_text("99")
+    assert Config.from_env(NEEDED | {"PORT_FILE": str(tmp_path / "port")}).port == 3001
+
+
+@pytest.mark.parametrize("environ", [{}, {"E2B_API_KEY": ""}, {"E2B_API_KEY": "  "}])
+def test_a_missing_key_is_named_with_where_to_get_one(environ: dict[str, str]) -> None:
+    message = problems_of(environ)
+    assert "E2B_API_KEY (or E2B_API_KEY_FILE) is required" in message
+    assert "https://e2b.dev" in message
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "/images/e2b",
+        "https://pictures.example/files",
+        "http://10.0.0.1:3001/files",
+        "https://pictures.example",
+    ],
+)
+def test_pictures_are_published_with_a_folder_and_an_address(url: str) -> None:
+    config = Config.from_env(NEEDED | {"IMAGE_DIR": "/srv/pictures", "IMAGE_URL": url})
+    assert config.image_dir == Path("/srv/pictures")
+    assert config.image_url == url
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("images", "ftp://a/b", "javascript:alert(1)", "//evil.example/x", "/", "https://"),
+        *("/a b", "/a)b", "/a(b", '/a"b', "/a?b", "/a#b", "/a\\b", "/a<b", "/a//b", "/a\nb"),
+    ],
+)
+def test_an_address_that_a_link_could_not_hold_is_refused(url: str) -> None:
+    assert "IMAGE_URL must be" in problems_of(NEEDED | {"IMAGE_DIR": "/srv", "IMAGE_URL": url})
+
+
+@pytest.mark.parametrize("environ", [{"IMAGE_DIR": "/srv"}, {"IMAGE_URL": "/images"}])
+def test_a_folder_without_an_address_or_the_reverse_is_refused(environ: dict[str, str]) -> None:
+    assert "IMAGE_DIR and IMAGE_URL must be set together" in problems_of(NEEDED | environ)
+
+
+def test_a_folder_must_be_an_absolute_path() -> None:
+    environ = {"IMAGE_DIR": "pictures", "IMAGE_URL": "/images"}
+    assert "IMAGE_DIR must be an absolute path" in problems_of(NEEDED | environ)
+
+
+def test_more_warm_sandboxes_than_runs_are_refused() -> None:
+    environ = NEEDED | {"MAX_CONCURRENT_RUNS": "5"}
+    assert Config.from_env(environ | {"WARM_SANDBOXES": "5"}).warm_sandboxes == 5
+    message = problems_of(environ | {"WARM_SANDBOXES": "6"})
+    assert "WARM_SANDBOXES must not be above MAX_CONCURRENT_RUNS" in message
+
+
+def test_variables_that_are_no_settings_are_left_alone() -> None:
+    environ = {"E2B_DOMAIN": "e2b.example", "PATH": "/bin", "port": "x", "NOT_A_SETTING": "\n"}
+    assert Config.from_env(NEEDED | environ) == Config.from_env(NEEDED)
