@@ -80,5 +80,6 @@ def _clean(text: str) -> str:
 
 def _printable(text: str) -> str:
     text = _CONTROL.sub("", text.replace("\r\n", "\n"))
+    text = re.sub("`{100,}", lambda match: f"[{len(match[0]):,} backticks]", text)
     text = _BIDI.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
     return text.encode("utf-8", "replace").decode()  # lone surrogates cannot be sent

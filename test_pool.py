@@ -1,0 +1,494 @@
+"""The pool: never more sandboxes than the cap, none left over, and none that costs for nothing."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import requests
+
+import pool as pool_module
+from config import Config
+from conftest import E2B_KEY, OK_RUN, Service
+from local_e2b import LocalE2B
+from pool import Full, Pool
+from run import Run
+
+State = dict[str, Any]
+MakePool = Callable[..., Pool]
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "E2B_DEBUG", "E2B_DOMAIN"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+
+
+def use(e2b: LocalE2B, monkeypatch: pytest.MonkeyPatch) -> LocalE2B:
+    monkeypatch.setenv("E2B_API_URL", e2b.url)
+    monkeypatch.setenv("E2B_SANDBOX_URL", e2b.url)
+    return e2b
+
+
+@pytest.fixture
+def e2b(scripted_e2b: LocalE2B, monkeypatch: pytest.MonkeyPatch) -> LocalE2B:
+    return use(scripted_e2b, monkeypatch)
+
+
+@pytest.fixture
+def make_pool(e2b: LocalE2B) -> Iterator[MakePool]:
+    """A pool with these settings; none of its sandboxes is left when the test is over."""
+    pools = []
+
+    def make(**settings: Any) -> Pool:
+        pools.append(Pool(Config(e2b_api_key=E2B_KEY, **settings)))
+        return pools[-1]
+
+    yield make
+    e2b.set_script({"run": OK_RUN})
+    for pool in pools:
+        pool.close()
+    e2b.wait_for(lambda state: state["alive"] == 0)
+
+
+@pytest.fixture
+def threads() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(20) as executor:
+        yield executor
+
+
+def of_kind(state: State, kind: str) -> list[State]:
+    return [request for request in state["requests"] if request["kind"] == kind]
+
+
+def runs_sent(count: int) -> Callable[[State], bool]:
+    """`count` runs of callers: what primes a sandbox is none."""
+    return lambda state: len(callers_runs(state)) >= count
+
+
+def callers_runs(state: State) -> list[State]:
+    return [request for request in of_kind(state, "run") if request["body"]["code"] != "pass"]
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float = 5) -> None:
+    """For what no event tells of."""
+    give_up_at = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < give_up_at
+        threading.Event().wait(0.01)
+
+
+def refusal_s(pool: Pool) -> float:
+    """How long it takes to be refused."""
+    started = time.monotonic()
+    with pytest.raises(Full):
+        pool.run("one more", 1)
+    return time.monotonic() - started
+
+
+# --- the cap -----------------------------------------------------------------------------------
+
+
+def test_one_more_run_than_the_cap_is_refused_at_once(
+    e2b: LocalE2B, make_pool: MakePool, threads: ThreadPoolExecutor
+) -> None:
+    e2b.set_script({"run": {"run_s": 0.6, **OK_RUN}})
+    pool = make_pool(max_concurrent_runs=3)
+    running = [threads.submit(pool.run, "1", 5) for _ in range(3)]
+    e2b.wait_for(runs_sent(3))
+    assert pool.count("running") == 3
+    assert refusal_s(pool) < 0.1
+    assert [run.result().outcome for run in running] == ["ok"] * 3
+    assert e2b.state()["max_alive"] == 3
+    assert e2b.state()["created"] == 3
+
+
+def test_a_place_counts_as_taken_while_its_sandbox_is_being_made(
+    e2b: LocalE2B, make_pool: MakePool, threads: ThreadPoolExecutor
+) -> None:
+    e2b.set_script({"run": OK_RUN, "create": {"delay_s": 0.5}})
+    pool = make_pool(max_concurrent_runs=1)
+    running = threads.submit(pool.run, "1", 5)
+    e2b.wait_for(lambda state: of_kind(state, "create"))
+    assert refusal_s(pool) < 0.1
+    assert running.result().outcome == "ok"
+
+
+def test_a_create_that_failed_leaves_its_place_free(e2b: LocalE2B, make_pool: MakePool) -> None:
+    e2b.set_script({"run": OK_RUN, "create": [{"status": 400}] * 3 + [{}]})
+    pool = make_pool(max_concurrent_runs=1)
+    outcomes = [pool.run("1", 5).outcome for _ in range(4)]
+    assert outcomes == ["unavailable"] * 3 + ["ok"]
+
+
+def test_who_comes_while_a_kill_is_under_way_waits_for_its_place(
+    e2b: LocalE2B, make_pool: MakePool
+) -> None:
+    e2b.set_script({"run": OK_RUN, "kill": {"delay_s": 0.5}})
+    pool = make_pool(max_concurrent_runs=1)
+    started = time.monotonic()
+    assert pool.run("1", 5).outcome == "ok"
+    assert time.monotonic() - started < 0.4  # the kill is off the caller's path
+    second = pool.run("1", 5)
+    assert second.outcome == "ok"
+    assert 0.3 < second.durations_s["queue"] < 1
+    assert e2b.state()["max_alive"] == 1
+
+
+def test_no_more_callers_wait_than_there_are_kills_under_way(
+    e2b: LocalE2B, make_pool: MakePool, threads: ThreadPoolExecutor
+) -> None:
+    e2b.set_script({"run": OK_RUN, "kill": {"delay_s": 1}})
+    pool = make_pool(max_concurrent_runs=2)
+    for _ in range(2):
+        pool.run("1", 5)
+    answers = [threads.submit(pool.run, "1", 5) for _ in range(5)]
+    e2b.wait_for(lambda state: len(of_kind(state, "kill")) == 2)
+    refused = [a for a in answers if isinstance(a.exception(), Full)]
+    assert len(refused) == 3
+    assert [a.result().outcome for a in answers if a not in refused] == ["ok", "ok"]
+    assert e2b.state()["max_alive"] == 2
+
+
+def test_a_waiter_is_refused_when_the_kill_takes_longer_than_its_budget(
+    e2b: LocalE2B, make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert pool_module.KILL_BUDGET_S <= 5
+    monkeypatch.setattr(pool_module, "KILL_BUDGET_S", 0.5)
+    e2b.set_script({"run": OK_RUN, "kill": {"delay_s": 1.5}})
+    pool = make_pool(max_concurrent_runs=1)
+    pool.run("1", 5)
+    assert 0.4 < refusal_s(pool) < 0.9
+
+
+def test_a_place_is_held_until_the_lifetimes_end_when_every_kill_fails(
+    e2b: LocalE2B, make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool_module, "LIFETIME_MARGIN_S", 2)
+    e2b.set_script({"run": OK_RUN, "kill": {"fault": "ignored"}})
+    pool = make_pool(max_concurrent_runs=1)
+    started = time.monotonic()
+    pool.run("1", 1)
+    e2b.wait_for(lambda state: state["kill_requests"] == 3)
+    assert pool.count("ending") == 1
+    wait_until(lambda: pool.count("ending") == 0)
+    assert 2.9 < time.monotonic() - started < 3.5
+    state = e2b.wait_for(lambda state: state["alive"] == 0)
+    assert (state["expired"], state["killed"], state["kill_requests"]) == (1, 0, 3)
+
+
+def test_a_kill_that_fails_is_tried_again_off_the_callers_path(
+    e2b: LocalE2B, make_pool: MakePool
+) -> None:
+    e2b.set_script({"run": OK_RUN, "kill": [{"fault": "ignored"}, {"fault": "reset"}, {}]})
+    pool = make_pool()
+    started = time.monotonic()
+    assert pool.run("1", 5).outcome == "ok"
+    assert time.monotonic() - started < 0.5
+    state = e2b.wait_for(lambda state: state["alive"] == 0)
+    assert (state["killed"], state["kill_requests"]) == (1, 3)
+
+
+def test_code_that_cannot_be_sent_ends_its_sandbox_and_frees_its_place(
+    e2b: LocalE2B, make_pool: MakePool
+) -> None:
+    pool = make_pool(max_concurrent_runs=1)
+    assert pool.run("\ud800", 5).outcome == "unavailable"
+    e2b.wait_for(lambda state: state["alive"] == 0 and state["created"] == 1)
+    assert pool.run("1", 5).outcome == "ok"
+
+
+@pytest.mark.parametrize("create", [{"fault": "hang"}, {"delay_s": 1.2}], ids=["hangs", "is slow"])
+def test_a_request_as_a_whole_ends_within_its_overhead_when_the_wait_is_long_and_create(
+    e2b: LocalE2B, make_pool: MakePool, monkeypatch: pytest.MonkeyPatch, create: dict[str, Any]
+) -> None:
+    assert pool_module.OVERHEAD_S == 10
+    monkeypatch.setattr(pool_module, "OVERHEAD_S", 3)
+    silent = {"fault": "silent"}
+    e2b.set_script({"run": [OK_RUN, silent], "kill": {"delay_s": 1}, "create": [{}, create]})
+    pool = make_pool(max_concurrent_runs=1)
+    pool.run("1", 1)
+    started = time.monotonic()
+    run = pool.run("1", 1)  # waits 1 s for the kill; then less than 2 s are left for a sandbox
+    assert time.monotonic() - started <= 1 + 3
+    assert run.outcome == ("unavailable" if "fault" in create else "timeout")
+
+
+# --- money -------------------------------------------------------------------------------------
+
+
+def test_when_the_days_budget_is_spent_no_run_begins_and_it_says_when_it_is_reset(
+    e2b: LocalE2B, make_pool: MakePool
+) -> None:
+    e2b.set_script({"run": {"run_s": 1.1, **OK_RUN}})
+    pool = make_pool(sandbox_seconds_per_day=1)
+    assert pool.run("1", 5).outcome == "ok"
+    run = pool.run("1", 5)
+    assert run.outcome == "unavailable"
+    assert "midnight UTC" in run.problem
+    assert e2b.state()["created"] == 1
+    e2b.wait_for(lambda state: state["alive"] == 0)
+    wait_until(lambda: pool.count("ending") == 0)
+    assert 1.1 < pool.seconds_spent() < 2
+    assert pool.seconds_spent() == pytest.approx(e2b.state()["sandbox_seconds"], abs=0.1)
+
+
+def test_the_seconds_of_a_sandbox_that_lives_count(
+    e2b: LocalE2B, make_pool: MakePool, threads: ThreadPoolExecutor
+) -> None:
+    e2b.set_script({"run": {"run_s": 1.3, **OK_RUN}})
+    pool = make_pool(sandbox_seconds_per_day=1)
+    running = threads.submit(pool.run, "1", 5)
+    wait_until(lambda: pool.seconds_spent() > 1)
+    assert pool.run("1", 5).outcome == "unavailable"
+    assert running.result().outcome == "ok"  # it was begun before
+
+
+def test_no_budget_is_no_limit(e2b: LocalE2B, make_pool: MakePool) -> None:
+    pool = make_pool(sandbox_seconds_per_day=0)
+    assert [pool.run("1", 5).outcome for _ in range(3)] == ["ok"] * 3
+
+
+# --- sandboxes made ahead ------------------------------------------------------------------------
+
+
+def is_ready(pool: Pool, count: int = 1) -> None:
+    wait_until(lambda: pool.count("ready") == count)
+
+
+def test_one_made_ahead_is_used_once_killed_and_made_again(
+    e2b: LocalE2B, make_pool: MakePool
+) -> None:
+    pool = make_pool(warm_sandboxes=1)
+    for number in range(1, 4):
+        is_ready(pool)
+        assert e2b.state()["created"] == number
+        run = pool.run("1", 5)
+        assert run.outcome == "ok"
+        assert "create" not in run.durations_s
+        e2b.wait_for(lambda state, number=number: state["killed"] == number)
+    used = [request["sandbox_id"] for request in callers_runs(e2b.state())]
+    assert len(set(used)) == 3
+    for sandbox_id in used:  # primed before it was offered
+        runs = [r for r in of_kind(e2b.state(), "run") if r["sandbox_id"] == sandbox_id]
+        assert [request["body"]["code"] for request in runs] == ["pass", "1"]
+
+
+def test_a_caller_is_faster_with_one_made_ahead(e2b: LocalE2B, make_pool: MakePool) -> None:
+    e2b.set_script({"run": OK_RUN, "create": {"delay_s": 0.5}, "kill": {"delay_s": 0.5}})
+    pool = make_pool(warm_sandboxes=1)
+    is_ready(pool)
+    started = time.monotonic()
+    pool.run("1", 5)
+    assert time.monotonic() - started < 0.3
+
+
+def test_those_made_ahead_count_under_the_cap_and_give_way_to_runs(
+    e2b: LocalE2B, make_pool: MakePool, threads: ThreadPoolExecutor
+) -> None:
+    e2b.set_script({"run": {"run_s": 0.4, **OK_RUN}})
+    pool = make_pool(max_concurrent_runs=3, warm_sandboxes=2)
+    is_ready(pool, 2)
+    running = [threads.submit(pool.run, "1", 5) for _ in range(3)]
+    assert [run.result().outcome for run in running] == ["ok"] * 3
+    assert e2b.state()["max_alive"] <= 3
+    is_ready(pool, 2)
+    assert e2b.state()["max_alive"] <= 3
+
+
+def test_who_comes_while_one_is_being_made_ahead_waits_for_it_when_all_else_is_taken(
+    e2b: LocalE2B, make_pool: MakePool
+) -> None:
+    e2b.set_script({"run": OK_RUN, "create": {"delay_s": 0.4}})
+    pool = make_pool(max_concurrent_runs=1, warm_sandboxes=1)
+    e2b.wait_for(lambda state: of_kind(state, "create"))
+    assert pool.run("1", 5).outcome == "ok"
+
+
+def test_one_made_ahead_is_primed_so_lines_are_right_and_magics_work(
+    kernel_e2b: LocalE2B, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(kernel_e2b, monkeypatch)
+    pool = Pool(Config(e2b_api_key=E2B_KEY, warm_sandboxes=1))
+    try:
+        wait_until(lambda: pool.count("ready") == 1, 20)
+        run = pool.run("x = 1\n\n1 / 0", 20)
+        assert "create" not in run.durations_s
+        assert "----> 3 1 / 0" in run.traceback
+        assert "environ" not in run.traceback
+        wait_until(lambda: pool.count("ready") == 1, 20)
+        run = pool.run("%%bash\necho shell", 20)
+        assert (run.outcome, run.stdout.head) == ("ok", "shell\n")
+        wait_until(lambda: pool.count("ready") == 1, 20)
+        run = pool.run("print(x)", 20)  # nothing of the runs before
+        assert run.error_name == "NameError"
+    finally:
+        pool.close()
+
+
+def test_the_end_of_one_that_waits_is_put_off_so_a_whole_run_always_fits(
+    e2b: LocalE2B, make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool_module, "_RENEW_AFTER_S", 0.2)
+    pool = make_pool(warm_sandboxes=1, run_timeout_s=5)
+    state = e2b.wait_for(lambda state: len(of_kind(state, "timeout")) >= 3)
+    assert of_kind(state, "create")[0]["body"]["timeout"] == 5 + 15
+    assert {request["body"]["timeout"] for request in of_kind(state, "timeout")} == {5 + 15}
+    assert state["created"] == 1
+    assert pool.run("1", 5).outcome == "ok"
+
+
+def test_those_that_wait_are_dropped_when_no_run_comes_and_made_again_at_the_next(
+    e2b: LocalE2B, make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool_module, "_RENEW_AFTER_S", 0.2)
+    pool = make_pool(warm_sandboxes=2, warm_idle_s=1)
+    is_ready(pool, 2)
+    state = e2b.wait_for(lambda state: state["killed"] == 2)
+    wait_until(lambda: pool.count("ready") + pool.count("making") == 0)
+    assert (state["created"], pool.count("making")) == (2, 0)
+    assert pool.run("1", 5).outcome == "ok"
+    is_ready(pool, 2)
+
+
+def test_one_that_turns_out_dead_is_replaced_without_the_caller_seeing_it(
+    e2b: LocalE2B, make_pool: MakePool
+) -> None:
+    pool = make_pool(warm_sandboxes=2)
+    is_ready(pool, 2)
+    e2b.set_script({"run": [{"fault": "gone"}, OK_RUN]})
+    run = pool.run("1", 5)
+    assert (run.outcome, run.stdout.head, run.problem) == ("ok", "ok\n", "")
+    assert "create" in run.durations_s  # not the other one made ahead: it may be dead as well
+
+
+def test_one_that_turns_out_dead_when_its_end_is_put_off_is_made_again(
+    e2b: LocalE2B, make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool_module, "_RENEW_AFTER_S", 0.2)
+    pool = make_pool(warm_sandboxes=1)
+    is_ready(pool)
+    e2b.set_script({"run": OK_RUN, "timeout": [{"fault": "not_found"}, {}]})
+    e2b.wait_for(lambda state: state["created"] == 2)
+    is_ready(pool)
+    assert pool.run("1", 5).outcome == "ok"
+
+
+def test_when_e2b_is_short_of_room_making_ahead_backs_off_and_callers_still_run(
+    e2b: LocalE2B, make_pool: MakePool
+) -> None:
+    short = {"status": 429, "headers": {"Retry-After": "99"}}
+    e2b.set_script({"run": OK_RUN, "create": [short, short, {}]})
+    pool = make_pool(warm_sandboxes=1)
+    state = e2b.wait_for(lambda state: len(of_kind(state, "create")) == 2)
+    first, second = (request["at_s"] for request in of_kind(state, "create"))
+    assert second - first >= 0.9
+    assert pool.run("1", 5).outcome == "ok"
+    third = e2b.wait_for(lambda state: len(of_kind(state, "create")) == 4)
+    assert of_kind(third, "create")[3]["at_s"] - second >= 1.8
+
+
+def test_making_ahead_stops_when_the_days_budget_is_spent(
+    e2b: LocalE2B, make_pool: MakePool
+) -> None:
+    pool = make_pool(warm_sandboxes=1, sandbox_seconds_per_day=1)
+    is_ready(pool)
+    wait_until(lambda: pool.seconds_spent() > 1)
+    assert pool.run("1", 5).outcome == "unavailable"
+    assert e2b.state()["created"] == 1
+
+
+# --- the end -------------------------------------------------------------------------------------
+
+
+def test_close_leaves_none_whatever_they_were_doing(
+    e2b: LocalE2B, make_pool: MakePool, threads: ThreadPoolExecutor
+) -> None:
+    e2b.set_script(
+        {"run": [OK_RUN, OK_RUN, {"fault": "silent"}], "create": [{}, {}, {"delay_s": 0.5}]}
+    )
+    pool = make_pool(warm_sandboxes=2)
+    is_ready(pool, 2)
+    running = threads.submit(pool.run, "1", 20)  # takes one; another is then being made
+    e2b.wait_for(lambda state: len(of_kind(state, "create")) == 3 and runs_sent(1)(state))
+    assert pool.count("making") == 1
+    pool.close()
+    state = e2b.state()
+    assert (state["alive"], state["created"], state["killed"]) == (0, 3, 3)
+    assert running.result().outcome != "ok"
+
+
+def test_close_tries_a_kill_again_and_gives_up_within_its_budget(
+    e2b: LocalE2B, make_pool: MakePool
+) -> None:
+    e2b.set_script({"run": OK_RUN, "kill": [{"fault": "ignored"}, {}]})
+    pool = make_pool(warm_sandboxes=1)
+    is_ready(pool)
+    pool.close()
+    assert e2b.state()["alive"] == 0
+    e2b.set_script({"run": OK_RUN, "kill": {"fault": "hang_alive"}})
+    pool = make_pool(warm_sandboxes=1)
+    is_ready(pool)
+    started = time.monotonic()
+    pool.close(1)
+    assert time.monotonic() - started < 1.5
+
+
+def test_a_run_that_comes_after_close_leaves_no_sandbox(e2b: LocalE2B, make_pool: MakePool) -> None:
+    pool = make_pool(max_concurrent_runs=1)
+    pool.close()
+    assert pool.run("1", 1).outcome == "unavailable"
+    e2b.wait_for(lambda state: state["alive"] == 0)
+    assert callers_runs(e2b.state()) == []
+
+
+def test_sigterm_while_some_are_being_made_leaves_none(
+    e2b: LocalE2B, start_service: Callable[..., Service]
+) -> None:
+    e2b.set_script({"run": OK_RUN, "create": [{}, {}, {"delay_s": 1}]})
+    service = start_service({"WARM_SANDBOXES": "4"})
+    e2b.wait_for(lambda state: len(of_kind(state, "create")) == 4 and state["created"] == 2)
+    service.stop()
+    assert service.process.returncode == 0
+    state = e2b.wait_for(lambda state: state["alive"] == 0)
+    assert state["created"] == state["killed"] == 4
+
+
+def test_creates_and_kills_balance_after_a_mix_of_faults(
+    e2b: LocalE2B, make_pool: MakePool, threads: ThreadPoolExecutor
+) -> None:
+    mix: dict[str, list[list[Any]]] = {
+        "run": [[6, OK_RUN], [1, {"fault": "cut"}], [1, {"fault": "gone"}], [1, {"fault": "reset"}],
+                [1, {"fault": "not_json"}]],
+        "create": [[8, {}], [1, {"status": 429}], [1, {"status": 500}]],
+        "kill": [[8, {}], [1, {"fault": "ignored"}], [1, {"fault": "not_found", "really": True}]],
+    }  # fmt: skip
+    e2b.set_script({kind: {"mix": answers, "seed": 7} for kind, answers in mix.items()})
+    pool = make_pool(warm_sandboxes=3)
+    runs: list[Future[Run]] = [threads.submit(pool.run, "1", 5) for _ in range(15)]
+    outcomes = {run.result().outcome for run in runs}
+    assert outcomes <= {"ok", "error", "unavailable"}
+    assert "ok" in outcomes
+    pool.close()
+    wait_until(lambda: not any(map(pool.count, ("making", "ready", "running", "ending"))))
+    assert e2b.wait_for(lambda state: state["alive"] == 0)["created"] > 15
+
+
+def test_what_was_spent_and_who_runs_is_on_health(
+    e2b: LocalE2B, start_service: Callable[..., Service]
+) -> None:
+    service = start_service({"WARM_SANDBOXES": "1", "SANDBOX_SECONDS_PER_DAY": "100000"})
+    e2b.wait_for(lambda state: of_kind(state, "run"))
+
+    def health() -> dict[str, Any]:
+        return dict(requests.get(f"{service.url}/health", timeout=5).json())
+
+    wait_until(lambda: health()["warm_ready"] == 1)
+    wait_until(lambda: health()["sandbox_seconds_today"] > 0)
+    assert health()["sandbox_seconds_per_day"] == 100_000
+    assert health()["runs_in_flight"] == 0

@@ -1,0 +1,543 @@
+"""The process as it is shipped: gunicorn with gunicorn.conf.py, its signals, sockets and log.
+
+What takes long (idle, silent and dripping clients) goes on while the rest is tested.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import psutil
+import pytest
+import requests
+
+from conftest import E2B_KEY, HERE, OK_RUN, Service, e2b_at, free_port, text_of
+from local_e2b import LocalE2B
+
+PROXY_KEY = "proxy-key-0123456789-abcdef"
+Start = Callable[..., Service]
+
+
+@pytest.fixture(scope="module")
+def e2b() -> Iterator[LocalE2B]:
+    with LocalE2B(script={"run": OK_RUN}) as stand_in:
+        yield stand_in
+
+
+@pytest.fixture(scope="module")
+def shared(e2b: LocalE2B) -> Iterator[Service]:
+    """A service for the tests that leave it as it is."""
+    service = Service(e2b_at(e2b.url))
+    try:
+        service.wait_for_log("Listening at")
+        yield service
+    finally:
+        service.stop()
+
+
+def of_kind(e2b: LocalE2B, kind: str) -> list[dict[str, Any]]:
+    return [request for request in e2b.state()["requests"] if request["kind"] == kind]
+
+
+# --- raw sockets -----------------------------------------------------
+
+
+def connected(service: Service) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", service.port), timeout=40)
+
+
+def all_of(connection: socket.socket) -> bytes:
+    """What comes until the other side closes."""
+    answer = b""
+    try:
+        while chunk := connection.recv(65_536):
+            answer += chunk
+    except ConnectionResetError:
+        pass
+    return answer
+
+
+def answer_to(service: Service, sent: bytes, half_close: bool = True) -> bytes:
+    with connected(service) as connection:
+        connection.sendall(sent)
+        if half_close:
+            connection.shutdown(socket.SHUT_WR)
+        return all_of(connection)
+
+
+def post(body: bytes, *headers: str, length: int | None = None) -> bytes:
+    lines = ["POST /execute HTTP/1.1", "Host: localhost", "Content-Type: application/json"]
+    lines += [f"Content-Length: {len(body) if length is None else length}", *headers]
+    return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+def get(path: str = "/health", *headers: str) -> bytes:
+    return "\r\n".join([f"GET {path} HTTP/1.1", "Host: localhost", *headers, "", ""]).encode()
+
+
+def one_answer(connection: socket.socket) -> bytes:
+    """One reply, read by its Content-Length."""
+    answer = b""
+    while b"\r\n\r\n" not in answer:
+        chunk = connection.recv(65_536)
+        assert chunk, answer
+        answer += chunk
+    head, _, body = answer.partition(b"\r\n\r\n")
+    found = re.search(rb"(?i)content-length: (\d+)", head)
+    assert found
+    while len(body) < int(found[1]):
+        body += connection.recv(65_536)
+    return head + b"\r\n\r\n" + body
+
+
+CHUNKED = "POST /execute HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+SMUGGLED = "POST /execute HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+
+# --- long waits, all at once -----------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def long_waits(e2b: LocalE2B, shared: Service) -> Iterator[dict[str, Future[tuple[bytes, float]]]]:
+    """What became of clients that take long: the answer, and when it was over, s."""
+
+    def idle_client() -> bytes:
+        with connected(shared) as connection:
+            body = b'{"code": "1"}'
+            connection.sendall(post(body))
+            first = one_answer(connection)
+            stopped.wait(6)
+            connection.sendall(post(body))
+            return first + one_answer(connection)
+
+    def dripping(start: bytes, drop: bytes) -> Callable[[], bytes]:
+        def drip() -> bytes:
+            with connected(shared) as connection:
+                connection.sendall(start)
+                try:
+                    while not stopped.wait(0.5):
+                        connection.sendall(drop)
+                        connection.settimeout(0.01)
+                        try:
+                            if not connection.recv(65_536, socket.MSG_PEEK):
+                                break
+                            return all_of(connection)
+                        except TimeoutError:
+                            connection.settimeout(40)
+                except ConnectionError:
+                    pass
+            return b""
+
+        return drip
+
+    def timed(client: Callable[[], bytes]) -> tuple[bytes, float]:
+        started = time.monotonic()
+        return client(), time.monotonic() - started
+
+    clients = {
+        "idle": idle_client,
+        "drips headers": dripping(b"GET /health HTTP/1.1\r\nHost: localhost\r\n", b"X-A: b\r\n"),
+        "drips a body": dripping(post(b"", length=100_000), b" "),
+        "drips chunks": dripping(
+            (CHUNKED + "Transfer-Encoding: chunked\r\n\r\n").encode(), b"1\r\n \r\n"
+        ),
+        "sends half a line": lambda: answer_to(shared, b"GET /hea", half_close=False),
+        "sends half a body": lambda: answer_to(shared, post(b'{"co', length=50), half_close=False),
+    }
+    stopped = threading.Event()
+    with ThreadPoolExecutor(len(clients)) as threads:
+        yield {name: threads.submit(timed, client) for name, client in clients.items()}
+        stopped.set()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def long_waits_go_first(request: pytest.FixtureRequest) -> None:
+    names = {name for item in request.session.items for name in getattr(item, "fixturenames", ())}
+    for fixture in ("left_behind", "long_waits"):
+        if fixture in names:
+            request.getfixturevalue(fixture)
+
+
+@pytest.fixture(scope="module")
+def left_behind() -> Iterator[LocalE2B]:
+    """E2B after the SIGKILL of a service in the middle of a run."""
+    with LocalE2B(script={"run": {"fault": "silent"}}) as stand_in:
+        service = Service(e2b_at(stand_in.url))
+        try:
+            service.wait_for_log("Listening at")
+            with ThreadPoolExecutor(1) as threads:
+                running = threads.submit(service.execute, timeout=1)
+                stand_in.wait_for(lambda state: any(r["kind"] == "run" for r in state["requests"]))
+                workers = psutil.Process(service.process.pid).children()
+                for process in (service.process, *workers):
+                    process.kill()
+                with pytest.raises(requests.ConnectionError):
+                    running.result()
+        finally:
+            service.stop()
+        yield stand_in
+
+
+# --- start -----------------------------------------------------
+
+
+def test_it_boots_on_the_port_of_the_environment_on_loopback(shared: Service) -> None:
+    assert requests.get(f"{shared.url}/health", timeout=5).json()["status"] == "healthy"
+    (connection,) = [
+        connection
+        for connection in psutil.Process(shared.process.pid).net_connections("tcp")
+        if connection.status == psutil.CONN_LISTEN
+    ]
+    assert (connection.laddr.ip, connection.laddr.port) == ("127.0.0.1", shared.port)
+
+
+def ended(environ: dict[str, str], *options: str) -> tuple[int, str]:
+    """gunicorn that does not come up: its exit code and all that it said."""
+    clean = {
+        k: v for k, v in os.environ.items() if not k.startswith("E2B") and "proxy" not in k.lower()
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "gunicorn", *options, "proxy:app"],
+        cwd=HERE,
+        env=clean | {"PORT": str(free_port())} | environ,
+        capture_output=True,
+        text=True,
+        timeout=20,
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_bad_settings_are_all_named_in_one_line_and_it_exits_at_once() -> None:
+    environ = {"RUN_TIMEOUT_S": "soon", "MAX_IMAGES": "-1", "LOG_LEVEL": "loud", "PORT": "0"}
+    code, said = ended(environ)
+    assert code != 0
+    (line,) = said.strip().splitlines()
+    for name in [*environ, "E2B_API_KEY"]:
+        assert name in line
+    assert "'soon'" in line
+
+
+def test_a_missing_key_is_named_and_a_bad_one_is_not_shown() -> None:
+    code, said = ended({})
+    assert code != 0
+    assert len(said.strip().splitlines()) == 1
+    assert "E2B_API_KEY" in said
+    code, said = ended({"E2B_API_KEY": "top secret"})
+    assert code != 0
+    assert "E2B_API_KEY" in said
+    assert "secret" not in said
+
+
+def test_bad_settings_end_it_at_once_without_our_configuration_as_well() -> None:
+    bind = f"--bind=127.0.0.1:{free_port()}"
+    code, said = ended({"MAX_IMAGES": "many"}, "-c", os.devnull, bind)
+    assert code != 0
+    assert said.count("Booting worker") <= 1  # no boot loop
+    assert "MAX_IMAGES must be" in said
+
+
+@pytest.mark.parametrize("key", ["", PROXY_KEY])
+def test_a_line_warns_when_anyone_can_reach_it_and_no_key_guards_it(
+    start_service: Start, key: str
+) -> None:
+    service = start_service({"HOST": "0.0.0.0", "PROXY_API_KEY": key})
+    assert requests.get(f"{service.url}/health", timeout=5).ok
+    warnings = [line for line in service.lines if '"warning"' in line]
+    assert len(warnings) == (0 if key else 1)
+    assert key or "PROXY_API_KEY" in warnings[0]
+
+
+# --- signals -----------------------------------------------------
+
+
+def test_sigterm_in_the_middle_of_a_run_the_run_finishes_and_is_answered(
+    start_service: Start, scripted_e2b: LocalE2B
+) -> None:
+    scripted_e2b.set_script({"run": {"run_s": 1.5, **OK_RUN}})
+    service = start_service()
+    with ThreadPoolExecutor(2) as threads:
+        running = threads.submit(service.execute)
+        scripted_e2b.wait_for(lambda state: any(r["kind"] == "run" for r in state["requests"]))
+        service.process.send_signal(signal.SIGTERM)
+        response = running.result()
+    assert "ok\n" in text_of(response)
+    assert response.headers["X-Run-Outcome"] == "ok"
+    assert service.process.wait(10) == 0
+    state = scripted_e2b.state()
+    assert (state["created"], state["killed"], state["alive"]) == (1, 1, 0)
+
+
+def test_sigterm_is_not_held_up_by_a_connection_that_says_nothing(
+    start_service: Start, scripted_e2b: LocalE2B
+) -> None:
+    service = start_service()
+    service.execute()
+    with connected(service), connected(service) as other:
+        other.sendall(get())
+        one_answer(other)  # kept alive; the first was accepted before it
+        started = time.monotonic()
+        service.process.send_signal(signal.SIGTERM)
+        assert service.process.wait(20) == 0
+        assert time.monotonic() - started < 6
+
+
+def test_a_worker_that_dies_is_replaced_and_the_service_goes_on(
+    start_service: Start, scripted_e2b: LocalE2B
+) -> None:
+    service = start_service()
+    service.execute()
+    (worker,) = psutil.Process(service.process.pid).children()
+    worker.kill()
+    worker.wait(5)
+    assert text_of(service.execute())
+    assert [child.pid for child in psutil.Process(service.process.pid).children()] != [worker.pid]
+
+
+# --- hostile bytes -----------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        pytest.param(b"GARBAGE\r\n\r\n", id="garbage"),
+        pytest.param(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(40), id="TLS"),
+        pytest.param(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", id="HTTP/2"),
+        pytest.param(b"GET /health\r\n\r\n", id="HTTP/0.9"),
+        pytest.param(post(b'{"code": "1', length=100), id="short body"),
+        pytest.param(post(b'{"code": "1"}', length=100), id="short body that could be a whole one"),
+        pytest.param(post(b"", length=-1), id="negative length"),
+        pytest.param(post(b'{"code": "1"}', "Content-Length: 5"), id="two lengths"),
+        pytest.param(
+            (CHUNKED + "Content-Length: +5\r\n\r\nabcde").encode(), id="a length with a sign"
+        ),
+        pytest.param(
+            (CHUNKED + "Transfer-Encoding: chunked\r\n\r\nzz\r\n{}\r\n0\r\n\r\n").encode(),
+            id="bad chunk size",
+        ),
+        pytest.param(
+            (CHUNKED + "Transfer-Encoding: chunked\r\n\r\n2\r\n{}XX\r\n0\r\n\r\n").encode(),
+            id="bad chunk end",
+        ),
+        pytest.param(
+            (CHUNKED + "Transfer-Encoding: chunked\r\n\r\n5\r\n{}").encode(), id="chunk cut short"
+        ),
+        pytest.param(
+            (CHUNKED + "Transfer-Encoding: chunked\r\n\r\n" + "f" * 40 + "\r\n{}").encode(),
+            id="endless chunk",
+        ),
+        pytest.param(
+            (
+                CHUNKED
+                + f"Content-Length: {len(SMUGGLED) + 5}\r\nTransfer-Encoding: chunked\r\n\r\n"
+                + "0\r\n\r\n"
+                + SMUGGLED
+            ).encode(),
+            id="smuggling by length and chunks",
+        ),
+        pytest.param(
+            (CHUNKED + "Transfer-Encoding: identity, chunked, identity\r\n\r\n").encode(),
+            id="smuggling by codings",
+        ),
+        pytest.param(
+            (CHUNKED + "Transfer-Encoding : chunked\r\n\r\n0\r\n\r\n" + SMUGGLED).encode(),
+            id="smuggling by a space before the colon",
+        ),
+        pytest.param(get("/health", "X-A: a\r\n b"), id="folded header"),
+        pytest.param(get("/health", "X-A: a\0b"), id="NUL in a header"),
+        pytest.param(get("/health", "X-A: " + "a" * 70_000), id="huge header"),
+        pytest.param(get("/health", *["X-A: b"] * 1000), id="a thousand headers"),
+        pytest.param(get("/" + "a" * 70_000), id="huge path"),
+        pytest.param(b"BREW /execute HTTP/1.1\r\nHost: localhost\r\n\r\n", id="BREW"),
+        pytest.param(b"DELETE /execute HTTP/1.1\r\nHost: localhost\r\n\r\n", id="DELETE"),
+        pytest.param(b"TRACE / HTTP/1.1\r\nHost: localhost\r\n\r\n", id="TRACE"),
+        pytest.param(b"CONNECT evil.test:443 HTTP/1.1\r\nHost: evil.test\r\n\r\n", id="CONNECT"),
+        pytest.param(b"POST /health HTTP/1.1\r\nHost: localhost\r\n\r\n", id="POST /health"),
+        pytest.param(get("/../../etc/passwd"), id="a path that climbs"),
+        pytest.param(get("/images/..%2f..%2fetc%2fpasswd"), id="a name that climbs"),
+        pytest.param(get("/%ff%00"), id="a path of any bytes"),
+        pytest.param(post(b'{"code": "1"}', "Expect: 200-ok"), id="an expectation that is unknown"),
+    ],
+)
+def test_hostile_bytes_are_the_callers_mistake_never_ours_and_run_nothing(
+    shared: Service, e2b: LocalE2B, sent: bytes
+) -> None:
+    created, at = e2b.state()["created"], len(shared.lines)
+    answer = answer_to(shared, sent)
+    statuses = re.findall(rb"HTTP/1\.[01] (\d\d\d) ", answer)
+    assert not statuses or re.fullmatch(b"4..", statuses[0]), answer
+    assert all(status.startswith(b"4") for status in statuses), answer
+    assert len(statuses) <= 1
+    assert requests.get(f"{shared.url}/health", timeout=2).ok
+    assert e2b.state()["created"] <= created + 1 - bool(statuses)
+    assert "Traceback" not in "".join(shared.lines[at:])
+
+
+def test_requests_sent_at_once_are_answered_in_turn(shared: Service) -> None:
+    body = b'{"code": "1"}'
+    answer = answer_to(shared, get() + post(body) + get("/nothing") + get("/health"))
+    statuses = re.findall(rb"HTTP/1\.1 (\d\d\d) ", answer)
+    assert statuses == [b"200", b"200", b"404", b"200"]
+
+
+def test_200_silent_connections_do_not_keep_health_waiting(
+    shared: Service, long_waits: dict[str, Future[tuple[bytes, float]]]
+) -> None:
+    """Beside clients that drip all the while."""
+    silent = [connected(shared) for _ in range(200)]
+    took_s = []
+    for _ in range(20):
+        response = requests.get(f"{shared.url}/health", timeout=5)
+        assert response.ok
+        took_s.append(response.elapsed.total_seconds())
+    for connection in silent:
+        connection.close()
+    assert sorted(took_s)[-2] < 0.1  # but for one that the machine itself made wait
+
+
+def test_a_node_client_that_posts_after_6_s_idle_gets_no_econnreset(
+    long_waits: dict[str, Future[tuple[bytes, float]]],
+) -> None:
+    answers, _ = long_waits["idle"].result()
+    assert re.findall(rb"HTTP/1\.1 (\d\d\d) ", answers) == [b"200", b"200"]
+
+
+@pytest.mark.parametrize("name", ["drips headers", "drips a body", "drips chunks"])
+def test_a_request_that_drips_is_cut_after_15_s(
+    long_waits: dict[str, Future[tuple[bytes, float]]], name: str
+) -> None:
+    answer, took_s = long_waits[name].result()
+    assert 14 < took_s < 25
+    assert re.match(rb"$|HTTP/1\.1 4", answer)
+
+
+@pytest.mark.parametrize("name", ["sends half a line", "sends half a body"])
+def test_a_request_that_stops_is_cut_after_15_s(
+    long_waits: dict[str, Future[tuple[bytes, float]]], name: str
+) -> None:
+    answer, took_s = long_waits[name].result()
+    assert 14 < took_s < 25
+    assert re.match(rb"$|HTTP/1\.1 4", answer)
+
+
+# --- the log, and secrets -----------------------------------------------------
+
+
+def test_a_request_has_one_line_in_the_log_with_what_an_operator_asks_for_and_no_content(
+    start_service: Start, scripted_e2b: LocalE2B
+) -> None:
+    said = {"type": "stdout", "text": "words-of-output\n", "timestamp": "T"}
+    scripted_e2b.set_script({"run": {"events": [said], "pngs": 1, "png_bytes": 2000}})
+    service = start_service({"PROXY_API_KEY": PROXY_KEY, "LOG_LEVEL": "debug"})
+    headers = {"Authorization": f"Bearer {PROXY_KEY}", "X-Request-Id": "id-of-the-caller.1"}
+    code = "print('words-of-code')"
+    url = f"{service.url}/execute"
+    response = requests.post(url, json={"code": code}, headers=headers, timeout=20)
+    assert "words-of-output" in text_of(response)
+    assert response.headers["X-Request-Id"] == "id-of-the-caller.1"
+    line = json.loads(service.wait_for_log("id-of-the-caller.1"))
+    assert {"time", "level", "message", "took_ms", "queue_ms", "create_ms", "run_ms"} <= set(line)
+    assert (line["method"], line["path"], line["status"]) == ("POST", "/execute", 200)
+    assert (line["outcome"], line["code_chars"], line["pictures"]) == ("ok", len(code), 1)
+    assert re.fullmatch("[0-9a-f]{16,64}", line["code_sha256"])
+    assert line["picture_bytes"] == 2000
+    assert line["text_chars"] > 0
+
+    bodies = ["{", '{"code": 3}', json.dumps({"code": "words-of-code", "timeout": 0})]
+    for body in bodies:
+        requests.post(
+            url, data=body, headers={**headers, "Content-Type": "application/json"}, timeout=20
+        )
+    wrong = {"Authorization": "Bearer words-of-a-wrong-key"}
+    assert requests.post(url, json={}, headers=wrong, timeout=20).status_code == 401
+    scripted_e2b.wait_for(lambda state: state["alive"] == 0)
+    service.stop()
+    log = "".join(service.lines)
+    for line_text in service.lines:
+        json.loads(line_text)
+    for private in (E2B_KEY, PROXY_KEY, "words-of", scripted_e2b.state()["sandboxes"][0]["id"]):
+        assert private not in log
+
+
+def test_the_services_key_is_in_no_reply_no_log_and_nothing_that_a_sandbox_gets(
+    start_service: Start, scripted_e2b: LocalE2B
+) -> None:
+    service = start_service()
+    replies = [service.execute("import os; print(os.environ)"), service.execute(3)]  # type: ignore[arg-type]
+    scripted_e2b.set_script({"api_key": "another", "run": OK_RUN})
+    replies.append(service.execute())
+    for path in ("/health", "/ready", "/metrics", "/openapi.json", "/", "/nothing"):
+        replies.append(requests.get(service.url + path, timeout=20))
+    for reply in replies:
+        assert E2B_KEY not in reply.text + str(reply.headers)
+    for request in scripted_e2b.state()["requests"]:
+        assert E2B_KEY not in json.dumps(request["body"])
+        if request["kind"] in ("run", "health"):
+            assert E2B_KEY not in str(request)
+        else:
+            assert request["headers"]["x-api-key"] == E2B_KEY
+    service.stop()
+    assert E2B_KEY not in "".join(service.lines)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        pytest.param('a"b', id="a quote"),
+        pytest.param("a" * 500, id="long"),
+        pytest.param("a b", id="a space"),
+        pytest.param("\xe9", id="not ASCII"),
+        pytest.param("", id="empty"),
+    ],
+)
+def test_a_request_id_that_could_forge_is_replaced(shared: Service, given: str) -> None:
+    response = requests.get(
+        f"{shared.url}/nothing", headers={"X-Request-Id": given.encode("latin-1")}, timeout=5
+    )
+    request_id = response.headers["X-Request-Id"]
+    assert re.fullmatch("[0-9a-f]{32}", request_id)
+    assert response.json()["error"]["request_id"] == request_id
+
+
+def test_a_path_cannot_forge_a_line_of_the_log(shared: Service) -> None:
+    answer_to(shared, get("/forged%0a%7B%22level%22:%22error%22%7D%1b%5b31m"))
+    line = shared.wait_for_log("forged")
+    assert json.loads(line)["path"] == '/forged\n{"level":"error"}\x1b[31m'
+    assert "\x1b" not in line
+
+
+# --- the network -----------------------------------------------------
+
+
+def test_a_forward_proxy_in_the_environment_is_the_way_to_e2b(
+    start_service: Start, scripted_e2b: LocalE2B
+) -> None:
+    """The SDK heeds HTTP_PROXY, for loopback too: an operator's proxy may be the only way out."""
+    with LocalE2B(script={"run": OK_RUN}) as proxy:
+        names = ("HTTP_PROXY", "http_proxy")
+        service = start_service(dict.fromkeys(names, proxy.url) | {"NO_PROXY": "", "no_proxy": ""})
+        assert text_of(service.execute())
+        proxy.wait_for(lambda state: state["killed"] == 1)
+        assert scripted_e2b.state()["requests"] == []
+
+
+# --- last, for it lasts longest -----------------------------------------------------
+
+
+def test_sigkill_in_the_middle_of_a_run_the_lifetime_given_at_create_ends_the_sandbox(
+    left_behind: LocalE2B,
+) -> None:
+    state = left_behind.wait_for(lambda state: state["alive"] == 0, 20)
+    (sandbox,) = state["sandboxes"]
+    assert (sandbox["timeout_s"], sandbox["ended_by"]) == (1 + 15, "lifetime")
+    assert sandbox["lived_s"] < 17
