@@ -1,7 +1,6 @@
 """Settings: read once from the environment into a frozen, ranged value.
 
-Each setting is a field of `Config`; its environment variable is the field's name in capitals.
-"""
+Each setting is a field of `Config`; its environment variable is the field's name in capitals."""
 
 import logging
 import re
@@ -92,8 +91,6 @@ class Config:
             problems.append("E2B_API_KEY (or E2B_API_KEY_FILE) is required, https://e2b.dev has it")
         if bool(config.image_dir) != bool(config.image_url):
             problems.append("IMAGE_DIR and IMAGE_URL must be set together")
-        if config.warm_sandboxes > config.max_concurrent_runs:
-            problems.append("WARM_SANDBOXES must not be above MAX_CONCURRENT_RUNS")
         if problems:
             raise ConfigError("Configuration error: " + "; ".join(problems))
         return config

@@ -1,7 +1,6 @@
 """A `Run` in, the text that a model and a person read out. Pure.
 
-What comes from a run is quoted in a fence that it cannot close: nothing of it is ever rendered.
-"""
+What comes from a run is quoted in a fence that it cannot close: nothing of it is ever rendered."""
 
 import re
 

@@ -54,8 +54,7 @@ class PatientWorker(gthread.ThreadWorker):
     def enqueue_req(self, conn):
         if conn.initialized or conn.data_ready:
             return super().enqueue_req(conn)
-        # A new connection waits for its first bytes in the poller; gunicorn's own way is to
-        # hold a thread for 5 s, so that some silent ones would keep /health waiting.
+        # Its first bytes are waited for in the poller; gunicorn would hold a thread for 5 s.
         deferred = Future()
         deferred.set_result(gthread._DEFER)
         return self.finish_request(conn, deferred)
@@ -83,8 +82,7 @@ bind = f"{settings.host}:{settings.port}"
 # One worker: the limits are the process's, and the SDK's transport does not survive a fork.
 workers = 1
 worker_class = PatientWorker
-# A run holds one, and may still be drawing or sending when its place has a next run already;
-# the rest is for /health and for refusals. They are made as they are needed.
+# A run may still be drawing or sending when its place has a next one; the rest is for /health.
 threads = 2 * settings.max_concurrent_runs + 8
 worker_connections = max(100, min(4000, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2))
 keepalive = 65  # s; above Node's 5 s, or LibreChat sees ECONNRESET now and then

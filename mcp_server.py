@@ -1,8 +1,7 @@
 """One MCP message in, one out: a stateless server with one tool.
 
 https://modelcontextprotocol.io/specification/2025-11-25. LibreChat takes a JSON-RPC error for a
-failed call, or a failed login: so what the model should read is a result, never an error.
-"""
+failed call, or a failed login: so what the model should read is a result, never an error."""
 
 from collections.abc import Callable
 from typing import Any

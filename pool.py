@@ -1,7 +1,6 @@
 """The places for sandboxes: each is taken until its sandbox is gone at E2B, as E2B counts it.
 
-Each sandbox is used once. Kills, and making sandboxes ahead, are off the caller's path.
-"""
+Each sandbox is used once. Kills, and making sandboxes ahead, are off the caller's path."""
 
 import math
 import threading

@@ -30,6 +30,8 @@ _PAGE_POLICY = (
     "default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; base-uri 'none'; "
     "connect-src 'self'; img-src 'self' data: {images}; form-action 'none'; frame-ancestors 'none'"
 )
+_IMAGE_HEADERS = {"Cache-Control": "public, max-age=31536000, immutable",
+                  "Content-Security-Policy": "default-src 'none'; sandbox"}  # fmt: skip
 _READY_CACHE_S = 30
 # An attacker's page can have a name of its own resolve to this service, but no such as these.
 _LOCAL_HOST = re.compile(r"([^.:]*|.*\.localhost|\d+(\.\d+){3}|\[[0-9a-f:.]+\])(:\d+)?")
@@ -73,8 +75,6 @@ def parse_arguments(body: object, config: Config) -> tuple[str, int]:
     if language not in (None, "python"):
         raise http.BadRequest('language must be "python", the only one that is served.')
     limit_s = config.run_timeout_s if timeout is None else timeout
-    if isinstance(limit_s, float) and limit_s.is_integer():
-        limit_s = int(limit_s)
     if type(limit_s) is not int or limit_s < 1:
         raise http.BadRequest("timeout must be a whole number of seconds, 1 or more.")
     return code, min(limit_s, config.run_timeout_s)
@@ -126,7 +126,6 @@ class _Service:
         return _json({"error": body}, exc.code or 500, exc.get_headers())
 
     def finish(self, response: Response) -> Response:
-        """After each request: what every response has, and the line of the log."""
         response.headers["X-Request-Id"] = g.request_id
         response.headers["X-Content-Type-Options"] = "nosniff"
         response.headers.setdefault("Cache-Control", "no-store")
@@ -167,9 +166,10 @@ class _Service:
             rasterize(run, self._config)
             blobs.extend(picture.data for picture in run.pictures)
             text = self._text(run) or "The code ran; what it drew is shown to the user."
-            parts = [{"type": "text", "text": text}]
-            for picture in run.pictures:
-                parts.append({"type": "image", "data": BLOB, "mimeType": picture.media_type})
+            images = (
+                {"type": "image", "data": BLOB, "mimeType": p.media_type} for p in run.pictures
+            )
+            parts = [{"type": "text", "text": text}, *images]
             return {"content": parts, "isError": run.outcome != "ok"}
 
         version = request.headers.get("MCP-Protocol-Version", mcp_server.PROTOCOL_VERSIONS[0])
@@ -180,8 +180,7 @@ class _Service:
         if version not in mcp_server.PROTOCOL_VERSIONS:
             text = "This protocol version is not served: " + ", ".join(mcp_server.PROTOCOL_VERSIONS)
             return _json(mcp_server.error(None, mcp_server.INVALID_REQUEST, text), 400)
-        instructions = self._document["info"]["description"]
-        answer = mcp_server.handle(message, self._tool, instructions, call)
+        answer = mcp_server.handle(message, self._tool, self._document["info"]["description"], call)
         return Response(status=202) if answer is None else _json(answer, blobs=blobs)
 
     def _run(self, arguments: object) -> tuple[str, Run]:
@@ -196,7 +195,7 @@ class _Service:
             raise http.ServiceUnavailable(text, retry_after=RETRY_AFTER_S) from None
 
     def _text(self, run: Run) -> str:
-        """The text of a run whose pictures are settled, which is noted for the log."""
+        """The text of a run whose pictures are settled; notes both for the log."""
         text = format_run(run, self._config.max_output_chars)
         picture_bytes = sum(len(picture.data) for picture in run.pictures)
         PICTURE_BYTES.inc(picture_bytes)
@@ -243,9 +242,7 @@ class _Service:
     def images(self, name: str) -> Response:
         if not (found := published(name, self._config)):
             raise http.NotFound("There is no such picture.")
-        headers = {"Cache-Control": "public, max-age=31536000, immutable"}
-        headers["Content-Security-Policy"] = "default-src 'none'; sandbox"
-        return Response(found[0], 200, headers, content_type=found[1])
+        return Response(found[0], 200, _IMAGE_HEADERS, content_type=found[1])
 
 
 def _json(body: object, status: int = 200, headers: Any = (), blobs: Any = ()) -> Response:

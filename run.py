@@ -1,7 +1,6 @@
 """What one run produced: E2B's NDJSON stream in, a `Run` out, in bounded memory. Pure.
 
-The stream's form: https://github.com/e2b-dev/code-interpreter (template/server).
-"""
+The stream's form: https://github.com/e2b-dev/code-interpreter (template/server)."""
 
 import binascii
 import json
@@ -17,8 +16,7 @@ from config import MAX_REPLY_IMAGE_BYTES, Config
 MAX_PIXELS = 50_000_000
 MAX_NOTES = 20
 PNG, JPEG, SVG = "image/png", "image/jpeg", "image/svg+xml"
-# How much of a long line of output is decoded at a time. Its last character may be cut: JSON
-# writes one in 12 bytes at most (two of \u1234).
+# How much of a line of output is decoded at a time; JSON writes a character in 12 bytes at most.
 _LONG_OUTPUT_BYTES, _CHARACTER_BYTES = 256 * 1024, 12
 _OUTPUT = re.compile(rb'\s*\{\s*"type"\s*:\s*"(stdout|stderr)"\s*,\s*"text"\s*:\s*"')
 _LABEL = re.compile(rb'"(stdout|stderr|error|text|png|jpeg|svg|pdf|html)"')

@@ -1,8 +1,7 @@
 """One E2B sandbox: create it, run code in it within exact limits, put its end off, kill it.
 
 The only room that knows E2B's SDK. The SDK is pinned, because `_TappedSandbox` rests on private
-parts of it: its own timeout fires after twice the time, its parser keeps everything in memory.
-"""
+parts of it: its own timeout fires after twice the time, its parser keeps everything in memory."""
 
 import re
 import uuid
@@ -19,7 +18,7 @@ from e2b_code_interpreter.code_interpreter_sync import Sandbox as E2BSandbox
 
 from config import VERSION, Config, log
 from run import Run, StreamReader
-from tracebacks import unglued, unprefixed
+from tracebacks import GLUED, unprefixed
 
 KILL_BUDGET_S = 4
 _PRIME_BUDGET_S = 3
@@ -104,11 +103,10 @@ class _TappedSandbox(E2BSandbox):
 
 
 class Sandbox:
-    """A sandbox at E2B that ends by itself after `lifetime_s`. Every method raises Unavailable."""
+    """Made within `budget_s`; E2B ends it after `lifetime_s`. Its methods raise Unavailable."""
 
     @_in_our_words()
     def __init__(self, config: Config, lifetime_s: int, budget_s: float) -> None:
-        """Create it, within `budget_s` as a whole, retries included."""
         self._config, self._lifetime_s = config, lifetime_s
         self._primed = False  # a cell ran in it, which took the prefix that E2B gives the first
         self.created_at = monotonic()
@@ -170,7 +168,7 @@ class Sandbox:
         return status not in (404, 502)
 
     def _mend_texts(self, code: str, run: Run) -> None:
-        run.traceback = unglued(run.traceback)
+        run.traceback = GLUED.sub("\n", run.traceback)
         evidence = f"{run.traceback}\n{run.stderr.head}\n{run.stderr.tail}"
         mend = str if self._primed else unprefixed(code, evidence)
 

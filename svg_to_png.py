@@ -1,8 +1,7 @@
 """A child process: SVG on stdin, PNG on stdout, within hard limits on memory, time and files.
 
 The renderer aborts on huge sizes, crashes on deep nesting, takes minutes for some filters and reads
-local files that an SVG names (measured, resvg_py 0.5): here that ends this process and no other.
-"""
+local files that an SVG names (measured, resvg_py 0.5): here that ends this process and no other."""
 
 import sys
 from resource import RLIMIT_AS, RLIMIT_CORE, RLIMIT_CPU, RLIMIT_NOFILE, setrlimit
@@ -11,7 +10,6 @@ import resvg_py
 
 # NOFILE: nothing can be opened any more, neither a file that the SVG names, nor a font.
 LIMITS = {RLIMIT_AS: 1024**3, RLIMIT_CPU: 5, RLIMIT_CORE: 0, RLIMIT_NOFILE: 3}
-
 svg = sys.stdin.buffer.read().decode()
 for what, limit in LIMITS.items():
     setrlimit(what, (limit, limit))

@@ -21,7 +21,7 @@ from formatter import echo, format_run
 from mcp_server import handle
 from run import PNG, Clipped, Picture, Run, StreamReader
 from test_run import facts
-from tracebacks import unglued, unprefixed
+from tracebacks import GLUED, unprefixed
 
 LIMIT = 1_000  # the lowest that can be set
 OURS = 6_000  # what headings, marks and notes may add to it
@@ -143,7 +143,7 @@ def test_any_code_is_echoed_in_a_fence_of_its_own(code: str) -> None:
 @always
 @given(texts, texts)
 def test_any_traceback_can_be_mended(code: str, text: str) -> None:
-    text = unglued(text)
+    text = GLUED.sub("\n", text)
     mended = unprefixed(code, text)(text)
     assert len(mended) <= len(text)
 
@@ -266,23 +266,37 @@ params = st.fixed_dictionaries(
     optional={
         "name": st.just("run_python") | json_values,
         "arguments": st.fixed_dictionaries({"code": json_values}) | json_values,
-        "protocolVersion": st.just("2025-06-18") | json_values,
+        "protocolVersion": st.sampled_from(["2025-06-18", 1, [], ["x"], {}, {"a": 1}]),
     },
 )
 messages = st.fixed_dictionaries(
     {
         "jsonrpc": st.sampled_from(["2.0", "2.0", "2.0", 2.0]),
         "id": st.sampled_from([1, "a", "1" * 99]) | json_values,
-        "method": st.sampled_from(METHODS * 3 + [None, 7, ["ping"], {}]),
-        "params": params | json_values | st.lists(json_values, min_size=1, max_size=2),
+        "method": st.sampled_from(
+            METHODS * 3 + ["initialize", "tools/call", None, 7, ["ping"], {}]
+        ),
+        "params": params
+        | params.filter(bool)
+        | st.sampled_from([None, "", 0, [], [1], "x", 3, True]),
     },
     optional={"result": json_values, "error": json_values},
 )
 
 
 @settings(always, max_examples=500)
-@given(messages | json_values)
+@given(messages)
 def test_any_message_has_an_answer_or_wants_none(message: object) -> None:
+    check_answer(message)
+
+
+@always
+@given(json_values)
+def test_any_json_is_answered_as_a_message_is(message: object) -> None:
+    check_answer(message)
+
+
+def check_answer(message: object) -> None:
     def call(arguments: dict[str, Any]) -> dict[str, Any]:
         assert isinstance(arguments, dict)
         return {"content": []}

@@ -168,18 +168,18 @@ class TestLimits:
         run.durations_s = {"create": 9.0, "run": 50.0}
         started = time.monotonic()
         rasterize(run, Config())
-        assert time.monotonic() - started < 2.5
+        assert time.monotonic() - started < 4  # 1 s is left, and 5 s would be the most
         assert run.pictures == []
         assert sum(run.left_out.values()) == 2
 
     def test_many_at_once_wait_for_each_other(self) -> None:
-        runs = [run_with(svg("")) for _ in range(6)]
+        runs = [run_with(svg("")) for _ in range(4)]
         threads = [threading.Thread(target=rasterize, args=(run, Config())) for run in runs]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        assert [len(run.pictures) for run in runs] == [1] * 6
+        assert [len(run.pictures) for run in runs] == [1] * 4
 
     def test_the_child_has_the_limits_that_it_promises(self) -> None:
         """Asked in a child that has set them, as the renderer does before it reads anything."""

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from tracebacks import unglued, unprefixed
+from tracebacks import GLUED, unprefixed
 
 DASHES = "-" * 75
 SANDBOX_ID = "itls7re05vwhe0hmxkji"
@@ -42,7 +42,7 @@ def quoted(prefix: str) -> str:
 
 
 def mended(code: str, traceback: str) -> str:
-    text = unglued(traceback)
+    text = GLUED.sub("\n", traceback)
     return unprefixed(code, text)(text)
 
 
@@ -52,7 +52,7 @@ class TestRecordings:
             f"{DASHES}{heading('ZeroDivisionError')}Cell In[2], line 1\n----> 1 1/0\nZ: division"
         )
         lines = [DASHES, heading("ZeroDivisionError"), "Cell In[2], line 1", "----> 1 1/0"]
-        assert unglued(glued).split("\n") == [*lines, "Z: division"]
+        assert GLUED.sub("\n", glued).split("\n") == [*lines, "Z: division"]
 
     def test_an_error_of_the_first_cell_counts_from_the_callers_code(self) -> None:
         glued = (
@@ -322,10 +322,10 @@ def same_length(match: re.Match[str]) -> str:
 
 def check(told: dict[str, Any], code: str, prefix: str) -> None:
     value, traceback, stderr = told[as_first_cell(code, prefix)]
-    traceback = unglued(traceback)
+    traceback = GLUED.sub("\n", traceback)
     mend = unprefixed(code, f"{traceback}\n{stderr}\n")
     plain_value, plain_traceback, plain_stderr = told[as_first_cell(code, "")]
-    assert mend(traceback) == unglued(plain_traceback)
+    assert mend(traceback) == GLUED.sub("\n", plain_traceback)
     assert mend(value) == plain_value
     assert mend(stderr) == plain_stderr
     assert plain_traceback or plain_stderr

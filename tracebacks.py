@@ -1,16 +1,13 @@
 """Mends what E2B's server does to tracebacks, so that they speak of the caller's code. Pure.
 
-It joins their headings without a newline, and it puts lines of its own before the first cell of a
-sandbox (they set its environment), so that tracebacks count from there and quote those lines, the
-sandbox's id among them. Measured with code-interpreter 2.11.5 in 2026: four lines; a template with
-environment variables of its own has more. A cell that is run beforehand would take that prefix,
-and cost a round trip; this costs none.
-"""
+It joins their headings, and it puts lines of its own before the first cell of a sandbox: four that
+set its environment, or more by its template (measured in 2026). Tracebacks count from there, and
+quote them. A cell run beforehand would take that prefix, and cost a round trip; this costs none."""
 
 import re
 from collections.abc import Callable, Iterator
 
-_GLUED = re.compile(r"(?<=-{75})(?=\w)|(?<=recent call last\))(?=Cell |File )|(?<=:)(?=-{75})")
+GLUED = re.compile(r"(?<=-{75})(?=\w)|(?<=recent call last\))(?=Cell |File )|(?<=:)(?=-{75})")
 _ROW = re.compile(r"( *(?:-+> )?)(\d{1,7})(?= |$)(.*)")
 _PLACE = re.compile(r'(?m)(^ *Cell In\[1\], line |ipykernel_\d+/\d+\.py(?::|", line ))(\d{1,7})')
 _SYNTAX_ERROR = re.compile(
@@ -19,17 +16,11 @@ _SYNTAX_ERROR = re.compile(
 )
 
 
-def unglued(traceback: str) -> str:
-    """Put each heading on a line of its own."""
-    return _GLUED.sub("\n", traceback)
-
-
 def unprefixed(code: str, evidence: str) -> Callable[[str], str]:
     """Return what mends a text that the first cell of a sandbox, `code`, gave.
 
     How many lines the prefix has is read from `evidence`, its traceback or warnings: the number
-    for which each line that is quoted there is that line of the code.
-    """
+    for which each line that is quoted there is that line of the code."""
     own_lines = [line.strip() for line in code.split("\n")]
     # Shell commands and magics are quoted as the calls that they became.
     quoted = [row[1:] for row in _rows(evidence) if "get_ipython()." not in row[2]][:1000]
