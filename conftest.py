@@ -59,11 +59,11 @@ class Service:
             self._ended = True
             self._more.notify_all()
 
-    def wait_for_log(self, text: str, timeout_s: float = 20) -> str:
-        """Wait for a line with `text`; returns it."""
+    def wait_for_log(self, text: str, timeout_s: float = 20, after: int = 0) -> str:
+        """Wait for a line with `text`, not among the first `after`; returns it."""
 
         def found() -> str | None:
-            return next((line for line in self.lines if text in line), None)
+            return next((line for line in self.lines[after:] if text in line), None)
 
         with self._more:
             self._more.wait_for(lambda: found() or self._ended, timeout_s)

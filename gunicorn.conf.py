@@ -69,8 +69,8 @@ class PatientWorker(gthread.ThreadWorker):
     def notify(self):
         """Called every second: cut off whose request is not all here after the limit."""
         super().notify()
-        for conn in self.pending_conns if not self.alive else ():
-            conn.timeout = 0  # a silent connection does not hold up the end
+        for conn in self.pending_conns if not self._accepting else ():
+            conn.timeout = 0  # at the end, and when there are too many, silent ones go first
         for conn, since in list(_receiving.items()):
             # The application sets a timeout on the socket once it has the whole request.
             if time.monotonic() - since > _RECEIVE_LIMIT_S and conn.sock.gettimeout() is None:

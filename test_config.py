@@ -238,13 +238,6 @@ def test_a_folder_must_be_an_absolute_path() -> None:
     assert "IMAGE_DIR must be an absolute path" in problems_of(NEEDED | environ)
 
 
-def test_more_warm_sandboxes_than_runs_are_refused() -> None:
-    environ = NEEDED | {"MAX_CONCURRENT_RUNS": "5"}
-    assert Config.from_env(environ | {"WARM_SANDBOXES": "5"}).warm_sandboxes == 5
-    message = problems_of(environ | {"WARM_SANDBOXES": "6"})
-    assert "WARM_SANDBOXES must not be above MAX_CONCURRENT_RUNS" in message
-
-
 def test_variables_that_are_no_settings_are_left_alone() -> None:
     environ = {"E2B_DOMAIN": "e2b.example", "PATH": "/bin", "port": "x", "NOT_A_SETTING": "\n"}
     assert Config.from_env(NEEDED | environ) == Config.from_env(NEEDED)

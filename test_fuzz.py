@@ -11,7 +11,7 @@ import re
 import unicodedata
 from typing import Any
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
@@ -286,6 +286,8 @@ messages = st.fixed_dictionaries(
 
 @settings(always, max_examples=500)
 @given(messages)
+@example({"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": {"protocolVersion": []}})
+@example({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": {}}})
 def test_any_message_has_an_answer_or_wants_none(message: object) -> None:
     check_answer(message)
 
