@@ -17,10 +17,11 @@ MISSING := $(shell test -x $(PY) || echo missing)
 demo: $(INSTALLED)
 	@exec $(PY) demo.py
 
-# ARGS goes to pytest: make test ARGS="-k health -x".
+# ARGS goes to pytest: make test ARGS="-k health -x". Most tests wait, so four files run at once.
 test: $(INSTALLED)
 	NO_PROXY="127.0.0.1,localhost,$$NO_PROXY" no_proxy="127.0.0.1,localhost,$$no_proxy" \
-		$(PY) -m pytest --cov --cov-report=term-missing:skip-covered $(ARGS)
+		$(PY) -m pytest --numprocesses 4 --dist loadfile \
+		--cov --cov-report=term-missing:skip-covered $(ARGS)
 
 lint: $(INSTALLED)
 	$(PY) -m ruff check .
