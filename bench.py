@@ -37,8 +37,7 @@ START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 40.0
 REQUEST_TIMEOUT_S = 60.0
 POLL_S = 0.02
-CREATE_S, RUN_S, KILL_S = 0.150, 0.050, 0.060
-REAL_RUN = f"import time; time.sleep({RUN_S}); print('ok')"
+REAL_RUN = "import time; time.sleep(0.05); print('ok')"
 
 Job = dict[str, Any]
 
@@ -49,8 +48,11 @@ class BenchError(Exception):
 
 @dataclass(frozen=True)
 class Scale:
-    """How much of everything is done."""
+    """How much of everything is done, and how long the stand-in takes for it."""
 
+    create_s: float = 0.150
+    run_s: float = 0.050
+    kill_s: float = 0.060
     calls: int = 50  # of one caller
     crowds: tuple[tuple[int, int], ...] = ((20, 15), (100, 6))  # callers, calls of each
     cap: int = 100
@@ -61,7 +63,7 @@ class Scale:
 
 
 FULL = Scale()
-QUICK = Scale(2, ((4, 1),), 8, 0.3, 1, 3, 1)
+QUICK = Scale(0.03, 0.01, 0.01, 2, ((4, 1),), 8, 0.3, 1, 3, 1)
 
 
 # --- processes --------------------------------------------------------------------------------
@@ -444,7 +446,7 @@ class Bench:
 
     def __init__(self, scale: Scale, stack: ExitStack) -> None:
         self.scale = scale
-        self.e2b = stack.enter_context(StandIn(delays(CREATE_S, KILL_S)))
+        self.e2b = stack.enter_context(StandIn(delays(scale.create_s, scale.kill_s)))
         self.environ = clean_environ(self.e2b.url) | {
             "MAX_CONCURRENT_RUNS": str(scale.cap),
             # More threads than connections kept would open new ones all the time, on both sides.
@@ -454,9 +456,9 @@ class Bench:
         self.bare, self.load, self.probe = generators
 
     def rows(self) -> list[Row]:
-        self.bare.ask("bare", callers=1, calls=2, code=printed(0))  # imports, and connects
         with Service(self.environ) as service:
             start_s, idle_mb = service.start_s, service.memory_mb()
+            self.bare.ask("bare", callers=1, calls=2, code=printed(0))  # imports, and connects
             self.load.ask("service", port=service.port, callers=1, calls=2, code=printed(0))
             long_runs = self._long_runs(service)
             bare_s, cold_s = self._both(service, callers=1, calls=self.scale.calls)
@@ -467,7 +469,7 @@ class Bench:
             pictures = [self._picture(service, megabytes) for megabytes in (1, 5)]
             effort = self._effort(service)
         with Service(self.environ | {"WARM_SANDBOXES": "1"}) as service:
-            job = {"callers": 1, "calls": self.scale.calls, "code": printed(RUN_S)}
+            job = {"callers": 1, "calls": self.scale.calls, "code": printed(self.scale.run_s)}
             alone_s = self.bare.ask("alone", **job)["durations_s"]
             job |= {"port": service.port, "warm": True}
             warm_s = self.load.ask("service", **job)["durations_s"]
@@ -485,13 +487,13 @@ class Bench:
 
     def _both(self, service: Service, **job: Any) -> tuple[list[float], list[float]]:
         """The durations of the bare SDK's calls and of the service's."""
-        job.setdefault("code", printed(RUN_S))
+        job.setdefault("code", printed(self.scale.run_s))
         bare = self.bare.ask("bare", **job)
         ours = self.load.ask("service", port=service.port, **job)
         return bare["durations_s"], ours["durations_s"]
 
     def _picture(self, service: Service, megabytes: int) -> Row:
-        code = answered(delay_s=RUN_S, pngs=1, png_bytes=megabytes * 1_000_000)
+        code = answered(delay_s=self.scale.run_s, pngs=1, png_bytes=megabytes * 1_000_000)
         calls, least = self.scale.picture_calls, megabytes * 1_333_000
         both = self._both(service, callers=1, calls=calls, code=code, min_reply_bytes=least)
         return against(f"a picture of {megabytes} MB", *both)
@@ -507,7 +509,7 @@ class Bench:
         e2b_s = self.e2b.cpu_s() - e2b_before_s
         self.e2b.seconds_when_idle()
         cpu_s = service.cpu_s() - before_s
-        self.e2b.set_script(delays(CREATE_S, KILL_S))
+        self.e2b.set_script(delays(self.scale.create_s, self.scale.kill_s))
         runs, took_s = len(ours["durations_s"]), ours["took_s"]
         shares = f"service {cpu_s / took_s:.2f}, stand-in {e2b_s / took_s:.2f}, "
         shares += f"load {ours['cpu_s'] / took_s:.2f} of {os.cpu_count()} cores"
@@ -530,7 +532,7 @@ class Bench:
         """As many callers at once as the cap allows, and what they do to others."""
         cap, run_s = self.scale.cap, self.scale.long_run_s
         # Threads and connections of as many callers are made once, and not measured.
-        job = {"port": service.port, "callers": cap, "calls": 1, "code": printed(RUN_S)}
+        job = {"port": service.port, "callers": cap, "calls": 1, "code": printed(self.scale.run_s)}
         self.load.ask("service", **job)
         before_s = self.e2b.seconds_when_idle()
         job |= {"callers": 1, "calls": 3, "code": printed(run_s)}
@@ -617,26 +619,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.generate:
         generate()
         return 0
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that no child is left
     if options.e2b and not os.environ.get("E2B_API_KEY"):
         parser.error("--e2b needs E2B_API_KEY")
     try:
         if options.e2b:
-            rows = real_rows(3 if options.quick else 10, options.max_sandbox_seconds)
+            rows, e2b = real_rows(3 if options.quick else 10, options.max_sandbox_seconds), "E2B"
         else:
+            scale = QUICK if options.quick else FULL
+            times_ms = [f"{s * 1000:.0f} ms" for s in (scale.create_s, scale.run_s, scale.kill_s)]
+            e2b = "a stand-in for E2B (create {}, run {}, kill {})".format(*times_ms)
             with ExitStack() as stack:
-                rows = Bench(QUICK if options.quick else FULL, stack).rows()
+                rows = Bench(scale, stack).rows()
     except BenchError as problem:
         print(f"bench: {problem}", file=sys.stderr)
         return 1
     print(table(rows))
-    e2b = (
-        "E2B"
-        if options.e2b
-        else (
-            f"a stand-in for E2B: create {CREATE_S * 1000:.0f} ms, run {RUN_S * 1000:.0f} ms, "
-            f"kill {KILL_S * 1000:.0f} ms"
-        )
-    )
     python = platform.python_version()
     print(f"\nMeasured against {e2b}; {os.cpu_count()} cores, Python {python}.")
     missed = [row.what for row in rows if row.missed]

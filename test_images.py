@@ -54,7 +54,8 @@ def drawn(*pictures: bytes) -> Run:
 
 def colours(data: bytes) -> set[object]:
     with Image.open(io.BytesIO(data)) as image:
-        return {colour for _, colour in image.convert("RGB").getcolors(1 << 24)}
+        counted = image.convert("RGB").getcolors(image.width * image.height)
+        return {colour for _, colour in counted}
 
 
 def child(document: bytes) -> subprocess.CompletedProcess[bytes]:

@@ -8,6 +8,7 @@ would have been.
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import json
 import re
@@ -280,6 +281,8 @@ def tell_tracebacks() -> None:
     config.HistoryManager.enabled = False
     shell = Shell.instance(config=config, compiler_class=XCachingCompiler)
     told = []
+    gc.freeze()  # each reset collects: what is there by now need not be looked through
+    sys.setrecursionlimit(400)  # of endless recursion each frame costs, and no more are quoted
     for code in json.load(sys.stdin):
         shell.reset(new_session=True)
         said[:] = ["", ""]

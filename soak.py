@@ -1,0 +1,697 @@
+"""`make soak`: mixed load with faults and restarts, and an account of all that came of it.
+
+    python soak.py [--runs 5000] [--faults 0.1] [--restarts 3] [--warm 0] [--quick]
+
+The service as shipped, the stand-in for E2B and the load are processes of their own. Each run is
+given its fate in its code, so that its reply can be held against it; what the stand-in did is held
+against what the service should have done about it. Exits 1 unless all of it is explained: see
+`problems`. It ends by itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import json
+import random
+import signal
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from bench import LOOPBACK, BenchError, Child, Service, StandIn, answered, clean_environ, free_port
+
+RUN_TIMEOUT_S = 3
+# What the service promises: a run's limit and this is the longest that a sandbox may live.
+LIFETIME_MARGIN_S = 15
+# What a request may take beyond its run's limit, by the same promise, and a busy machine.
+OVERHEAD_S = 10 + 3
+MAX_GROWTH_MB = 10
+LONG_OUTPUT_BYTES = 2_000_000
+SHOWN_PROBLEMS = 20
+FULL = "place for a run is taken"
+
+Answer = dict[str, Any]
+
+
+# --- what is asked ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Fate:
+    """What a run's code makes the stand-in do, and what has to come of it."""
+
+    name: str
+    answer: Answer
+    outcome: str = "ok"
+    text: str = ""  # in the reply; {n} is the run's number
+    pictures: int = 0
+    timeout_s: int | None = None
+
+
+def _stdout(text: str) -> Answer:
+    return {"type": "stdout", "text": text, "timestamp": "2026-01-01T00:00:00+00:00"}
+
+
+SVG = (
+    '<svg xmlns="http://www.w3.org/2000/svg" width="40" height="40">'
+    '<circle cx="20" cy="20" r="15" fill="teal"/></svg>'
+)
+SVG_RESULT = {"type": "result", "svg": SVG, "extra": {}, "is_main_result": False}
+EXCEPTION = {
+    "type": "error",
+    "name": "ZeroDivisionError",
+    "value": "division by zero",
+    "traceback": "Traceback (most recent call last)\nZeroDivisionError: division by zero",
+}
+SAID = {"events": [_stdout("number {n}\n")]}
+
+PLAIN: tuple[tuple[int, Fate], ...] = (
+    (50, Fate("print", SAID, text="number {n}")),
+    (15, Fate("pictures", {**SAID, "pngs": 3, "png_bytes": 30_000}, text="number {n}", pictures=3)),
+    (4, Fate("svg", {**SAID, "events": [SVG_RESULT]}, pictures=1)),
+    (6, Fate("long output", {"stdout_bytes": LONG_OUTPUT_BYTES}, text="characters cut")),
+    (13, Fate("exception", {"events": [EXCEPTION]}, "error", "ZeroDivisionError")),
+    (2, Fate("too long", {"run_s": 2.5}, "timeout", "1 s", timeout_s=1)),
+)
+RUN_FAULTS: tuple[tuple[int, Fate], ...] = (
+    (3, Fate("reset", {"fault": "reset"}, "unavailable")),
+    (3, Fate("status 500", {"status": 500, "body": "no"}, "unavailable")),
+    (3, Fate("not found", {"fault": "not_found"}, "unavailable")),
+    (3, Fate("gone", {"fault": "gone"}, "unavailable")),
+    (3, Fate("cut", {**SAID, "fault": "cut"}, "error", "number {n}")),
+    (3, Fate("no end", {**SAID, "fault": "no_end"}, "error", "number {n}")),
+    (3, Fate("not JSON", {**SAID, "fault": "not_json"}, "error", "number {n}")),
+    (3, Fate("vanish", {**SAID, "fault": "vanish"}, "error", "number {n}")),
+    (1, Fate("hang", {"fault": "hang"}, "timeout", timeout_s=1)),
+    (1, Fate("silent", {**SAID, "fault": "silent"}, "timeout", "number {n}", timeout_s=1)),
+    (1, Fate("forever", {**SAID, "fault": "forever"}, "timeout", "number {n}", timeout_s=1)),
+    (1, Fate("drip", {**SAID, "fault": "drip"}, "timeout", "number {n}", timeout_s=1)),
+)
+CREATE_FAULTS: tuple[tuple[int, Answer], ...] = (
+    (3, {"status": 429, "body": {"code": 429, "message": "rate limit"}}),
+    (3, {"status": 503, "body": {"code": 503, "message": "busy"}}),
+    (3, {"status": 500, "body": {"code": 500, "message": "broken"}}),
+    (3, {"status": 403, "body": {"code": 403, "message": "forbidden"}}),
+    (3, {"fault": "reset"}),
+    (3, {"fault": "lost_reply"}),
+    (1, {"fault": "hang"}),
+)
+KILL_FAULTS: tuple[tuple[int, Answer], ...] = (
+    (4, {"fault": "ignored"}),
+    (3, {"fault": "reset"}),
+    (3, {"fault": "not_found"}),
+    (3, {"status": 429, "body": {"code": 429, "message": "rate limit"}}),
+    (3, {"status": 503, "body": {"code": 503, "message": "busy"}}),
+    (1, {"fault": "hang"}),
+    (1, {"fault": "hang_alive"}),
+)
+# Of create and kill; an honest answer is never one of these.
+FAULTY_STATUSES = {403, 429, 500, 503}
+JSON_TYPE = {"Content-Type": "application/json"}
+BAD_REQUESTS: tuple[tuple[str, str, dict[str, str], str, int], ...] = (
+    ("POST", "/execute", JSON_TYPE, "{}", 400),
+    ("POST", "/execute", JSON_TYPE, "{no json", 400),
+    ("POST", "/execute", JSON_TYPE, '{"code": "1", "timeout": true}', 400),
+    ("POST", "/execute", JSON_TYPE, '{"code": "1", "language": "ruby"}', 400),
+    ("POST", "/execute", JSON_TYPE, "[" * 20_000, 400),
+    ("POST", "/execute", {"Content-Type": "text/plain"}, '{"code": "1"}', 415),
+    ("POST", "/execute", {**JSON_TYPE, "Origin": "https://evil.example"}, '{"code": "1"}', 403),
+    ("GET", "/execute", {}, "", 405),
+    ("GET", "/nowhere", {}, "", 404),
+    ("POST", "/mcp", JSON_TYPE, "{no json", 400),
+)
+
+
+def script(faults: float, quick: bool) -> dict[str, Any]:
+    """The stand-in's answers; each create and each kill fails with the given probability."""
+
+    def mix(delay_s: float, answers: Sequence[tuple[int, Answer]], seed: int) -> Answer:
+        # A create or a kill that hangs holds its place for as long as it may.
+        kept = [(w, a) for w, a in answers if not (quick and "hang" in str(a))]
+        total = sum(weight for weight, _ in kept)
+        faulty = [[faults * weight / total, answer] for weight, answer in kept]
+        return {"mix": [[1 - faults, {"delay_s": delay_s}], *faulty], "seed": seed}
+
+    return {
+        "create": mix(0.02, CREATE_FAULTS, 1),
+        "run": {"from_code": True},
+        "kill": mix(0.01, KILL_FAULTS, 2),
+    }
+
+
+# --- what was seen ----------------------------------------------------------------------------
+
+
+@dataclass
+class Sample:
+    memory_mb: float
+    threads: int
+    descriptors: int
+
+    @classmethod
+    def of(cls, service: Child) -> Sample:
+        processes = service.processes()
+        return cls(
+            service.memory_mb(),
+            sum(process.num_threads() for process in processes),
+            sum(process.num_fds() for process in processes),
+        )
+
+
+@dataclass
+class Life:
+    """One process of the service: what it held after warming up, and at its end."""
+
+    runs: int = 0
+    start: Sample | None = None
+    end: Sample | None = None
+
+    def growth_mb(self) -> float:
+        return self.end.memory_mb - self.start.memory_mb if self.start and self.end else 0.0
+
+
+@dataclass
+class Restart:
+    signal_number: int
+    began_at: float
+    ended_at: float = float("inf")
+
+
+@dataclass
+class Report:
+    """What came of a soak."""
+
+    runs: int = 0
+    bad_requests: int = 0
+    full: int = 0
+    refused: int = 0  # connections, while the service was restarted
+    cut_by_kill: int = 0
+    no_sandbox: int = 0  # runs for which none could be made
+    stopped: int = 0  # runs that were told that the service is being stopped
+    outcomes: Counter[str] = field(default_factory=Counter)
+    fates: Counter[str] = field(default_factory=Counter)
+    faults: Counter[str] = field(default_factory=Counter)
+    restarts: list[Restart] = field(default_factory=list)
+    lives: list[Life] = field(default_factory=list)
+    unexplained: list[str] = field(default_factory=list)
+    created: int = 0
+    killed: int = 0
+    expired: int = 0
+    alive: int = 0
+    may_expire: int = 0  # sandboxes that no kill can have ended
+    longest_lifetime_s: float = 0.0
+    took_s: float = 0.0
+
+    def never_killed(self) -> int:
+        """Sandboxes that were left to their lifetime although a kill could have ended them."""
+        return max(0, self.expired + self.alive - self.may_expire)
+
+
+@dataclass(frozen=True)
+class Plan:
+    runs: int
+    faults: float  # injected for each run, on average
+    restarts: int
+    warm: int
+    callers: int
+    quick: bool
+
+    def warm_up(self) -> int:
+        """Runs of a process before its memory is looked at for the first time.
+
+        Until then stacks of threads and buffers of connections reach the size that they keep.
+        """
+        return min(1000, self.runs // 5)
+
+    def restart_after(self) -> list[int]:
+        """Runs before each restart; the last process does as much as all before it."""
+        return [self.runs * n // (2 * self.restarts) for n in range(1, self.restarts + 1)]
+
+
+def problems(report: Report, plan: Plan) -> list[str]:
+    """Why the soak has failed: empty when it has not."""
+    found = list(report.unexplained)
+    if report.runs < plan.runs:
+        found.append(f"only {report.runs} of {plan.runs} runs")
+    if (injected := report.faults.total()) < round(plan.runs * plan.faults):
+        found.append(f"only {injected} faults")
+    if len(report.restarts) < plan.restarts:
+        found.append(f"only {len(report.restarts)} restarts")
+    if report.alive and not plan.quick:
+        found.append(f"{report.alive} sandboxes leaked: alive after the lifetime given at create")
+    if count := report.never_killed():
+        found.append(f"{count} sandboxes were never killed, for no reason that is known")
+    if report.longest_lifetime_s > RUN_TIMEOUT_S + LIFETIME_MARGIN_S:
+        found.append(f"a sandbox was given a lifetime of {report.longest_lifetime_s} s")
+    if report.no_sandbox > report.faults["create"]:
+        found.append(f"{report.no_sandbox} runs got no sandbox: more than faults can explain")
+    if (growth_mb := report.lives[-1].growth_mb()) >= MAX_GROWTH_MB:
+        found.append(f"the memory of the last process grew by {growth_mb:.1f} MB")
+    return found
+
+
+class Witness(threading.Thread):
+    """Reads what the stand-in did before it forgets: it keeps its newest thousand requests."""
+
+    def __init__(self, e2b: StandIn) -> None:
+        super().__init__(name="witness")
+        self._e2b = e2b
+        self._stop_asked = threading.Event()
+        self._requests: dict[tuple[float, str], dict[str, Any]] = {}
+        self._newest_s = 0.0
+        self.gaps = 0
+        self.state: dict[str, Any] = {}
+
+    def run(self) -> None:
+        while not self._stop_asked.wait(0.8):
+            self.look()
+
+    def stop(self) -> None:
+        self._stop_asked.set()
+        self.join()
+
+    def look(self) -> None:
+        self.state = self._e2b.state()
+        records = self.state.pop("requests")
+        if len(records) >= 1000 and records[0]["at_s"] > self._newest_s:
+            self.gaps += 1
+        for record in records:
+            kind, body = record["kind"], record["body"]
+            self._requests[record["at_s"], kind] = {
+                "kind": kind,
+                "sandbox_id": record["sandbox_id"],
+                "answer": record["answer"],
+                "lifetime_s": body.get("timeout") if kind in ("create", "timeout") else None,
+                "is_run": kind == "run" and "# answer" in body["code"],
+            }
+            self._newest_s = max(self._newest_s, record["at_s"])
+
+    def tell(self, report: Report) -> None:
+        """Add up; the rest of the state is told as it is now."""
+        self.look()
+        ended_by_kill, not_killed = set[str](), set[str]()
+        runs = Counter[str]()
+        for request in self._requests.values():
+            kind, answer, sandbox_id = request["kind"], request["answer"], request["sandbox_id"]
+            is_fault = isinstance(answer, str) or answer in FAULTY_STATUSES
+            report.faults[kind] += is_fault
+            report.longest_lifetime_s = max(report.longest_lifetime_s, request["lifetime_s"] or 0)
+            report.may_expire += answer == "lost_reply"
+            runs[sandbox_id] += request["is_run"]
+            if kind == "kill":
+                (ended_by_kill if answer in (204, "hang") else not_killed).add(sandbox_id)
+        report.may_expire += len(not_killed - ended_by_kill)
+        twice = sum(count > 1 for count in runs.values())
+        if twice:
+            report.unexplained.append(f"{twice} sandboxes were sent a run more than once")
+        if self.gaps:
+            report.unexplained.append(f"{self.gaps} gaps in what is known of the stand-in")
+        for name in ("created", "killed", "expired", "alive"):
+            setattr(report, name, self.state[name])
+
+
+# --- the load ---------------------------------------------------------------------------------
+
+
+class Wrong(Exception):
+    """A reply that is not what the run's fate asks for."""
+
+
+class Load:
+    """Callers in threads; `gate` lets them begin their next request."""
+
+    def __init__(self, port: int, callers: int, runs: int, faults: float) -> None:
+        self.report = Report()
+        self.gate = threading.Event()
+        self._port, self._wanted, self._faults = port, runs, faults
+        self._changed = threading.Condition()
+        self._active = self._numbers = 0
+        self._is_over = False
+        self._threads = [
+            threading.Thread(target=self._call_repeatedly, args=(seed,)) for seed in range(callers)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def end(self) -> None:
+        self._is_over = True
+        self.gate.set()
+        for thread in self._threads:
+            thread.join()
+
+    def wait_for_runs(self, runs: int, give_up_at: float) -> None:
+        with self._changed:
+            left_s = give_up_at - time.monotonic()
+            if not self._changed.wait_for(lambda: self.report.runs >= runs, left_s):
+                raise BenchError(f"only {self.report.runs} of {runs} runs came in time")
+
+    def pause(self, give_up_at: float) -> None:
+        self.gate.clear()
+        with self._changed:
+            left_s = give_up_at - time.monotonic()
+            if not self._changed.wait_for(lambda: not self._active, left_s):
+                raise BenchError(f"{self._active} requests are not answered")
+
+    def count(self, name: str) -> None:
+        with self._changed:
+            setattr(self.report, name, getattr(self.report, name) + 1)
+
+    def rest(self, what: str) -> None:
+        """Before the same request is made again. Raises Wrong when it is too late for that."""
+        if self._is_over:
+            raise Wrong(f"{what}: was not answered")
+        time.sleep(0.1)
+
+    def _call_repeatedly(self, seed: int) -> None:
+        choose, caller = random.Random(seed), Caller(self, self._port)
+        while True:
+            self.gate.wait()
+            with self._changed:
+                if self._is_over:
+                    break
+                self._active += 1
+                self._numbers += 1
+                number = self._numbers
+            try:
+                self._call(caller, choose, number)
+            except Wrong as exc:
+                self.report.unexplained.append(str(exc))
+            except Exception as exc:
+                self.report.unexplained.append(f"in this program: {exc!r}")
+            finally:
+                with self._changed:
+                    self._active -= 1
+                    self._changed.notify_all()
+        caller.close()
+
+    def _call(self, caller: Caller, choose: random.Random, number: int) -> None:
+        if choose.random() < 0.05:
+            caller.refused(*choose.choice(BAD_REQUESTS))
+            self.count("bad_requests")
+            return
+        faulty = choose.random() < 0.6 * self._faults
+        weights, fates = zip(*(RUN_FAULTS if faulty else PLAIN), strict=True)
+        fate = choose.choices(fates, weights)[0]
+        outcome = caller.run(fate, number, over_mcp=choose.random() < 0.3)
+        with self._changed:
+            self.report.runs += 1
+            self.report.fates[fate.name] += 1
+            self.report.outcomes[outcome] += 1
+
+
+class Caller:
+    """One client, which keeps its connection and tries again while the service is restarted."""
+
+    def __init__(self, load: Load, port: int) -> None:
+        self._load, self._port = load, port
+        self._connection: http.client.HTTPConnection | None = None
+        self._opened_at = 0.0
+
+    def close(self) -> None:
+        if self._connection:
+            self._connection.close()
+            self._connection = None
+
+    def refused(
+        self, method: str, path: str, headers: dict[str, str], body: str, status: int
+    ) -> None:
+        """A bad request. Raises Wrong."""
+        what = f"{method} {path} {body[:40]}"
+        got, reply_headers, text = self._ask(method, path, headers, body.encode(), what)
+        reply = _parsed(text, what)
+        if got != status or "error" not in reply or "X-Request-Id" not in reply_headers:
+            raise Wrong(f"{what}: {got} {text[:200]!r}")
+
+    def run(self, fate: Fate, number: int, over_mcp: bool) -> str:
+        """The outcome of a run. Raises Wrong."""
+        what = f"{fate.name} {number}{' over MCP' if over_mcp else ''}"
+        code = answered(**fate.answer).replace("{n}", str(number))
+        arguments: dict[str, Any] = {"code": code}
+        if fate.timeout_s:
+            arguments["timeout"] = fate.timeout_s
+        limit_s = fate.timeout_s or RUN_TIMEOUT_S
+        path, message = "/execute", arguments
+        if over_mcp:
+            path, params = "/mcp", {"name": "execute_python", "arguments": arguments}
+            message = {"jsonrpc": "2.0", "id": number, "method": "tools/call", "params": params}
+        body = json.dumps(message).encode()
+        while True:
+            asked_at = time.monotonic()
+            status, headers, text = self._ask("POST", path, JSON_TYPE, body, what)
+            if (took_s := time.monotonic() - asked_at) > limit_s + OVERHEAD_S:
+                raise Wrong(f"{what}: took {took_s:.1f} s")
+            seen = None
+            if status == 200:
+                reply = _parsed(text, what)
+                seen = _seen_over_mcp(reply, number) if over_mcp else _seen(reply, headers)
+            if not seen and not (status == 503 and "Retry-After" in headers):
+                raise Wrong(f"{what}: {status} {text[:200]!r}")
+            if seen and not (over_mcp and FULL in seen.text):
+                return self._judge(fate, number, what, seen)
+            self._load.count("full")
+            self._load.rest(what)
+
+    def _judge(self, fate: Fate, number: int, what: str, seen: Seen) -> str:
+        expected = fate.outcome if not seen.over_mcp or fate.outcome == "ok" else "failed"
+        if seen.outcome != expected:
+            if seen.outcome in ("unavailable", "failed"):
+                restarts = self._load.report.restarts
+                is_stopped = any(r.began_at < time.monotonic() < r.ended_at for r in restarts)
+                self._load.count("stopped" if is_stopped else "no_sandbox")
+                return seen.outcome
+            raise Wrong(f"{what}: {seen.outcome}, not {expected}: {seen.text[:200]!r}")
+        is_drawn = seen.pictures == fate.pictures or "picture left out" in seen.text
+        is_said = fate.text.replace("{n}", str(number)) in seen.text
+        if is_drawn and is_said:
+            return seen.outcome
+        if seen.outcome != "failed":
+            raise Wrong(f"{what}: {seen.pictures} pictures and {seen.text[:200]!r}")
+        # Over MCP a run that failed as it should looks like one that got no sandbox.
+        self._load.count("no_sandbox")
+        return seen.outcome
+
+    def _ask(
+        self, method: str, path: str, headers: dict[str, str], body: bytes, what: str
+    ) -> tuple[int, Any, bytes]:
+        """Ask until it is answered. Raises Wrong when the connection fails for no known reason."""
+        while True:
+            asked_at = time.monotonic()
+            try:
+                if not self._connection:
+                    self._connection = http.client.HTTPConnection(
+                        LOOPBACK, self._port, timeout=RUN_TIMEOUT_S + OVERHEAD_S + 20
+                    )
+                    self._opened_at = asked_at
+                self._connection.request(method, path, body, headers)
+                reply = self._connection.getresponse()
+                text = reply.read()
+                if reply.will_close:
+                    self.close()
+                return reply.status, reply.headers, text
+            except (OSError, http.client.HTTPException) as exc:
+                self.close()
+                self._explain(exc, asked_at, what)
+            self._load.rest(what)
+
+    def _explain(self, exc: Exception, asked_at: float, what: str) -> None:
+        """Count a connection that a restart ended; raises Wrong when none did."""
+        for restart in reversed(self._load.report.restarts):
+            if self._opened_at <= restart.ended_at:
+                if restart.signal_number == signal.SIGKILL:
+                    self._load.count("cut_by_kill" if asked_at < restart.began_at else "refused")
+                    return
+                if asked_at > restart.began_at - 0.05:
+                    self._load.count("refused")
+                    return
+                raise Wrong(f"{what}: SIGTERM cut a request that was under way: {exc!r}")
+        raise Wrong(f"{what}: {exc!r}")
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a reply says."""
+
+    outcome: str
+    text: str
+    pictures: int
+    over_mcp: bool = False
+
+
+def _parsed(text: bytes, what: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        raise Wrong(f"{what}: not JSON: {text[:200]!r}") from None
+
+
+def _seen(reply: Any, headers: Any) -> Seen | None:
+    match reply:
+        case [[{"type": "text", "text": str(text)}], {"content": list(content)}]:
+            urls = [item["image_url"]["url"] for item in content if item["type"] == "image_url"]
+            if len(urls) == len(content) and all(url.startswith("data:image/") for url in urls):
+                return Seen(headers.get("X-Run-Outcome", ""), text, len(urls))
+    return None
+
+
+def _seen_over_mcp(reply: Any, number: int) -> Seen | None:
+    match reply:
+        case {"jsonrpc": "2.0", "id": int(same), "result": {"content": list(), "isError": bool()}}:
+            result = reply["result"]
+            texts = [part["text"] for part in result["content"] if part["type"] == "text"]
+            pictures = sum(part["type"] == "image" for part in result["content"])
+            if same == number and len(texts) == 1:
+                return Seen("failed" if result["isError"] else "ok", texts[0], pictures, True)
+    return None
+
+
+# --- the soak ---------------------------------------------------------------------------------
+
+
+def soak(plan: Plan) -> Report:
+    """Do it all; raises BenchError when something stands still."""
+    started_at = time.monotonic()
+    give_up_at = started_at + 60 + plan.runs * 0.05 + plan.restarts * 30
+    with StandIn(script(0.3 * plan.faults, plan.quick)) as e2b:
+        environ = clean_environ(e2b.url) | {
+            "RUN_TIMEOUT_S": str(RUN_TIMEOUT_S),
+            "MAX_CONCURRENT_RUNS": str(plan.callers),
+            "WARM_SANDBOXES": str(plan.warm),
+        }
+        port = free_port()
+        service = Service(environ, port)
+        witness = Witness(e2b)
+        load = Load(port, plan.callers, plan.runs, plan.faults)
+        report = load.report
+        try:
+            witness.start()
+            for number, until in enumerate([*plan.restart_after(), plan.runs]):
+                first = report.runs
+                load.gate.set()
+                life = Life()
+                report.lives.append(life)
+                load.wait_for_runs(min(until, first + plan.warm_up()), give_up_at)
+                load.pause(give_up_at)
+                life.start = Sample.of(service)
+                load.gate.set()
+                load.wait_for_runs(until, give_up_at)
+                load.pause(give_up_at)
+                life.end, life.runs = Sample.of(service), report.runs - first
+                if number < plan.restarts:
+                    # With runs under way again.
+                    load.gate.set()
+                    load.wait_for_runs(report.runs + plan.callers // 2, give_up_at)
+                    is_kill = number == plan.restarts // 2
+                    service = _restart(service, environ, load, e2b, is_kill=is_kill)
+            load.end()
+            service.stop()
+            ended_at = time.monotonic()
+            wait_s = 0 if plan.quick else RUN_TIMEOUT_S + LIFETIME_MARGIN_S + 1
+            while time.monotonic() < ended_at + wait_s and e2b.state()["alive"]:
+                time.sleep(1)
+        finally:
+            load.end()
+            witness.stop()
+            with suppress(ValueError):
+                service.stop()
+        witness.tell(report)
+    report.took_s = time.monotonic() - started_at
+    return report
+
+
+def _restart(
+    service: Service, environ: dict[str, str], load: Load, e2b: StandIn, is_kill: bool
+) -> Service:
+    """End the service with SIGKILL or with SIGTERM, and start it again at the same port."""
+    report = load.report
+    restart = Restart(signal.SIGKILL if is_kill else signal.SIGTERM, time.monotonic())
+    report.restarts.append(restart)
+    if is_kill:
+        service.kill()
+        time.sleep(0.1)  # for the stand-in to see that nobody waits for its answers any more
+        report.may_expire += e2b.state()["alive"]
+    elif not service.stop():
+        report.unexplained.append("SIGTERM did not end the service")
+    service = Service(environ, service.port)
+    restart.ended_at = time.monotonic()
+    return service
+
+
+def text_of(report: Report) -> str:
+    signals = Counter(signal.Signals(restart.signal_number).name for restart in report.restarts)
+    lines = [
+        (
+            "runs",
+            f"{report.runs:,} and {report.bad_requests:,} bad requests, {report.took_s:.0f} s",
+        ),
+        ("outcomes", _counts(report.outcomes)),
+        ("fates", _counts(report.fates)),
+        ("faults", f"{report.faults.total():,} ({_counts(report.faults)})"),
+        ("refused", f"full {report.full:,}, no sandbox {report.no_sandbox:,}"),
+        (
+            "restarts",
+            f"{len(report.restarts)} ({_counts(signals)}); meanwhile {report.refused:,} connections"
+            f" refused, {report.stopped:,} runs told so, {report.cut_by_kill:,} cut by SIGKILL",
+        ),
+        (
+            "sandboxes",
+            f"{report.created:,} created, {report.killed:,} killed, {report.expired:,} ended by"
+            f" their lifetime (at most {report.longest_lifetime_s} s), {report.alive:,} alive",
+        ),
+        ("never killed", f"{report.never_killed():,} for no reason that is known"),
+        ("unexplained", f"{len(report.unexplained):,}"),
+    ]
+    for number, life in enumerate(report.lives, 1):
+        if life.start and life.end:
+            pairs = [
+                f"{name} {form.format(before)} to {form.format(after)}"
+                for (name, before), after, form in zip(
+                    vars(life.start).items(),
+                    vars(life.end).values(),
+                    ("{:.1f}", "{}", "{}"),
+                    strict=True,
+                )
+            ]
+            lines.append((f"process {number}", f"{life.runs:,} runs; {', '.join(pairs)}"))
+    return "\n".join(f"{name:<14}{text}" for name, text in lines)
+
+
+def _counts(counter: Counter[str]) -> str:
+    return ", ".join(f"{name} {count:,}" for name, count in counter.most_common() if count)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Mixed load with faults and restarts.")
+    parser.add_argument("--runs", type=int, default=5000, help="default: %(default)s")
+    parser.add_argument("--faults", type=float, default=0.1, help="a run; default: %(default)s")
+    parser.add_argument("--restarts", type=int, default=3, help="default: %(default)s")
+    parser.add_argument("--warm", type=int, default=0, help="WARM_SANDBOXES, default: %(default)s")
+    parser.add_argument("--callers", type=int, default=100, help="at once, default: %(default)s")
+    parser.add_argument(
+        "--quick", action="store_true", help="no creates and kills that hang, no wait for lifetimes"
+    )
+    options = parser.parse_args(arguments)
+    plan = Plan(**vars(options))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that no child is left
+    try:
+        report = soak(plan)
+    except BenchError as exc:
+        print(f"soak: {exc}", file=sys.stderr)
+        return 1
+    print(text_of(report))
+    found = problems(report, plan)
+    for problem in found[:SHOWN_PROBLEMS]:
+        print(f"  - {problem}")
+    if surplus := len(found[SHOWN_PROBLEMS:]):
+        print(f"  - and {surplus} more")
+    print("Failed." if found else "Passed: nothing leaked, everything explained.")
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
