@@ -7,7 +7,6 @@ import re
 from run import Clipped, Run
 
 _HEADINGS = ("Console Output", "Stderr", "Result", "Execution Error")
-NO_OUTPUT = "Code executed successfully, without output."
 
 _ANSI = re.compile(
     r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[\]PX^_][^\x07\x1b\n]*(?:\x07|\x1b\\)?|[ -/]*[0-~])"
@@ -30,7 +29,7 @@ def format_run(run: Run, max_output_chars: int) -> str:
         left -= len(part.head + part.tail)
     texts = [f"**{name}:**\n{fence(part.text())}" for name, part in parts.items() if part.text()]
     if not texts and not run.pictures:
-        texts.append(NO_OUTPUT)
+        texts.append("Code executed successfully, without output.")
     notes = []
     for name, part in parts.items():
         if part.missing:

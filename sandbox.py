@@ -12,6 +12,7 @@ from time import monotonic
 from typing import Any, cast
 
 import httpx
+from e2b import Sandbox as BaseSandbox
 from e2b.api.client_sync import get_transport
 from e2b.exceptions import AuthenticationException, RateLimitException, ServiceBusyException
 from e2b_code_interpreter.code_interpreter_sync import Sandbox as E2BSandbox
@@ -20,8 +21,7 @@ from config import VERSION, Config, log
 from run import Run, StreamReader
 from tracebacks import GLUED, unprefixed
 
-KILL_BUDGET_S = 4
-_PRIME_BUDGET_S = 3
+KILL_BUDGET_S = 4  # for a small call to E2B: kill, renew, prime, list
 _METADATA = {"service": "e2b-proxy", "version": VERSION, "process": uuid.uuid4().hex}
 _PROCESS_DIED = "The Python process died: out of memory, a crash in a native library, or an exit."
 
@@ -88,6 +88,9 @@ class _Tap(httpx.BaseTransport):
 class _TappedSandbox(E2BSandbox):
     """The SDK's sandbox, the stream of its run read by a reader of ours."""
 
+    def __init__(self, **opts: Any) -> None:
+        super(BaseSandbox, self).__init__(**opts)  # without the SDK's clients that are never used
+
     def send(self, code: str, limit_s: float, reader: StreamReader) -> None:
         """Send `code`, once. Returns when the stream is over; raises what the SDK does."""
         transport = get_transport(self.connection_config, http_version="1.1")
@@ -135,7 +138,7 @@ class Sandbox:
     @_in_our_words()
     def prime(self) -> None:
         """Run an empty cell, which takes E2B's prefix with it."""
-        self._e2b.send("pass", _PRIME_BUDGET_S, StreamReader(Run.empty(2), self._config))
+        self._e2b.send("pass", KILL_BUDGET_S, StreamReader(Run.empty(2), self._config))
         self._primed = True
 
     def run(self, code: str, limit_s: int, run: Run) -> bool:

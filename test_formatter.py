@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from formatter import NO_OUTPUT, echo, fence, format_run
+from formatter import echo, fence, format_run
 from run import PNG, Picture, Run
 
+NO_OUTPUT = "Code executed successfully, without output."
 LIMIT = 30_000
 
 
@@ -65,7 +66,6 @@ class TestGoldenTexts:
 
     def test_nothing_to_show(self) -> None:
         assert format_run(run(outcome="ok"), LIMIT) == NO_OUTPUT
-        assert NO_OUTPUT == "Code executed successfully, without output."
 
     def test_a_picture_only(self) -> None:
         assert format_run(run(pictures=[Picture(PNG, b"")]), LIMIT) == ""

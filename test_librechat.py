@@ -26,12 +26,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import httpx2
 import pytest
 import requests
-from mcp import Client
-from mcp.client.streamable_http import streamable_http_client
-from mcp_types import CallToolResult, ImageContent, ListToolsResult, TextContent
 from PIL import Image
 
 from conftest import Service, e2b_at
@@ -47,42 +43,66 @@ SVG = (
     '<svg xmlns="http://www.w3.org/2000/svg" width="40" height="30">'
     '<rect width="40" height="30" fill="#ff0000"/></svg>'
 )
+Arguments = dict[str, Any]
 CLIENT_VERSIONS = ["2025-11-25", "2025-06-18", "2025-03-26", "2024-11-05", "2024-10-07"]
-
-Node = Callable[..., Any]
 
 
 # --- the packages -----------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="session")
-def node() -> Node:
-    """`node(script, *arguments, stdin="", key="")` runs a script of librechat_client/.
+class Node:
+    """client.mjs of librechat_client/, and what each of its clients gives."""
 
-    Gives what it printed: text from markdown.mjs, else the parsed JSON.
-    """
+    def __init__(self) -> None:
+        # axios heeds HTTP_PROXY; nothing here may leave the machine.
+        environ = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy")}
+        self._process = subprocess.Popen(
+            ["node", "client.mjs"],
+            cwd=CLIENT_DIR,
+            env={**environ, "NODE_ENV": "production"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            encoding="utf-8",
+        )
+
+    def action(self, url: str, *calls: Arguments, key: str = "") -> dict[str, Any]:
+        return dict(self._ask("action", url, calls, key))
+
+    def mcp(self, url: str, *calls: Arguments, key: str = "") -> dict[str, Any]:
+        return dict(self._ask("mcp", url, calls, key))
+
+    def markdown(self, text: str) -> str:
+        return str(self._ask("markdown", text))
+
+    def _ask(self, *call: Any) -> Any:
+        assert self._process.stdin and self._process.stdout
+        self._process.stdin.write(json.dumps(call) + "\n")
+        self._process.stdin.flush()
+        watchdog = threading.Timer(60, self._process.kill)
+        watchdog.start()
+        try:
+            line = self._process.stdout.readline()
+        finally:
+            watchdog.cancel()
+        assert line, "node gave no answer: its trace is on stderr"
+        return json.loads(line)
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+
+@pytest.fixture(scope="module")
+def node(start: Callable[..., Service]) -> Iterator[Node]:
+    """Closed before the services are stopped: they wait for connections that are kept alive."""
     missing = [name for name in ("node", "npm") if shutil.which(name) is None]
     if missing:
         pytest.skip(f"{' and '.join(missing)} not found: LibreChat's own packages were NOT run")
     install_packages()
-    # axios heeds HTTP_PROXY; nothing here may leave the machine.
-    environ = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy")}
-
-    def run(script: str, *arguments: str, stdin: str = "", key: str = "") -> Any:
-        finished = subprocess.run(
-            ["node", script, *arguments],
-            cwd=CLIENT_DIR,
-            check=False,
-            env={**environ, "NODE_ENV": "production", "PROXY_API_KEY": key},
-            input=stdin,
-            capture_output=True,
-            text=True,
-            timeout=30,
-        )
-        assert finished.returncode == 0, finished.stderr
-        return finished.stdout if script == "markdown.mjs" else json.loads(finished.stdout)
-
-    return run
+    client = Node()
+    yield client
+    client.close()
 
 
 def install_packages() -> None:
@@ -156,14 +176,14 @@ def one_run_under_way(e2b: LocalE2B, service: Service) -> Iterator[None]:
     caller = threading.Thread(target=http.post, args=(url,), kwargs={"json": body, "timeout": 30})
     caller.start()
     try:
-        e2b.wait_for(lambda state: count_runs(state) > runs_before)
+        e2b.wait_for(lambda state: count_runs(state) > runs_before, 20)
         yield
     finally:
         for sandbox in e2b.state()["sandboxes"]:
             if not sandbox["alive"]:
                 continue
             address = f"{e2b.url}/sandboxes/{sandbox['id']}"
-            http.delete(address, headers={"X-API-Key": "any"}, timeout=5)
+            http.delete(address, headers={"X-API-Key": "any"}, timeout=30)
         caller.join()
 
 
@@ -184,6 +204,7 @@ def start(e2b: LocalE2B) -> Iterator[Callable[..., Service]]:
         return started[-1]
 
     yield start
+    http.close()
     for service in started:
         service.process.terminate()
     for service in started:
@@ -197,26 +218,21 @@ def service(start: Callable[..., Service]) -> Service:
 
 
 @pytest.fixture(scope="module")
-def guarded(start: Callable[..., Service]) -> Service:
-    """A service with an API key."""
-    return start(PROXY_API_KEY=API_KEY)
+def image_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("images")
 
 
 @pytest.fixture(scope="module")
-def image_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("images")
+def guarded(start: Callable[..., Service], image_dir: Path) -> Service:
+    """A service with an API key that serves the pictures that it publishes."""
+    pictures = {"IMAGE_DIR": str(image_dir), "IMAGE_URL": "https://pictures.example/images"}
+    return start(PROXY_API_KEY=API_KEY, **pictures)
 
 
 @pytest.fixture(scope="module")
 def publishing(start: Callable[..., Service], image_dir: Path) -> Service:
     """A service that publishes pictures in a folder that LibreChat serves."""
     return start(IMAGE_DIR=str(image_dir), IMAGE_URL="/images/e2b")
-
-
-@pytest.fixture(scope="module")
-def serving(start: Callable[..., Service], image_dir: Path) -> Service:
-    """A service that serves the pictures that it publishes."""
-    return start(IMAGE_DIR=str(image_dir), IMAGE_URL="https://pictures.example/images")
 
 
 @pytest.fixture(scope="session")
@@ -236,25 +252,23 @@ http = requests.Session()
 http.trust_env = False
 
 
-def arguments(**values: Any) -> str:
-    return json.dumps(values)
-
-
-def seen_by_action(node: Node, service: Service, code: str = CODE) -> str:
+def seen_by_action(node: Node, service: Service, code: str = CODE, key: str = "") -> str:
     """What the model reads after one call as an Action."""
-    [seen] = seen_by_actions(node, service, arguments(code=code))
+    [seen] = seen_by_actions(node, service, {"code": code}, key=key)
     return seen
 
 
-def seen_by_actions(node: Node, service: Service, *calls: str) -> list[str]:
-    called = node("action.mjs", service.url, *calls)["calls"]
+def seen_by_actions(node: Node, service: Service, *calls: Arguments, key: str = "") -> list[str]:
+    called = node.action(service.url, *calls, key=key)["calls"]
     assert [call["status"] for call in called] == [200] * len(calls), called
     return [str(call["seen"]) for call in called]
 
 
-def calls_by_mcp(node: Node, service: Service, *calls: str, key: str = "") -> list[dict[str, Any]]:
+def calls_by_mcp(
+    node: Node, service: Service, *calls: Arguments, key: str = ""
+) -> list[dict[str, Any]]:
     """What LibreChat makes of each call over MCP."""
-    connection = node("mcp.mjs", service.url, *calls, key=key)
+    connection = node.mcp(service.url, *calls, key=key)
     assert "error" not in connection, connection
     return list(connection["calls"])
 
@@ -293,9 +307,9 @@ def decoded(data_uri: str) -> bytes:
 def test_librechat_makes_one_tool_of_openapi_json_named_and_described_as_written(
     node: Node, service: Service
 ) -> None:
-    document = http.get(f"{service.url}/openapi.json", timeout=5).json()
+    document = http.get(f"{service.url}/openapi.json", timeout=30).json()
     [operation] = [o for methods in document["paths"].values() for o in methods.values()]
-    action = node("action.mjs", service.url)
+    action = node.action(service.url)
     assert (action["valid"], action["message"]) == (True, "OpenAPI spec is valid.")
     assert action["server_url"] == "http://e2b-proxy:3001"
     assert action["domain"]["isValid"], action["domain"]
@@ -326,17 +340,16 @@ def test_an_action_strips_unknown_keys_and_never_sends_a_wrong_type(
     node: Node, service: Service, e2b: LocalE2B
 ) -> None:
     sandbox_prints(e2b, stdout("ran\n"))
-    call = arguments(code="print(1)", template="x", envs={"A": "b"})
-    [served] = node("action.mjs", service.url, call)["calls"]
+    call = {"code": "print(1)", "template": "x", "envs": {"A": "b"}}
+    [served] = node.action(service.url, call)["calls"]
     assert (served["status"], served["arguments"]) == (200, {"code": "print(1)"})
     runs_before = count_runs(e2b.state())
-    refused = node(
-        "action.mjs",
+    refused = node.action(
         service.url,
-        arguments(code=1),
-        arguments(timeout=5),
-        arguments(code="print(1)", timeout="5"),
-        arguments(code="print(1)", timeout=1.5),
+        {"code": 1},
+        {"timeout": 5},
+        {"code": "print(1)", "timeout": "5"},
+        {"code": "print(1)", "timeout": 1.5},
     )["calls"]
     assert [call["sent"] for call in refused] == [False] * 4
     assert count_runs(e2b.state()) == runs_before
@@ -346,7 +359,7 @@ def test_an_exception_reaches_the_model_of_an_action_as_text_to_act_on(
     node: Node, service: Service, e2b: LocalE2B
 ) -> None:
     sandbox_prints(e2b, error("ZeroDivisionError", "division by zero"))
-    [call] = node("action.mjs", service.url, arguments(code="1/0"))["calls"]
+    [call] = node.action(service.url, {"code": "1/0"})["calls"]
     assert (call["status"], call["outcome"]) == (200, "error")
     assert "ZeroDivisionError: division by zero" in text_of(call["seen"])
 
@@ -355,7 +368,7 @@ def test_a_full_service_reaches_the_model_of_an_action_as_a_number_only(
     node: Node, service: Service, e2b: LocalE2B
 ) -> None:
     with one_run_under_way(e2b, service):
-        [call] = node("action.mjs", service.url, arguments(code="print(1)"))["calls"]
+        [call] = node.action(service.url, {"code": "print(1)"})["calls"]
     assert call["seen"] == (
         "API call to http://e2b-proxy failed: "
         "The server responded with status 503: Request failed with status code 503"
@@ -366,10 +379,10 @@ def test_an_action_with_the_api_key_is_served_and_one_without_is_refused(
     node: Node, guarded: Service, e2b: LocalE2B
 ) -> None:
     sandbox_prints(e2b, stdout("ran\n"))
-    call = arguments(code="print(1)")
-    [served] = node("action.mjs", guarded.url, call, key=API_KEY)["calls"]
+    call = {"code": "print(1)"}
+    [served] = node.action(guarded.url, call, key=API_KEY)["calls"]
     runs_before = count_runs(e2b.state())
-    [refused] = node("action.mjs", guarded.url, call)["calls"]
+    [refused] = node.action(guarded.url, call)["calls"]
     assert (served["status"], refused["status"]) == (200, 401)
     assert count_runs(e2b.state()) == runs_before
 
@@ -383,18 +396,19 @@ def test_a_published_picture_is_shown_in_the_chat_byte_for_byte(
     sandbox_prints(e2b, figure(picture))
     seen = seen_by_action(node, publishing)
     [address] = re.findall(rf"!\[image 1\]\(({PUBLISHED})\)", text_of(seen))
-    assert Page(node("markdown.mjs", stdin=text_of(seen))).pictures == [address]
+    assert Page(node.markdown(text_of(seen))).pictures == [address]
     assert json.loads(seen)[1]["content"] == [{"type": "image_url", "image_url": {"url": address}}]
     assert (image_dir / Path(address).name).read_bytes() == picture
 
 
 def test_a_picture_that_the_service_serves_itself_is_shown_byte_for_byte(
-    node: Node, serving: Service, e2b: LocalE2B, picture: bytes
+    node: Node, guarded: Service, e2b: LocalE2B, picture: bytes
 ) -> None:
     sandbox_prints(e2b, figure(picture))
-    [address] = Page(node("markdown.mjs", stdin=text_of(seen_by_action(node, serving)))).pictures
+    seen = seen_by_action(node, guarded, key=API_KEY)
+    [address] = Page(node.markdown(text_of(seen))).pictures
     assert address is not None and address.startswith("https://pictures.example/images/")
-    answer = http.get(serving.url + urlsplit(address).path, timeout=5)
+    answer = http.get(guarded.url + urlsplit(address).path, timeout=30)
     assert (answer.status_code, answer.headers["Content-Type"]) == (200, "image/png")
     assert answer.content == picture
 
@@ -403,7 +417,7 @@ def test_a_published_svg_is_shown_as_a_png(
     node: Node, publishing: Service, e2b: LocalE2B, image_dir: Path
 ) -> None:
     sandbox_prints(e2b, result(text="<IPython.core.display.SVG object>", svg=SVG))
-    [address] = Page(node("markdown.mjs", stdin=text_of(seen_by_action(node, publishing)))).pictures
+    [address] = Page(node.markdown(text_of(seen_by_action(node, publishing)))).pictures
     assert address is not None and re.fullmatch(PUBLISHED, address)
     assert_red_png((image_dir / Path(address).name).read_bytes())
 
@@ -417,7 +431,7 @@ def test_hostile_output_stays_text_in_the_chat(node: Node, service: Service, e2b
         result(text=hostile, is_main_result=True),
         error("ValueError", hostile),
     )
-    page = Page(node("markdown.mjs", stdin=text_of(seen_by_action(node, service, hostile))))
+    page = Page(node.markdown(text_of(seen_by_action(node, service, hostile))))
     assert page.pictures == []
     assert page.tags <= {"p", "strong", "pre", "code"}
 
@@ -428,7 +442,7 @@ def test_hostile_output_stays_text_in_the_chat(node: Node, service: Service, e2b
 @pytest.fixture(scope="module")
 def connection(node: Node, service: Service) -> dict[str, Any]:
     """What LibreChat's MCP client finds when it connects."""
-    return dict(node("mcp.mjs", service.url))
+    return node.mcp(service.url)
 
 
 def test_librechats_mcp_client_connects_without_a_session_or_a_stream(
@@ -462,7 +476,7 @@ def test_each_version_that_librechats_client_accepts_is_agreed_to(service: Servi
             f"{service.url}/mcp",
             json={"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": params},
             headers={"Accept": "application/json, text/event-stream"},
-            timeout=5,
+            timeout=30,
         )
         return str(answer.json()["result"]["protocolVersion"])
 
@@ -481,7 +495,7 @@ def test_over_mcp_the_text_is_read_and_the_picture_attached_byte_for_byte(
     node: Node, service: Service, e2b: LocalE2B, picture: bytes
 ) -> None:
     sandbox_prints(e2b, stdout("Hello, World!\n"), figure(picture))
-    [call] = calls_by_mcp(node, service, arguments(code=CODE))
+    [call] = calls_by_mcp(node, service, {"code": CODE})
     assert call["result"].get("isError", False) is False
     assert "Hello, World!" in call["seen"]
     assert CODE not in call["seen"]  # LibreChat shows the code itself
@@ -493,7 +507,7 @@ def test_over_mcp_the_text_is_read_and_the_picture_attached_byte_for_byte(
 
 def test_over_mcp_an_svg_arrives_as_a_png(node: Node, service: Service, e2b: LocalE2B) -> None:
     sandbox_prints(e2b, result(text="<IPython.core.display.SVG object>", svg=SVG))
-    [call] = calls_by_mcp(node, service, arguments(code=CODE))
+    [call] = calls_by_mcp(node, service, {"code": CODE})
     [attached] = call["artifact"]["content"]
     assert_red_png(decoded(attached["image_url"]["url"]))
 
@@ -510,7 +524,7 @@ def test_over_mcp_a_failed_run_is_a_result_that_the_model_can_read(
 ) -> None:
     sandbox_prints(e2b, stdout("before\n"), error("KeyError", "'x'"))
     raised, wrong_type, no_code = calls_by_mcp(
-        node, service, arguments(code="{}['x']"), arguments(code=1), arguments(timeout=1)
+        node, service, {"code": "{}['x']"}, {"code": 1}, {"timeout": 1}
     )
     assert "before" in raised["seen"] and "KeyError: 'x'" in raised["seen"]
     for call in (raised, wrong_type, no_code):
@@ -523,7 +537,7 @@ def test_over_mcp_a_full_service_says_how_long_to_wait(
     node: Node, service: Service, e2b: LocalE2B
 ) -> None:
     with one_run_under_way(e2b, service):
-        [call] = calls_by_mcp(node, service, arguments(code="print(1)"))
+        [call] = calls_by_mcp(node, service, {"code": "print(1)"})
     assert call["result"]["isError"] is True
     assert re.search(r"\d+ s", call["seen"])
     assert_not_taken_for_an_auth_failure(call["seen"])
@@ -538,10 +552,10 @@ def test_mcp_with_the_api_key_is_served_and_without_is_refused(
     node: Node, guarded: Service, e2b: LocalE2B
 ) -> None:
     sandbox_prints(e2b, stdout("ran\n"))
-    [served] = calls_by_mcp(node, guarded, arguments(code="print(1)"), key=API_KEY)
+    [served] = calls_by_mcp(node, guarded, {"code": "print(1)"}, key=API_KEY)
     assert "ran" in served["seen"]
     runs_before = count_runs(e2b.state())
-    refused = node("mcp.mjs", guarded.url, arguments(code="print(1)"))
+    refused = node.mcp(guarded.url, {"code": "print(1)"})
     assert refused["error"]["code"] == 401
     assert "tools" not in refused
     assert count_runs(e2b.state()) == runs_before
@@ -553,9 +567,15 @@ def test_the_python_mcp_client_lists_and_calls_the_tool(
 ) -> None:
     sandbox_prints(e2b, stdout("Hello, World!\n"), figure(picture))
 
+    # Not with the other imports: these are heavy, and whoever collects tests would wait for them.
+    import httpx2
+    from mcp import Client
+    from mcp.client.streamable_http import streamable_http_client
+    from mcp_types import CallToolResult, ImageContent, ListToolsResult, TextContent
+
     async def talk() -> tuple[str, ListToolsResult, CallToolResult]:
         headers = {"Authorization": f"Bearer {API_KEY}"}
-        async with httpx2.AsyncClient(headers=headers, trust_env=False, timeout=10) as web:
+        async with httpx2.AsyncClient(headers=headers, trust_env=False, timeout=30) as web:
             transport = streamable_http_client(f"{guarded.url}/mcp", http_client=web)
             async with Client(transport, mode=mode) as client:
                 tools = await client.list_tools()
@@ -578,7 +598,7 @@ def test_the_python_mcp_client_lists_and_calls_the_tool(
 def test_a_picture_adds_little_by_mcp_and_published_and_all_of_itself_in_the_bare_array(
     node: Node, service: Service, publishing: Service, e2b: LocalE2B, picture: bytes
 ) -> None:
-    calls = [arguments(code=CODE)] * 2
+    calls = [{"code": CODE}] * 2
 
     def chars_added(seen_by: Callable[[], list[str]]) -> int:
         printed = stdout("done\n")
@@ -615,4 +635,4 @@ def test_a_data_uri_of_the_bare_array_would_not_be_shown(
     [content] = json.loads(seen_by_action(node, service))[1]["content"]
     data_uri = content["image_url"]["url"]
     assert decoded(data_uri) == picture
-    assert Page(node("markdown.mjs", stdin=f"![image 1]({data_uri})")).pictures == [""]
+    assert Page(node.markdown(f"![image 1]({data_uri})")).pictures == [""]

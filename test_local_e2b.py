@@ -20,6 +20,8 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,7 @@ from e2b import AuthenticationException, SandboxQuery, TimeoutException
 from e2b_code_interpreter import Sandbox
 from PIL import Image
 
+import local_e2b
 from local_e2b import LocalE2B
 
 Event = dict[str, Any]
@@ -89,22 +92,35 @@ def use(monkeypatch: pytest.MonkeyPatch, e2b: LocalE2B) -> None:
 
 @pytest.fixture(scope="module")
 def kernels() -> Iterator[LocalE2B]:
-    with LocalE2B(ahead=1) as e2b:
+    with LocalE2B() as e2b:
         yield e2b
 
 
 @pytest.fixture(scope="module")
-def warm_id(kernels: LocalE2B) -> str:
+def first_cells(kernels: LocalE2B) -> dict[str, tuple[str, list[Event]]]:
+    """A sandbox for each of FIRST_CELLS, and what came of that; later tests go on in them."""
+    ids = {name: create(kernels) for name in FIRST_CELLS}
+
+    def run_first(name: str) -> list[Event]:
+        return run(kernels, ids[name], FIRST_CELLS[name][0])
+
+    with ThreadPoolExecutor(len(ids)) as threads:
+        return {
+            name: (ids[name], events)
+            for name, events in zip(ids, threads.map(run_first, ids), strict=True)
+        }
+
+
+@pytest.fixture(scope="module")
+def warm_id(first_cells: dict[str, tuple[str, list[Event]]]) -> str:
     """A sandbox whose first cell has run: what E2B puts before that one is behind it."""
-    sandbox_id = create(kernels)
-    run(kernels, sandbox_id, "1")
-    return sandbox_id
+    return first_cells["traceback"][0]
 
 
 def create(e2b: LocalE2B, **body: Any) -> str:
-    body = {"templateID": "code-interpreter-v1", "timeout": 120, **body}
+    body = {"templateID": "code-interpreter-v1", "timeout": 600, **body}
     reply = requests.post(
-        f"{e2b.url}/v2/sandboxes", json=body, headers={"x-api-key": "e2b_x"}, timeout=10
+        f"{e2b.url}/v2/sandboxes", json=body, headers={"x-api-key": "e2b_x"}, timeout=30
     )
     assert reply.status_code == 201
     sandbox_id: str = reply.json()["sandboxID"]
@@ -359,10 +375,10 @@ def complete(events: list[Event]) -> list[Event]:
 
 
 @pytest.mark.parametrize("name", FIRST_CELLS)
-def test_a_first_cell_is_answered_as_recorded(kernels: LocalE2B, name: str) -> None:
-    code, expected = FIRST_CELLS[name]
-    events = run(kernels, create(kernels), code)
-    assert events == complete(expected)
+def test_a_first_cell_is_answered_as_recorded(
+    first_cells: dict[str, tuple[str, list[Event]]], name: str
+) -> None:
+    assert first_cells[name][1] == complete(FIRST_CELLS[name][1])
 
 
 @pytest.mark.parametrize("name", CELLS)
@@ -374,12 +390,13 @@ def test_a_later_cell_is_answered_as_recorded(kernels: LocalE2B, warm_id: str, n
 
 
 def test_a_kernel_keeps_variables_and_files_and_its_own_directory(
-    kernels: LocalE2B, warm_id: str
+    kernels: LocalE2B, first_cells: dict[str, tuple[str, list[Event]]], warm_id: str
 ) -> None:
     run(kernels, warm_id, "kept = 41; open('f.txt', 'w').write('x')")
     assert run(kernels, warm_id, "kept + 1, open('f.txt').read()")[1]["text"] == "(42, 'x')"
-    [_, gone, _] = run(kernels, create(kernels), "import os; os.path.exists('f.txt')")
-    assert gone["text"] == "False"
+    another_id = first_cells["indented"][0]
+    [_, gone, _] = run(kernels, another_id, "import os; os.path.exists('f.txt'), 'kept' in dir()")
+    assert gone["text"] == "(False, False)"
 
 
 def test_envs_of_a_run_last_for_that_run_only(kernels: LocalE2B) -> None:
@@ -396,10 +413,20 @@ def test_ten_megabytes_arrive_whole_in_a_few_messages(kernels: LocalE2B, warm_id
     assert len(events) <= 5
 
 
-def test_a_kernel_that_dies_is_told_after_a_while_and_started_again(kernels: LocalE2B) -> None:
-    sandbox_id = create(kernels)
+def test_a_kernel_that_dies_is_told_after_a_while_and_started_again(
+    kernels: LocalE2B,
+    first_cells: dict[str, tuple[str, list[Event]]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert local_e2b.RESTART_S > 1
+    monkeypatch.setattr(local_e2b, "RESTART_S", 0.3)
+    # However long this machine takes to see that the kernel has died.
+    monkeypatch.setattr(local_e2b, "HELD_BACK_S", 20)
+    sandbox_id = first_cells["indented"][0]
     run(kernels, sandbox_id, "x = 1")
+    started = time.monotonic()
     events = run(kernels, sandbox_id, "import os\nprint('before', flush=True)\nos._exit(1)")
+    assert time.monotonic() - started >= 0.3
     assert events == [
         error("ContextRestarting", "Context was restarted", ""),
         {"type": "end_of_execution"},
@@ -408,11 +435,12 @@ def test_a_kernel_that_dies_is_told_after_a_while_and_started_again(kernels: Loc
 
 
 def test_a_run_given_up_is_interrupted_and_the_next_one_works(
-    kernels: LocalE2B, monkeypatch: pytest.MonkeyPatch
+    kernels: LocalE2B,
+    first_cells: dict[str, tuple[str, list[Event]]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     use(monkeypatch, kernels)
-    sandbox = Sandbox.create(timeout=60)
-    sandbox.run_code("1")
+    sandbox = Sandbox.connect(first_cells["indented"][0])
     with pytest.raises(TimeoutException):
         sandbox.run_code("while True: pass", timeout=0.3)
     assert sandbox.run_code("'after'").text == "after"
@@ -420,24 +448,30 @@ def test_a_run_given_up_is_interrupted_and_the_next_one_works(
 
 
 def test_a_lifetime_that_ends_in_the_middle_of_a_run_takes_the_sandbox_away(
-    kernels: LocalE2B, monkeypatch: pytest.MonkeyPatch
+    kernels: LocalE2B,
+    first_cells: dict[str, tuple[str, list[Event]]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     use(monkeypatch, kernels)
-    sandbox = Sandbox.create(timeout=60)
+    sandbox = Sandbox.connect(first_cells["cell magic"][0])
     pid = int(sandbox.run_code("import os, subprocess; os.getpid()").text or 0)
     child = int(sandbox.run_code("subprocess.Popen(['sleep', '600']).pid").text or 0)
     sandbox.set_timeout(1)
     with pytest.raises(TimeoutException, match="sandbox was killed"):
         sandbox.run_code("import time; time.sleep(60)")
-    psutil.wait_procs([psutil.Process(p) for p in (pid, child) if psutil.pid_exists(p)], timeout=5)
+    psutil.wait_procs([psutil.Process(p) for p in (pid, child) if psutil.pid_exists(p)], timeout=20)
     assert not psutil.pid_exists(pid)
     assert not psutil.pid_exists(child)
     ended = next(s for s in kernels.state()["sandboxes"] if s["id"] == sandbox.sandbox_id)
     assert ended["ended_by"] == "lifetime"
 
 
-def test_a_silent_run_is_kept_alive_every_five_seconds(kernels: LocalE2B, warm_id: str) -> None:
-    events = run(kernels, warm_id, "import time; time.sleep(5.5); 'woke'")
+def test_a_silent_run_is_kept_alive_every_five_seconds(
+    kernels: LocalE2B, warm_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert local_e2b.KEEPALIVE_S == 5
+    monkeypatch.setattr(local_e2b, "KEEPALIVE_S", 1)
+    events = run(kernels, warm_id, "import time; time.sleep(1.5); 'woke'")
     assert events == complete([{"type": "keepalive"}, result(text="woke")])
 
 
@@ -472,33 +506,64 @@ def test_a_key_that_is_not_the_scripts_is_refused(monkeypatch: pytest.MonkeyPatc
         assert e2b.state()["created"] == 0
 
 
-@pytest.mark.parametrize(
-    ("fault", "raised"),
-    [
-        ("reset", httpx.WriteError),
-        ("hang", TimeoutException),
-        ("gone", TimeoutException),
-        ("cut", httpx.ReadError),
-        ("not_json", json.JSONDecodeError),
-        ("silent", TimeoutException),
-        ("forever", TimeoutException),
-        ("drip", TimeoutException),
-        ("vanish", TimeoutException),
-    ],
-)
-def test_a_fault_reaches_the_sdk_after_the_output(
-    monkeypatch: pytest.MonkeyPatch, fault: str, raised: type[Exception]
-) -> None:
-    script = {"run": {"fault": fault, "events": [out("before\n")]}}
-    heard: list[str] = []
-    with LocalE2B(script=script) as e2b:
-        use(monkeypatch, e2b)
-        sandbox = Sandbox.create(timeout=30)
-        with pytest.raises(raised):
-            sandbox.run_code("1", timeout=0.4, on_stdout=lambda message: heard.append(message.line))
-        assert heard == ([] if fault in ("reset", "hang", "gone") else ["before\n"])
-        assert sandbox.is_running() is (fault not in ("gone", "vanish"))
-        assert e2b.state()["requests"][1]["answer"] == fault
+FAULTS: dict[str, type[Exception]] = {
+    "reset": httpx.WriteError,
+    "hang": TimeoutException,
+    "gone": TimeoutException,
+    "cut": httpx.ReadError,
+    "not_json": json.JSONDecodeError,
+    "silent": TimeoutException,
+    "forever": TimeoutException,
+    "drip": TimeoutException,
+    "vanish": TimeoutException,
+}
+
+
+@dataclass
+class Faulted:
+    """What the SDK made of a run, and what its sandbox was like then."""
+
+    raised: Exception | None
+    heard: list[str]
+    is_running: bool
+    answers: list[Any]
+
+
+@pytest.fixture(scope="module")
+def faulted() -> dict[str, Faulted]:
+    """A run with each of FAULTS, all at the same time: most take as long as the SDK waits."""
+
+    def run_with(fault: str) -> Faulted:
+        sandbox, heard, raised = Sandbox.create(timeout=60), [], None
+        code = f"# answer: {json.dumps({'fault': fault, 'events': [out('before')]})}"
+        try:
+            sandbox.run_code(
+                code, timeout=0.7, on_stdout=lambda message: heard.append(message.line)
+            )
+        except Exception as exception:
+            raised = exception
+        requests = [r for r in e2b.state()["requests"] if r["sandbox_id"] == sandbox.sandbox_id]
+        answers = [request["answer"] for request in requests if request["kind"] == "run"]
+        return Faulted(raised, heard, sandbox.is_running(), answers)
+
+    with (
+        LocalE2B(script={"run": {"from_code": True}}) as e2b,
+        pytest.MonkeyPatch.context() as patch,
+        ThreadPoolExecutor(len(FAULTS)) as threads,
+    ):
+        use(patch, e2b)
+        patch.setenv("E2B_API_KEY", "e2b_of_the_caller")
+        patch.setenv("E2B_CONNECTION_RETRIES", "0")
+        return dict(zip(FAULTS, threads.map(run_with, FAULTS), strict=True))
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_reaches_the_sdk_after_the_output(faulted: dict[str, Faulted], fault: str) -> None:
+    found = faulted[fault]
+    assert type(found.raised) is FAULTS[fault]
+    assert found.heard == ([] if fault in ("reset", "hang", "gone") else ["before"])
+    assert found.is_running is (fault not in ("gone", "vanish"))
+    assert found.answers == [fault]
 
 
 def test_a_stream_without_its_end_is_answered_as_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -507,7 +572,7 @@ def test_a_stream_without_its_end_is_answered_as_told(monkeypatch: pytest.Monkey
             f"{e2b.url}/execute",
             json={"code": ""},
             headers={"e2b-sandbox-id": create(e2b)},
-            timeout=5,
+            timeout=30,
         )
         kinds = [json.loads(line)["type"] for line in reply.text.splitlines()]
         assert kinds == ["number_of_executions", "stdout"]
@@ -549,7 +614,7 @@ def test_sizes_are_as_told_and_pictures_are_real_and_differ() -> None:
             f"{e2b.url}/execute",
             json={"code": ""},
             headers={"e2b-sandbox-id": create(e2b)},
-            timeout=5,
+            timeout=30,
         )
     lines = reply.content.splitlines()
     events = [json.loads(line) for line in lines]
@@ -614,29 +679,38 @@ def start(*arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+def until_a_kernel_starts(process: psutil.Process) -> list[psutil.Process]:
+    """Its kernels, one of which is in its own directory by now; no event tells of that."""
+    give_up_at = time.monotonic() + 30
+    while time.monotonic() < give_up_at:
+        kernels = process.children()
+        if any("local-e2b-" in kernel.cwd() for kernel in kernels):
+            return kernels
+        threading.Event().wait(0.01)
+    raise TimeoutError("no kernel was started")
+
+
 @pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_no_kernel_outlives_the_command(signal_number: int) -> None:
-    with start("--port", "0") as process:
+    is_in_use = signal_number != signal.SIGINT  # else it is being started, ahead of any use
+    with start("--port", "0", *(["--ahead", "0"] if is_in_use else [])) as process:
         assert process.stdout is not None
         banner = process.stdout.readline()
         assert "UNISOLATED" in banner
         url = re.search(r"http://127\.0\.0\.1:\d+", banner)
         assert url is not None
-        reply = requests.post(
-            f"{url[0]}/v2/sandboxes", json={}, headers={"x-api-key": "k"}, timeout=5
-        )
-        requests.post(
-            f"{url[0]}/execute",
-            json={"code": "1"},
-            headers={"e2b-sandbox-id": reply.json()["sandboxID"]},
-            timeout=60,
-        )
-        kernels = psutil.Process(process.pid).children(recursive=True)
-        assert kernels
+        if is_in_use:
+            headers = {"x-api-key": "k"}
+            created = requests.post(f"{url[0]}/v2/sandboxes", json={}, headers=headers, timeout=30)
+            headers = {"e2b-sandbox-id": created.json()["sandboxID"]}
+            code = {"code": "1"}
+            requests.post(f"{url[0]}/execute", json=code, headers=headers, timeout=60)
+        kernels = until_a_kernel_starts(psutil.Process(process.pid))
+        assert len(kernels) == 1
         directories = [Path(kernel.cwd()).parents[1] for kernel in kernels]
         process.send_signal(signal_number)
-        process.communicate(timeout=5)
-        _, left = psutil.wait_procs(kernels, timeout=5)
+        process.communicate(timeout=30)
+        _, left = psutil.wait_procs(kernels, timeout=30)
         assert left == []
         if signal_number == signal.SIGKILL:
             for directory in directories:
@@ -645,12 +719,11 @@ def test_no_kernel_outlives_the_command(signal_number: int) -> None:
         assert process.returncode == (-signal.SIGKILL if signal_number == signal.SIGKILL else 0)
 
 
-def test_a_port_that_is_taken_is_told_in_one_line() -> None:
+def test_a_port_that_is_taken_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        with start("--port", port) as process:
-            _, complaint = process.communicate(timeout=10)
-    assert process.returncode == 1
-    assert (
-        complaint == f"local_e2b: cannot listen on port {port}: {os.strerror(errno.EADDRINUSE)}\n"
-    )
+        monkeypatch.setattr(sys, "argv", ["local_e2b", "--port", port])
+        with pytest.raises(SystemExit) as ended:
+            local_e2b.main()
+    reason = os.strerror(errno.EADDRINUSE)
+    assert ended.value.code == f"local_e2b: cannot listen on port {port}: {reason}"

@@ -76,9 +76,10 @@ def guarded(start: Callable[..., Service]) -> Service:
 
 
 @pytest.fixture(scope="module")
-def real(start: Callable[..., Service], kernel_e2b: LocalE2B) -> Service:
-    """The service with sandboxes that really run the code."""
-    return start(**e2b_at(kernel_e2b.url))
+def shown(service: Service, e2b: LocalE2B) -> requests.Response:
+    """The reply to SHOWN, which a kernel ran."""
+    e2b.set_script({})
+    return execute(service, SHOWN)
 
 
 # --- what a sandbox answers, and what is sent and read ----------------------------------------
@@ -974,56 +975,60 @@ def test_a_request_id_that_is_none_is_replaced(service: Service, given: bytes) -
 # --- real code --------------------------------------------------------------------------------
 
 
-def test_real_code_prints_and_has_a_value(real: Service) -> None:
-    assert text_of(execute(real, "print('Hello')\nprint('World')\n6 * 7")) == (
-        "**Console Output:**\n```\nHello\nWorld\n```\n\n"
-        "**Result:**\n```\n42\n```\n\n"
-        "**Executed Code:**\n```python\nprint('Hello')\nprint('World')\n6 * 7\n```"
+SHOWN = """\
+import sys
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas
+print('Hello')
+print('żółć 🎉')
+print('日本', file=sys.stderr)
+x = np.linspace(0, 2 * np.pi, 200)
+plt.plot(x, np.sin(x))
+plt.show()
+for colour in ('red', 'blue'):
+    plt.figure(facecolor=colour)
+    plt.plot([1, 2])
+    plt.show()
+pandas.DataFrame({'name': ['a', 'b'], 'count': [1, 22]})"""
+
+
+def test_real_code_prints_and_has_a_value_a_data_frame_as_a_table_of_text(
+    shown: requests.Response,
+) -> None:
+    # No placeholder of a figure, nor anything else, beside these and the code.
+    assert text_of(shown) == (
+        "**Console Output:**\n```\nHello\nżółć 🎉\n```\n\n"
+        "**Stderr:**\n```\n日本\n```\n\n"
+        "**Result:**\n```\n  name  count\n0    a      1\n1    b     22\n```\n\n"
+        f"**Executed Code:**\n```python\n{SHOWN}\n```"
     )
+    assert shown.headers["X-Run-Outcome"] == "ok"
 
 
-def test_a_data_frame_is_shown_as_a_table_of_text(real: Service) -> None:
-    code = "import pandas\npandas.DataFrame({'name': ['a', 'b'], 'count': [1, 22]})"
-    response = execute(real, code)
-    assert text_of(response).startswith(
-        "**Result:**\n```\n  name  count\n0    a      1\n1    b     22\n```\n\n**Executed"
-    )
-    assert urls_of(response) == []
-
-
-def test_a_sine_wave_comes_back_as_a_png_that_shows_something(real: Service) -> None:
-    code = (
-        "import numpy as np\nimport matplotlib.pyplot as plt\n"
-        "x = np.linspace(0, 2 * np.pi, 200)\nplt.plot(x, np.sin(x))\nplt.show()"
-    )
-    response = execute(real, code)
-    [url] = urls_of(response)
-    with Image.open(io.BytesIO(decoded(url))) as image:
+def test_a_sine_wave_comes_back_as_a_png_that_shows_something(shown: requests.Response) -> None:
+    with Image.open(io.BytesIO(decoded(urls_of(shown)[0]))) as image:
         assert image.format == "PNG"
         assert min(image.size) > 200
         red, green, blue = image.convert("RGB").getextrema()
         assert (red[0], green[0], blue[0]) < (100, 100, 200)  # matplotlib's first blue, and black
         assert (red[1], green[1], blue[1]) == (255, 255, 255)
-    # No placeholder of a figure, nor anything else, beside the code.
-    assert text_of(response) == f"**Executed Code:**\n```python\n{code}\n```"
 
 
-def test_two_figures_are_two_pictures_in_their_order(real: Service) -> None:
-    code = (
-        "import matplotlib.pyplot as plt\n"
-        "for colour in ('red', 'blue'):\n"
-        "    plt.figure(facecolor=colour)\n    plt.plot([1, 2])\n    plt.show()"
-    )
+def test_several_figures_are_as_many_pictures_in_their_order(shown: requests.Response) -> None:
     corners = []
-    for url in urls_of(execute(real, code)):
+    for url in urls_of(shown):
         with Image.open(io.BytesIO(decoded(url))) as image:
             corners.append(image.convert("RGB").getpixel((1, 1)))
-    assert corners == [(255, 0, 0), (0, 0, 255)]
+    assert corners == [(255, 255, 255), (255, 0, 0), (0, 0, 255)]
 
 
-def test_an_exception_points_to_the_lines_of_the_callers_code(real: Service) -> None:
+def test_an_exception_points_to_the_lines_of_the_callers_code(
+    service: Service, e2b: LocalE2B
+) -> None:
+    e2b.set_script({})  # in a kernel
     code = "def half(x):\n    return x / zero\n\nzero = 0\nprint('before')\nhalf(1)"
-    response = execute(real, code)
+    response = execute(service, code)
     text, _, _ = text_of(response).partition("**Executed Code:**")
     assert text.startswith("**Console Output:**\n```\nbefore\n```\n\n**Execution Error:**\n```\n")
     assert text.endswith("ZeroDivisionError: division by zero\n```\n\n")
@@ -1034,15 +1039,16 @@ def test_an_exception_points_to_the_lines_of_the_callers_code(real: Service) -> 
     assert response.headers["X-Run-Outcome"] == "error"
 
 
-def test_stderr_and_unicode_arrive_as_they_were_written(real: Service) -> None:
-    code = "import sys\nprint('żółć \N{PARTY POPPER}')\nprint('日本', file=sys.stderr)"
-    assert text_of(execute(real, code)).startswith(
-        "**Console Output:**\n```\nżółć \N{PARTY POPPER}\n```\n\n**Stderr:**\n```\n日本\n```\n\n"
+def test_sys_exit_is_an_error_that_keeps_what_was_printed(service: Service, e2b: LocalE2B) -> None:
+    # As E2B's server answers: recorded.
+    said = "An exception has occurred, use %tb to see the full traceback.\nSystemExit: 3\n"
+    warned = (
+        "/usr/local/lib/python3.13/dist-packages/IPython/core/interactiveshell.py:3585: "
+        "UserWarning: To exit: use 'exit', 'quit', or Ctrl-D.\n"
     )
-
-
-def test_sys_exit_is_an_error_that_keeps_what_was_printed(real: Service) -> None:
-    response = execute(real, "import sys\nprint('before')\nsys.exit(3)")
+    raised = {"type": "error", "name": "SystemExit", "value": "3", "traceback": said}
+    answer_with(e2b, stdout("before\n"), raised, stderr(warned))
+    response = execute(service, "import sys\nprint('before')\nsys.exit(3)")
     assert text_of(response).startswith("**Console Output:**\n```\nbefore\n```\n\n")
     assert "SystemExit: 3\n```" in text_of(response)
     assert response.headers["X-Run-Outcome"] == "error"

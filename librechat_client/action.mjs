@@ -1,10 +1,5 @@
 // What LibreChat makes of the service when it is added as an Action.
 //
-//   node action.mjs <base URL> [<JSON arguments>...]
-//
-// fetches <base URL>/openapi.json, makes the tool of it and calls the running service once for each
-// JSON object of arguments. Prints one JSON object. PROXY_API_KEY, when set, is the Action's key.
-//
 // Parsing, the schema, the request and its headers are librechat-data-provider's own. Three things
 // live in LibreChat's server, which is no package; they are rebuilt here and marked "glue".
 
@@ -89,7 +84,9 @@ async function callTool({ requestBuilder, zodSchema, domain, apiKey, agent }, to
   }
 }
 
-async function main(baseUrl, inputs) {
+/** Fetches <baseUrl>/openapi.json, makes the tool of it and calls the running service once for each
+ * of `inputs`, the tool's arguments. `apiKey` is the Action's key; '' is none. */
+export async function action(baseUrl, inputs, apiKey) {
   const served = await (await fetch(new URL('/openapi.json', baseUrl))).text();
   const { status, message, spec, serverUrl } = validateAndParseOpenAPISpec(served);
   if (!status) {
@@ -103,7 +100,7 @@ async function main(baseUrl, inputs) {
     requestBuilder: requestBuilders[first.name],
     zodSchema: zodSchemas[first.name],
     domain,
-    apiKey: process.env.PROXY_API_KEY,
+    apiKey,
     agent: new ServiceAgent(new URL(baseUrl)),
   };
   const calls = [];
@@ -123,6 +120,3 @@ async function main(baseUrl, inputs) {
     calls,
   };
 }
-
-const [baseUrl, ...inputs] = process.argv.slice(2);
-console.log(JSON.stringify(await main(baseUrl, inputs.map((text) => JSON.parse(text)))));

@@ -1,11 +1,5 @@
 // What LibreChat makes of the service when it is added as an MCP server.
 //
-//   node mcp.mjs <base URL> [<JSON arguments>...]
-//
-// connects to <base URL>/mcp, lists the tools, pings, and calls the first tool once for each JSON
-// object of arguments. Prints one JSON object. PROXY_API_KEY, when set, is sent as LibreChat sends
-// what a stanza's `headers` hold.
-//
 // The client is the one that LibreChat uses, made as packages/api/src/mcp/connection.ts makes it.
 // What LibreChat then does with a result is in its server, which is no package: see "glue".
 
@@ -63,10 +57,11 @@ function formatForOtherProvider({ content }) {
     .join('\n\n');
 }
 
-async function main(baseUrl, inputs) {
+/** Connects to <baseUrl>/mcp, pings, lists the tools, and calls the first tool once for each of
+ * `inputs`, its arguments. `key`, unless '', is sent as LibreChat sends a stanza's `headers`. */
+export async function mcp(baseUrl, inputs, key) {
   const exchanges = [];
   const underWay = [];
-  const key = process.env.PROXY_API_KEY;
   const transport = new StreamableHTTPClientTransport(new URL('/mcp', baseUrl), {
     requestInit: { headers: key ? { Authorization: `Bearer ${key}` } : {} },
     fetch: recordingFetch(exchanges, underWay),
@@ -109,6 +104,3 @@ async function main(baseUrl, inputs) {
   await client.close();
   return report;
 }
-
-const [baseUrl, ...inputs] = process.argv.slice(2);
-console.log(JSON.stringify(await main(baseUrl, inputs.map((text) => JSON.parse(text)))));
