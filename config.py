@@ -20,10 +20,6 @@ OVERHEAD_S = 10
 LIFETIME_MARGIN_S = 15
 
 
-class ConfigError(ValueError):
-    """Its message is one line that names every bad value and what it should be."""
-
-
 def _text(default: Any, pattern: str, must: str, parse: Callable[[str], Any] = str) -> Any:
     return field(default=default, metadata={"pattern": pattern, "must": must, "parse": parse})
 
@@ -67,7 +63,7 @@ class Config:
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> Self:
-        """Read the settings. An empty variable counts as unset. Raises ConfigError."""
+        """Read the settings. An empty one is unset. Raises ValueError, which names all bad ones."""
         values: dict[str, Any] = {}
         problems = []
         for setting in fields(cls):
@@ -92,5 +88,5 @@ class Config:
         if bool(config.image_dir) != bool(config.image_url):
             problems.append("IMAGE_DIR and IMAGE_URL must be set together")
         if problems:
-            raise ConfigError("Configuration error: " + "; ".join(problems))
+            raise ValueError("Configuration error: " + "; ".join(problems))
         return config

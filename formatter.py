@@ -50,14 +50,9 @@ def fence(text: str, language: str = "") -> str:
 
 
 def _error_text(run: Run) -> str:
-    lines = [run.traceback.rstrip("\n")] if run.traceback.strip() else []
-    if run.error_name and not (
-        run.error_name in run.traceback and run.error_value in run.traceback
-    ):
-        lines.append(f"{run.error_name}: {run.error_value}")
-    if run.problem:
-        lines.append(run.problem)
-    return "\n".join(lines)
+    told = run.error_name in run.traceback and run.error_value in run.traceback
+    error = f"{run.error_name}: {run.error_value}" if run.error_name and not told else ""
+    return "\n".join(filter(None, (run.traceback.rstrip(), error, run.problem)))
 
 
 def _cleaned(output: Clipped) -> Clipped:

@@ -14,15 +14,15 @@ from datetime import UTC, datetime
 from gunicorn import glogging
 from gunicorn.workers import gthread
 
-from config import OVERHEAD_S, Config, ConfigError
+from config import OVERHEAD_S, Config
 
 try:
     settings = Config.from_env(os.environ)
-except ConfigError as exc:
-    # Here, in the master and before any worker, so that there is nothing to start again.
-    sys.exit(str(exc))
+except ValueError as exc:
+    sys.exit(str(exc))  # in the master, before any worker: there is nothing to start again
 
 _RECEIVE_LIMIT_S = 15
+_keys = [key for key in (settings.e2b_api_key, settings.proxy_api_key) if len(key) > 7]
 _receiving = {}  # connection: since when, in seconds
 
 
@@ -33,7 +33,10 @@ class JsonFormatter(logging.Formatter):
         now = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
         message = super().format(record)  # with the traceback of an exception
         line = {"time": now, "level": record.levelname.lower(), "message": message}
-        return json.dumps(line | getattr(record, "fields", {}))
+        text = json.dumps(line | getattr(record, "fields", {}))
+        for key in _keys:
+            text = text.replace(key, "[key]")
+        return text
 
 
 class JsonLogger(glogging.Logger):
@@ -67,15 +70,18 @@ class PatientWorker(gthread.ThreadWorker):
             del _receiving[conn]
 
     def notify(self):
-        """Called every second: cut off whose request is not all here after the limit."""
+        """Called every second: cut off whose request, or the reply to it, takes too long."""
         super().notify()
         for conn in self.pending_conns if not self._accepting else ():
             conn.timeout = 0  # at the end, and when there are too many, silent ones go first
         for conn, since in list(_receiving.items()):
-            # The application sets a timeout on the socket once it has the whole request.
-            if time.monotonic() - since > _RECEIVE_LIMIT_S and conn.sock.gettimeout() is None:
-                with contextlib.suppress(OSError):  # it is gone already
+            age_s = time.monotonic() - since
+            with contextlib.suppress(OSError):  # it is gone already
+                # The application sets a timeout on the socket once it has the whole request.
+                if age_s > _RECEIVE_LIMIT_S and conn.sock.gettimeout() is None:
                     conn.sock.shutdown(socket.SHUT_RD)
+                elif age_s > settings.run_timeout_s + OVERHEAD_S + 30:
+                    conn.sock.shutdown(socket.SHUT_RDWR)
 
 
 bind = f"{settings.host}:{settings.port}"

@@ -21,8 +21,8 @@ _SVG_BUDGET_S = 5.0  # for all pictures of a reply
 _renderers = threading.BoundedSemaphore(2)  # each is a process of up to 1 GiB
 # Anything but a part of the same document or a picture inside it, in attributes and in CSS.
 _REFERS_OUTSIDE = re.compile(
-    r"""(?:href|src)\s*=\s*(?!["']\s*(?:\#|data:image/(?:png|jpeg|gif|webp);base64,))
-    |url\s*\(\s*(?!["']?\s*\#)|@import|<!ENTITY|<\?xml-stylesheet""",
+    r"""(?:href|src)\s*=\s*+(?!["']\s*+(?:\#|data:image/(?:png|jpeg|gif|webp);base64,))
+    |url\s*+\(\s*+(?!["']?\s*+\#)|@import|<!ENTITY|<\?xml-stylesheet""",
     re.IGNORECASE | re.VERBOSE,
 )
 # Stands in a JSON body for bytes in base64; nobody can guess it, and so put it into a text.
@@ -40,19 +40,20 @@ def rasterize(run: Run, config: Config) -> None:
             run.keep(_draw(picture.data, give_up_at) if is_svg else picture, config)
         except BadPicture as exc:
             run.leave_out("picture", str(exc))
-        if is_svg and b"<text" in picture.data:
+        if is_svg and re.search(rb"<(\w+:)?text", picture.data):
             run.leave_out("SVG text", "text is drawn from paths only (svg.fonttype: path)")
 
 
 def _draw(svg: bytes, give_up_at: float) -> Picture:
     if _REFERS_OUTSIDE.search(svg.decode("utf-8", "replace")):
         raise BadPicture("an SVG that refers to something outside itself")
-    if not _renderers.acquire(timeout=max(0, give_up_at - monotonic())):
+    left_s = give_up_at - monotonic()
+    if left_s <= 0 or not _renderers.acquire(timeout=left_s):
         raise BadPicture("an SVG for which there was no time")
     command = [sys.executable, "-I", str(Path(__file__).with_name("svg_to_png.py"))]
-    limit_s = max(0.1, give_up_at - monotonic())
+    left_s = max(0.1, give_up_at - monotonic())
     try:
-        child = subprocess.run(command, input=svg, capture_output=True, timeout=limit_s, env={})
+        child = subprocess.run(command, input=svg, capture_output=True, timeout=left_s, env={})
     except subprocess.TimeoutExpired:
         raise BadPicture("an SVG that takes too long to draw") from None
     finally:

@@ -30,8 +30,7 @@ def handle(
         return error(None, INVALID_REQUEST, "Expected one JSON-RPC 2.0 request.")
     if message_id is None:
         return None
-    if not isinstance(params := params or {}, dict):
-        return error(message_id, INVALID_PARAMS, "Expected params to be an object.")
+    params = params if isinstance(params, dict) else {}
     result: dict[str, Any]
     match method:
         case "initialize":

@@ -2,8 +2,7 @@
 
 from prometheus_client import Counter, Gauge, Histogram
 
-RUNS = Counter("e2b_proxy_runs", "Runs, by outcome", ["outcome"])
-REFUSED = Counter("e2b_proxy_refused", "Runs refused because every place was taken")
+RUNS = Counter("e2b_proxy_runs", "Runs, by outcome; full: refused", ["outcome"])
 IN_FLIGHT = Gauge("e2b_proxy_in_flight", "Runs in flight")
 WARM_READY = Gauge("e2b_proxy_warm_ready", "Sandboxes kept ready")
 KILLS_FAILED = Counter("e2b_proxy_kills_failed", "Kills that E2B did not confirm")

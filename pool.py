@@ -14,7 +14,7 @@ from time import monotonic
 from typing import Literal
 
 from config import LIFETIME_MARGIN_S, OVERHEAD_S, Config, log
-from metrics import KILLS_FAILED, REFUSED, RUNS, SANDBOX_SECONDS, STEP_SECONDS
+from metrics import KILLS_FAILED, RUNS, SANDBOX_SECONDS, STEP_SECONDS
 from run import Run
 from sandbox import KILL_BUDGET_S, Sandbox, Unavailable
 
@@ -41,7 +41,7 @@ class Pool:
     def __init__(self, config: Config) -> None:
         self._config = config
         self._changed, self._closing = threading.Condition(), threading.Event()
-        self._places: set[_Place] = set()
+        self._places: list[_Place] = []  # the oldest first
         self._waiting = 0
         self._spent_s: defaultdict[date, float] = defaultdict(float)
         self._last_run_at = monotonic()
@@ -54,7 +54,7 @@ class Pool:
         run = Run.empty(self._config.max_output_chars)
         try:
             for is_retry in (False, True):
-                with self._sandbox(limit_s, run, fresh=is_retry) as sandbox:
+                with self._sandbox(code, limit_s, run, fresh=is_retry) as sandbox:
                     if sandbox.run(code, limit_s, run):
                         break  # else the sandbox was gone, and nothing has run yet
         except Unavailable as exc:
@@ -65,7 +65,7 @@ class Pool:
         return run
 
     @contextmanager
-    def _sandbox(self, limit_s: int, run: Run, fresh: bool = False) -> Iterator[Sandbox]:
+    def _sandbox(self, code: str, limit_s: int, run: Run, fresh: bool) -> Iterator[Sandbox]:
         """The one place where a run gets its sandbox, and where that is ended."""
         started = monotonic()
         place = self._take(fresh)
@@ -76,7 +76,7 @@ class Pool:
                 started = monotonic()
                 # Half a second is left for what remains to be done after the run.
                 budget_s = run.started_at + OVERHEAD_S - 0.5 - started
-                sandbox = self._make(place, limit_s, budget_s)
+                sandbox = self._make(place, limit_s, budget_s, code.lstrip().startswith("%%"))
                 run.durations_s["create"] = monotonic() - started
             yield sandbox
         finally:
@@ -94,7 +94,7 @@ class Pool:
                 place = self._changed.wait_for(lambda: self._free_place(fresh), KILL_BUDGET_S)
                 self._waiting -= 1
             if not place:
-                REFUSED.inc()
+                RUNS.labels("full").inc()
                 raise Full
             return place
 
@@ -103,16 +103,18 @@ class Pool:
         place = next(ready, None)
         if not place and len(self._places) < self._config.max_concurrent_runs:
             place = _Place("running")
-            self._places.add(place)
+            self._places.append(place)
         if place:
             place.state = "running"
             self._changed.notify_all()
         return place
 
-    def _make(self, place: _Place, limit_s: int, budget_s: float) -> Sandbox:
+    def _make(self, place: _Place, limit_s: int, budget_s: float, primed: bool) -> Sandbox:
         place.sandbox = Sandbox(self._config, limit_s + LIFETIME_MARGIN_S, budget_s)
         if self._closing.is_set():
             raise Unavailable("This service is being stopped. Try again in a minute.")
+        if primed:
+            place.sandbox.prime(place.sandbox.created_at + budget_s - monotonic())
         return place.sandbox
 
     def _end(self, place: _Place, spare: str = "ending") -> None:
@@ -124,7 +126,7 @@ class Pool:
             if place.sandbox:
                 self._background.submit(self._kill, place, place.sandbox)
             else:
-                self._places.discard(place)
+                self._places.remove(place)
             self._changed.notify_all()
 
     def _kill(self, place: _Place, sandbox: Sandbox) -> None:
@@ -140,7 +142,7 @@ class Pool:
         SANDBOX_SECONDS.inc(lived_s)
         with self._changed:
             self._spent_s[datetime.now(UTC).date()] += lived_s
-            self._places.discard(place)
+            self._places.remove(place)
             self._changed.notify_all()
 
     def count(self, state: str) -> int:
@@ -164,19 +166,18 @@ class Pool:
         while not self._closing.is_set():
             with self._changed:
                 free = self._config.max_concurrent_runs - len(self._places) - self._waiting
-                if free <= 0 or not self._is_in_use() or self._budget_is_spent():
+                if free <= 0 or not self._wants_ready():
                     self._changed.wait(1)
                     continue
                 place = _Place("making")
-                self._places.add(place)
+                self._places.append(place)
             try:
-                sandbox = self._make(place, self._config.run_timeout_s, OVERHEAD_S)
-                sandbox.prime()
+                sandbox = self._make(place, self._config.run_timeout_s, OVERHEAD_S, primed=True)
                 back_off_s = 1.0
                 with self._changed:
-                    place.state = "ready"
+                    place.state = "ready" if place.state == "making" else place.state
                     self._changed.notify_all()
-                while place.state == "ready" and self._is_in_use():
+                while place.state == "ready" and self._wants_ready():
                     with self._changed:
                         self._changed.wait(_RENEW_AFTER_S)
                     age_s = lifetime_s - (sandbox.ends_at - monotonic())
@@ -189,8 +190,9 @@ class Pool:
             finally:
                 self._end(place, spare="running")
 
-    def _is_in_use(self) -> bool:
-        return monotonic() - self._last_run_at < self._config.warm_idle_s
+    def _wants_ready(self) -> bool:
+        is_in_use = monotonic() - self._last_run_at < self._config.warm_idle_s
+        return is_in_use and not self._budget_is_spent()
 
     def close(self, budget_s: float = 2 * KILL_BUDGET_S) -> None:
         """End every sandbox, and wait for that within the budget."""

@@ -172,14 +172,10 @@ class _Service:
             parts = [{"type": "text", "text": text}, *images]
             return {"content": parts, "isError": run.outcome != "ok"}
 
-        version = request.headers.get("MCP-Protocol-Version", mcp_server.PROTOCOL_VERSIONS[0])
         try:
             message = _json_body()
         except http.BadRequest as exc:
             return _json(mcp_server.error(None, mcp_server.PARSE_ERROR, str(exc.description)), 400)
-        if version not in mcp_server.PROTOCOL_VERSIONS:
-            text = "This protocol version is not served: " + ", ".join(mcp_server.PROTOCOL_VERSIONS)
-            return _json(mcp_server.error(None, mcp_server.INVALID_REQUEST, text), 400)
         answer = mcp_server.handle(message, self._tool, self._document["info"]["description"], call)
         return Response(status=202) if answer is None else _json(answer, blobs=blobs)
 

@@ -14,7 +14,6 @@ from typing import Any, Literal, Self
 from config import MAX_REPLY_IMAGE_BYTES, Config
 
 MAX_PIXELS = 50_000_000
-MAX_NOTES = 20
 PNG, JPEG, SVG = "image/png", "image/jpeg", "image/svg+xml"
 # How much of a line of output is decoded at a time; JSON writes a character in 12 bytes at most.
 _LONG_OUTPUT_BYTES, _CHARACTER_BYTES = 256 * 1024, 12
@@ -99,8 +98,7 @@ class Run:
         kept.append(picture)
 
     def leave_out(self, what: str, why: str) -> None:
-        """Note what is missing from the reply, and why: "picture", "not valid base64"."""
-        known = (what, why) in self.left_out or len(self.left_out) < MAX_NOTES
+        known = (what, why) in self.left_out or len(self.left_out) < 20
         self.left_out[(what, why) if known else ("output", "various reasons")] += 1
 
 
@@ -144,8 +142,10 @@ class StreamReader:
             self._dropped_bytes += len(piece)
             return
         self._line += piece
-        if len(self._line) > self._take_at and (output := _OUTPUT.match(self._line)):
-            self._take_part(output[1].decode(), output.end())
+        if len(self._line) > self._take_at:
+            self._take_at = 2 * len(self._line)
+            if output := _OUTPUT.match(self._line):
+                self._take_part(output[1].decode(), output.end())
         if len(self._line) > self._max_line_bytes:
             self._dropped_bytes = len(self._line)
             del self._line[4096:]
@@ -160,13 +160,16 @@ class StreamReader:
             if not "\ud800" <= text[-1:] <= "\udbff":  # half of a pair
                 getattr(self.run, kind).add(text)
                 del self._line[start:cut]
+                self._take_at = _LONG_OUTPUT_BYTES
                 return
-        self._take_at = 2 * len(self._line)
 
     def _end_line(self) -> None:
         line, self._line, self._take_at = self._line, bytearray(), _LONG_OUTPUT_BYTES
+        # A list or an object takes some 100 bytes once parsed.
+        if b'"error"' not in line[:40] and line.count(b"[") + line.count(b"{") > 250_000:
+            self._dropped_bytes = len(line)
         if self._dropped_bytes:
-            labels = _LABEL.findall(line) or [b"an unknown kind"]
+            labels = _LABEL.findall(line[:4096]) or [b"an unknown kind"]
             size = f"{self._dropped_bytes / 1e6:,.1f} MB of {labels[-1].decode()}"
             self.run.leave_out("output", f"{size}, which is over every limit")
             self._dropped_bytes = 0

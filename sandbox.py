@@ -86,13 +86,12 @@ class _Tap(httpx.BaseTransport):
 
 
 class _TappedSandbox(E2BSandbox):
-    """The SDK's sandbox, the stream of its run read by a reader of ours."""
+    """The SDK's sandbox, its run's stream read by a reader of ours; raises what the SDK does."""
 
     def __init__(self, **opts: Any) -> None:
         super(BaseSandbox, self).__init__(**opts)  # without the SDK's clients that are never used
 
     def send(self, code: str, limit_s: float, reader: StreamReader) -> None:
-        """Send `code`, once. Returns when the stream is over; raises what the SDK does."""
         transport = get_transport(self.connection_config, http_version="1.1")
         self.tap = _Tap(transport, reader, limit_s)
         self.run_code(code, timeout=limit_s)
@@ -113,7 +112,6 @@ class Sandbox:
         self._config, self._lifetime_s = config, lifetime_s
         self._primed = False  # a cell ran in it, which took the prefix that E2B gives the first
         self.created_at = monotonic()
-        self.ends_at = self.created_at + lifetime_s
         # One key for both tries: E2B gives a sandbox whose reply was lost again.
         create = partial(_TappedSandbox.create, config.e2b_template, timeout=lifetime_s,
             metadata=_METADATA, allow_internet_access=config.allow_internet,
@@ -122,6 +120,7 @@ class Sandbox:
             self._e2b = create(**_connection(config, budget_s))
         except (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError):
             self._e2b = create(**_connection(config, self.created_at + budget_s - monotonic()))
+        self.ends_at = monotonic() + lifetime_s
 
     @_in_our_words()
     def kill(self) -> None:
@@ -131,21 +130,18 @@ class Sandbox:
     @_in_our_words()
     def renew(self) -> None:
         """Let it live for its whole lifetime from now on."""
-        now = monotonic()
         self._e2b.set_timeout(self._lifetime_s, **_connection(self._config, KILL_BUDGET_S))
-        self.ends_at = now + self._lifetime_s
+        self.ends_at = monotonic() + self._lifetime_s
 
     @_in_our_words()
-    def prime(self) -> None:
-        """Run an empty cell, which takes E2B's prefix with it."""
-        self._e2b.send("pass", KILL_BUDGET_S, StreamReader(Run.empty(2), self._config))
+    def prime(self, budget_s: float) -> None:
+        """Run an empty cell, which takes E2B's prefix with it: a cell magic has to come first."""
+        reader = StreamReader(Run.empty(2), self._config)
+        self._e2b.send("pass", min(KILL_BUDGET_S, max(budget_s, 0.2)), reader)
         self._primed = True
 
     def run(self, code: str, limit_s: int, run: Run) -> bool:
         """Run `code` once and fill `run`; False when the sandbox was gone, so that nothing ran."""
-        # A cell magic works in the first line of a cell only, and the prefix would come before it.
-        if not self._primed and code.lstrip().startswith("%%"):
-            self.prime()
         reader, started, failed = StreamReader(run, self._config), monotonic(), False
         try:
             self._e2b.send(code, limit_s, reader)
@@ -168,22 +164,24 @@ class Sandbox:
             reason = reader.broken or "the connection ended before the run did"
             run.outcome, run.problem = "error", f"The run broke off: {reason}."
         self._mend_texts(code, run)
-        return status not in (404, 502)
+        return status not in (404, 502) or took_s > 2
 
     def _mend_texts(self, code: str, run: Run) -> None:
         run.traceback = GLUED.sub("\n", run.traceback)
         evidence = f"{run.traceback}\n{run.stderr.head}\n{run.stderr.tail}"
-        mend = str if self._primed else unprefixed(code, evidence)
+        mend = unprefixed(code, evidence)
+        own = "(most recent call last)" not in run.traceback  # it is this code that has no syntax
 
-        def mended(text: str) -> str:
-            return mend(text).replace(self._e2b.sandbox_id, "[sandbox id]")
+        def mended(text: str, **how: bool) -> str:
+            text = text if self._primed else mend(text, **how)
+            return text.replace(self._e2b.sandbox_id, "[sandbox id]")
 
-        run.traceback, run.error_value = mended(run.traceback), mended(run.error_value)
+        run.traceback = mended(run.traceback, syntax_error=own)
+        run.error_value = mended(run.error_value, syntax_error=own)
         for part in (run.stdout, run.stderr, run.values):
-            part.head, part.tail = mended(part.head), mended(part.tail)
+            part.head, part.tail = (mended(text, printed=True) for text in (part.head, part.tail))
 
 
 @_in_our_words()
-def check_key(config: Config) -> None:
-    """Ask E2B whether the key is good. Raises Unavailable."""
+def check_key(config: Config) -> None:  # raises Unavailable
     E2BSandbox.list(limit=1, **_connection(config, KILL_BUDGET_S)).next_items()

@@ -15,4 +15,4 @@ for what, limit in LIMITS.items():
     setrlimit(what, (limit, limit))
 # Without a dpi, sizes in pt (matplotlib's) are refused as invalid.
 png = resvg_py.svg_to_bytes(svg, dpi=96, background="white", skip_system_fonts=True)
-sys.stdout.buffer.write(png)
+sys.stdout.buffer.write(png[: 12 * 1024**2])  # more is refused anyway

@@ -15,6 +15,7 @@ import struct
 import threading
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -29,7 +30,7 @@ from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support import expected_conditions
 from selenium.webdriver.support.wait import WebDriverWait
 
-from conftest import Service, e2b_at
+from conftest import OK_RUN, Service, e2b_at, free_port
 from local_e2b import LocalE2B
 
 CHROMIUM, CHROMEDRIVER = shutil.which("chromium"), shutil.which("chromedriver")
@@ -37,7 +38,11 @@ pytestmark = pytest.mark.skipif(
     not (CHROMIUM and CHROMEDRIVER), reason="the page: chromium or chromium-driver is not installed"
 )
 SCREENSHOT_DIR = os.environ.get("SCREENSHOT_DIR")
-WAIT_S = 20
+WAIT_S = 30
+KEY = "the-right-key" * 15  # longer than a phone is wide
+RUN_LIMIT_S = 3  # of the service with a key
+PICTURES_HOST = "pictures.test"
+REAL = {"run": {"kernel": True}}
 HOSTILE_OUTPUTS = (
     "<img src=x onerror=alert(1)><svg onload=alert(2)><iframe src=//evil.test></iframe>",
     "</pre></section></main><script>alert(1)</script><style>*{display:none}</style>",
@@ -46,6 +51,13 @@ HOSTILE_OUTPUTS = (
     "\u202egnp.exe\u2066 user\u2069 admin\u202c",
 )
 
+# What was stored; nothing is afterwards.
+FORGET = """
+const stored = [localStorage.length, sessionStorage.length, document.cookie];
+localStorage.clear();
+sessionStorage.clear();
+return stored;
+"""
 BIDI_CONTROLS = "[\u202a-\u202e\u2066-\u2069]"  # the service makes them visible
 FOREIGN_ADDRESSES = (
     "javascript:alert(1)",
@@ -77,8 +89,6 @@ return [...document.body.querySelectorAll('*')].filter(hasWords).map((element) =
 });
 """
 
-Start = Callable[..., Service]
-
 
 def launch(profile: Path, *flags: str) -> webdriver.Chrome:
     options = webdriver.ChromeOptions()
@@ -95,7 +105,8 @@ def launch(profile: Path, *flags: str) -> webdriver.Chrome:
         "--disable-background-networking",
         "--disable-component-update",
         "--disable-sync",
-        "--disable-features=HttpsUpgrades,HttpsFirstBalancedModeAutoEnable",
+        "--disable-features=HttpsUpgrades,HttpsFirstBalancedModeAutoEnable,"
+        "SpareRendererForSitePerProcess",
         "--window-size=1100,900",
         f"--user-data-dir={profile}",
         *flags,
@@ -112,10 +123,54 @@ def _direct() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
-    driver = launch(
-        tmp_path_factory.mktemp("chromium"), "--host-resolver-rules=MAP *.test 127.0.0.1"
-    )
+def e2b() -> Iterator[LocalE2B]:
+    """E2B without kernels, for the file; `page` has it answer OK_RUN again."""
+    with LocalE2B(script={"run": OK_RUN}) as stand_in:
+        yield stand_in
+
+
+@contextmanager
+def serving(e2b: LocalE2B, **environ: str) -> Iterator[Service]:
+    service = Service(e2b_at(e2b.url) | environ)
+    try:
+        service.wait_for_log("Listening at", timeout_s=WAIT_S)
+        yield service
+    finally:
+        service.stop()
+
+
+@pytest.fixture(scope="module")
+def service(e2b: LocalE2B) -> Iterator[Service]:
+    """For everybody, and with pictures in its answers."""
+    with serving(e2b, ALLOWED_HOSTS="box.test,code.test") as service:
+        yield service
+
+
+@pytest.fixture(scope="module")
+def keyed_service(e2b: LocalE2B, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """It asks for KEY, has one place, and serves the pictures of its runs at PICTURES_HOST."""
+    port = free_port()
+    environ = {
+        "PROXY_API_KEY": KEY,
+        "MAX_CONCURRENT_RUNS": "1",
+        "RUN_TIMEOUT_S": str(RUN_LIMIT_S),
+        "IMAGE_DIR": str(tmp_path_factory.mktemp("pictures")),
+        "IMAGE_URL": f"http://{PICTURES_HOST}:{port}/images",
+        "PORT": str(port),
+    }
+    with serving(e2b, **environ) as service:
+        service.port, service.url = port, f"http://127.0.0.1:{port}"
+        yield service
+
+
+@pytest.fixture(scope="module")
+def browser(
+    service: Service, keyed_service: Service, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[webdriver.Chrome]:
+    """After the services, to end before them: they wait for connections that are kept open."""
+    names = f"MAP code.test:80 127.0.0.1:{service.port}, MAP *.test 127.0.0.1"
+    driver = launch(tmp_path_factory.mktemp("chromium"), f"--host-resolver-rules={names}")
+    driver.get("about:blank")
     yield driver
     driver.quit()
 
@@ -141,7 +196,7 @@ class Page:
         return self.driver.find_element(By.ID, element_id)
 
     def wait(self, condition: Callable[[], object]) -> None:
-        WebDriverWait(self.driver, WAIT_S, poll_frequency=0.05).until(lambda _: condition())
+        WebDriverWait(self.driver, WAIT_S, poll_frequency=0.1).until(lambda _: condition())
 
     def script(self, text: str, *arguments: object) -> Any:
         return self.driver.execute_script(text, *arguments)
@@ -158,10 +213,20 @@ class Page:
 
     def run(self, code: str | None = None) -> Page:
         if code is not None:
-            self["code"].clear()
-            self["code"].send_keys(code)
+            self.fill("code", code)
         self["run"].click()
         return self.finished()
+
+    def fill(self, element_id: str, text: str) -> None:
+        """As if pasted: key by key, a long text takes seconds."""
+        self[element_id].clear()
+        self.script("arguments[0].focus()", self[element_id])
+        self.devtools("Input.insertText", text=text)
+
+    def give_key(self) -> Page:
+        self.wait(lambda: self["key"].is_displayed())
+        self.fill("key", KEY)
+        return self
 
     def finished(self) -> Page:
         self.wait(lambda: self["run"].is_enabled() and self["result"].is_displayed())
@@ -197,23 +262,33 @@ class Page:
 
 
 @pytest.fixture
-def page(browser: webdriver.Chrome) -> Iterator[Page]:
-    """A fresh tab. Whatever happened in it, nothing left the origin or hit a rule of the CSP."""
-    first_tab = browser.current_window_handle
-    browser.switch_to.new_window("tab")
+def page(browser: webdriver.Chrome, e2b: LocalE2B) -> Iterator[Page]:
+    """Whatever happened in it: nothing left the origin, hit a rule of the CSP, or was stored.
+
+    One tab is enough for the file, as each test opens the page anew.
+    """
+    e2b.set_script({"run": OK_RUN})
     page = Page(browser)
     page.requested()
+    browser.get_log("browser")
     yield page
     elsewhere = [url for url in page.requested() if urlsplit(url).netloc not in page.opened_at]
     complaints = [line["message"] for line in browser.get_log("browser")]
-    browser.close()
-    browser.switch_to.window(first_tab)
+    stored = page.script(FORGET)
+    page.devtools("Emulation.setEmulatedMedia", features=[])
+    page.devtools("Emulation.clearDeviceMetricsOverride")
     assert elsewhere == []
     assert [line for line in complaints if "Failed to load resource" not in line] == []
+    assert stored == [0, 0, ""]
 
 
 def run_answers(*events: dict[str, Any], **answer: Any) -> dict[str, Any]:
     return {"run": {"events": list(events), **answer}}
+
+
+def runs_of(state: dict[str, Any]) -> list[dict[str, Any]]:
+    """The runs that E2B was asked for, in the state that it tells."""
+    return [each for each in state["requests"] if each["kind"] == "run"]
 
 
 def printed(text: str) -> dict[str, Any]:
@@ -242,9 +317,10 @@ def drawn(width: int = 8) -> dict[str, Any]:
 
 
 def test_the_plot_that_the_page_opens_with_is_drawn(
-    page: Page, kernel_e2b: LocalE2B, start_service: Start
+    page: Page, e2b: LocalE2B, service: Service
 ) -> None:
-    page.open(start_service(e2b_at(kernel_e2b.url)).url).run()
+    e2b.set_script(REAL)
+    page.open(service.url).run()
     assert page.shown() == ["Drawn from 400 points"]
     (picture,) = page["result"].find_elements(By.TAG_NAME, "img")
     page.wait(lambda: picture.get_property("complete"))
@@ -254,28 +330,22 @@ def test_the_plot_that_the_page_opens_with_is_drawn(
 
 
 def test_typed_code_arrives_as_typed_and_its_echo_is_left_out(
-    page: Page, scripted_e2b: LocalE2B, start_service: Start
+    page: Page, e2b: LocalE2B, service: Service
 ) -> None:
     typed = "for n in range(2):\n    print(n, '<é>')"
-    scripted_e2b.set_script(run_answers(printed("0 <é>\n1 <é>\n"), drawn()))
-    page.open(start_service().url)
-    page["code"].clear()
-    page.script("arguments[0].focus()", page["code"])
-    page.devtools("Input.insertText", text=typed)
-    page.run()
-    runs = [
-        each["body"]["code"] for each in scripted_e2b.state()["requests"] if each["kind"] == "run"
-    ]
-    assert runs[-1].endswith(typed)
+    e2b.set_script(run_answers(printed("0 <é>\n1 <é>\n"), drawn()))
+    page.open(service.url)
+    page.run(typed)
+    assert runs_of(e2b.state())[-1]["body"]["code"].endswith(typed)
     assert page.shown("h3") == ["Console Output:"]
     assert page.shown() == ["0 <é>\n1 <é>"]
 
 
 def test_a_run_asks_for_the_page_health_and_execute_and_nothing_else(
-    page: Page, browser: webdriver.Chrome, scripted_e2b: LocalE2B, start_service: Start
+    page: Page, browser: webdriver.Chrome, e2b: LocalE2B, service: Service
 ) -> None:
-    scripted_e2b.set_script(run_answers(drawn()))
-    url = start_service().url
+    e2b.set_script(run_answers(drawn()))
+    url = service.url
     page.open(url).run()
     asked = [address for address in page.requested() if not address.startswith("data:")]
     assert asked == [f"{url}/", f"{url}/health", f"{url}/execute"]
@@ -283,12 +353,12 @@ def test_a_run_asks_for_the_page_health_and_execute_and_nothing_else(
 
 
 def test_while_it_runs_seconds_are_counted_and_the_button_is_off(
-    page: Page, scripted_e2b: LocalE2B, start_service: Start
+    page: Page, e2b: LocalE2B, keyed_service: Service
 ) -> None:
-    scripted_e2b.set_script(run_answers(printed("so far\n"), fault="silent"))
-    page.open(start_service({"RUN_TIMEOUT_S": "2"}).url)
+    e2b.set_script(run_answers(printed("so far\n"), fault="silent"))
+    page.open(keyed_service.url).give_key()
     page["run"].click()
-    page.wait(lambda: page["elapsed"].text.startswith("1."))
+    page.wait(lambda: re.fullmatch(r"[1-9]\d*\.\d s", page["elapsed"].text))
     assert page["state"].text == "Running…"
     assert not page["run"].is_enabled()
     page.finished()
@@ -298,17 +368,15 @@ def test_while_it_runs_seconds_are_counted_and_the_button_is_off(
     assert page.shown()[0] == "so far"
 
 
-def test_an_exception_is_shown_in_words(
-    page: Page, scripted_e2b: LocalE2B, start_service: Start
-) -> None:
+def test_an_exception_is_shown_in_words(page: Page, e2b: LocalE2B, service: Service) -> None:
     error = {
         "type": "error",
         "name": "ZeroDivisionError",
         "value": "division by zero",
         "traceback": "Traceback (most recent call last)\nZeroDivisionError: division by zero",
     }
-    scripted_e2b.set_script(run_answers(printed("before\n"), error))
-    page.open(start_service().url).run("1/0")
+    e2b.set_script(run_answers(printed("before\n"), error))
+    page.open(service.url).run("1/0")
     assert page.shown("h3") == ["Console Output:", "Execution Error:"]
     assert "ZeroDivisionError: division by zero" in page.shown()[1]
     assert page.shown(".badge") == ["error"]
@@ -316,15 +384,15 @@ def test_an_exception_is_shown_in_words(
 
 
 def test_hostile_output_stays_text(
-    page: Page, browser: webdriver.Chrome, scripted_e2b: LocalE2B, start_service: Start
+    page: Page, browser: webdriver.Chrome, e2b: LocalE2B, service: Service
 ) -> None:
-    page.open(start_service().url)
+    page.open(service.url)
     others = "return document.querySelectorAll(':not(#result, #result *)').length"
     tags = "return [...document.querySelectorAll('#result *')].map((each) => each.tagName)"
     before = page.script(others)
     for output in HOSTILE_OUTPUTS:
-        scripted_e2b.set_script(run_answers(printed(output + "\n")))
-        page.run("print(hostile)")
+        e2b.set_script(run_answers(printed(output + "\n")))
+        page.run()
         assert not expected_conditions.alert_is_present()(browser)
         assert page.shown() == [
             re.sub(BIDI_CONTROLS, lambda found: f"\\u{ord(found[0]):x}", output)
@@ -334,10 +402,10 @@ def test_hostile_output_stays_text(
 
 
 def test_a_wrong_key_is_named_and_the_right_one_works(
-    page: Page, scripted_e2b: LocalE2B, start_service: Start
+    page: Page, e2b: LocalE2B, keyed_service: Service
 ) -> None:
-    scripted_e2b.set_script(run_answers(printed("hello\n")))
-    page.open(start_service({"PROXY_API_KEY": "the-right-key"}).url)
+    e2b.set_script(run_answers(printed("hello\n")))
+    page.open(keyed_service.url)
     page.wait(lambda: page["key"].is_displayed())
     assert page["key"].get_property("type") == "password"
     page.run()
@@ -347,8 +415,8 @@ def test_a_wrong_key_is_named_and_the_right_one_works(
     assert page.shown(".failure") == ["The service does not accept this API key."]
     assert "status 401" in page.shown("p")[1]
     assert (page.focused(), page["key"].get_attribute("aria-invalid")) == ("key", "true")
-    page["key"].clear()
-    page["key"].send_keys("the-right-key", Keys.ENTER)
+    page.fill("key", KEY)
+    page["key"].send_keys(Keys.ENTER)
     page.wait(lambda: page["state"].text == "Done.")
     assert page.finished().shown() == ["hello"]
     assert page["key"].get_attribute("aria-invalid") is None
@@ -357,10 +425,8 @@ def test_a_wrong_key_is_named_and_the_right_one_works(
     assert "the-right" not in page["mcp"].text
 
 
-def test_a_request_that_is_refused_says_why_and_which_it_was(
-    page: Page, start_service: Start
-) -> None:
-    url = start_service().url
+def test_a_request_that_is_refused_says_why_and_which_it_was(page: Page, service: Service) -> None:
+    url = service.url
     page.open(url).run(" ")
     refusal = requests.post(f"{url}/execute", json={"code": " "}, timeout=10).json()["error"]
     assert page.shown(".failure") == [refusal["message"]]
@@ -369,15 +435,20 @@ def test_a_request_that_is_refused_says_why_and_which_it_was(
 
 
 def test_a_full_service_says_how_long_to_wait(
-    page: Page, scripted_e2b: LocalE2B, start_service: Start
+    page: Page, e2b: LocalE2B, keyed_service: Service
 ) -> None:
-    scripted_e2b.set_script(run_answers(fault="silent"))
-    url = start_service({"MAX_CONCURRENT_RUNS": "1", "RUN_TIMEOUT_S": "3"}).url
-    page.open(url)
-    post = {"url": f"{url}/execute", "json": {"code": "wait()"}, "timeout": 30}
+    e2b.set_script(run_answers(fault="silent"))
+    page.open(keyed_service.url).give_key()
+    count = len(runs_of(e2b.state()))
+    post = {
+        "url": f"{keyed_service.url}/execute",
+        "json": {"code": "wait()"},
+        "headers": {"Authorization": f"Bearer {KEY}"},
+        "timeout": WAIT_S,
+    }
     other = threading.Thread(target=requests.post, kwargs=post)
     other.start()
-    scripted_e2b.wait_for(lambda state: any(each["kind"] == "run" for each in state["requests"]))
+    e2b.wait_for(lambda state: len(runs_of(state)) > count, timeout_s=WAIT_S)
     page.run()
     other.join()
     assert page.shown(".failure") != []
@@ -385,9 +456,9 @@ def test_a_full_service_says_how_long_to_wait(
 
 
 def test_a_lost_network_is_said_in_words(
-    page: Page, browser: webdriver.Chrome, start_service: Start
+    page: Page, browser: webdriver.Chrome, service: Service
 ) -> None:
-    page.open(start_service().url)
+    page.open(service.url)
     browser.set_network_conditions(offline=True, latency=0, throughput=0)
     try:
         page.run()
@@ -400,9 +471,9 @@ def test_a_lost_network_is_said_in_words(
 
 @pytest.mark.parametrize(("status", "body"), [(502, "<html>Bad gateway"), (200, "[1, {}]")])
 def test_an_answer_that_is_not_the_services_is_said_in_words(
-    page: Page, start_service: Start, status: int, body: str
+    page: Page, service: Service, status: int, body: str
 ) -> None:
-    page.open(start_service().url)
+    page.open(service.url)
     page.script(
         "const [status, body] = arguments; fetch = async () => new Response(body, {status})",
         status,
@@ -414,10 +485,8 @@ def test_an_answer_that_is_not_the_services_is_said_in_words(
     assert page["state"].text == "No result."
 
 
-def test_pictures_are_taken_from_data_and_web_addresses_only(
-    page: Page, start_service: Start
-) -> None:
-    page.open(start_service().url)
+def test_pictures_are_taken_from_data_and_web_addresses_only(page: Page, service: Service) -> None:
+    page.open(service.url)
     for address in FOREIGN_ADDRESSES:
         page.script("result.replaceChildren(); showPicture(arguments[0], 1)", address)
         assert page.shown("img") == [], address
@@ -425,34 +494,30 @@ def test_pictures_are_taken_from_data_and_web_addresses_only(
 
 
 def test_a_picture_published_for_librechat_is_explained_with_its_address(
-    page: Page, scripted_e2b: LocalE2B, start_service: Start, tmp_path: Path
+    page: Page, service: Service
 ) -> None:
-    scripted_e2b.set_script(run_answers(drawn()))
-    page.open(start_service({"IMAGE_DIR": str(tmp_path), "IMAGE_URL": "/images/e2b"}).url).run()
+    page.open(service.url)
+    page.script("showPicture('/images/e2b/abc.png', 1)")
     page.wait(lambda: not page.shown("img"))
-    said = page.shown("p")[-1]
+    [said] = page.shown("p")
     assert "was published for LibreChat" in said
-    assert "/images/e2b/" in said
-    assert not any("![image" in line for line in page.shown("p"))
+    assert said.endswith(" /images/e2b/abc.png")
 
 
-def test_a_picture_published_at_an_address_of_its_own_is_shown(
-    page: Page, scripted_e2b: LocalE2B, start_service: Start, tmp_path: Path
+def test_a_picture_published_at_an_address_of_its_own_is_shown_and_its_link_is_not(
+    page: Page, e2b: LocalE2B, keyed_service: Service
 ) -> None:
-    folder = {"IMAGE_DIR": str(tmp_path)}
-    pictures = start_service(folder | {"IMAGE_URL": "http://pictures.test/images"})
-    host = f"pictures.test:{pictures.port}"
-    scripted_e2b.set_script(run_answers(drawn()))
-    page.open(start_service(folder | {"IMAGE_URL": f"http://{host}/images"}).url).run()
-    page.opened_at.add(host)
+    e2b.set_script(run_answers(printed("words\n"), drawn()))
+    page.open(keyed_service.url).give_key()
+    page.opened_at.add(f"{PICTURES_HOST}:{keyed_service.port}")
+    page.run()
     page.wait(lambda: page.script("return document.images[0]?.naturalWidth") == 8)
+    assert page.shown("h3, pre, p") == ["Console Output:", "words\n"]
 
 
-def test_everything_can_be_done_by_keyboard(
-    page: Page, scripted_e2b: LocalE2B, start_service: Start
-) -> None:
-    scripted_e2b.set_script(run_answers(printed("by keys\n")))
-    page.open(start_service().url)
+def test_everything_can_be_done_by_keyboard(page: Page, e2b: LocalE2B, service: Service) -> None:
+    e2b.set_script(run_answers(printed("by keys\n")))
+    page.open(service.url)
 
     def press(*keys: str) -> str:
         page.driver.switch_to.active_element.send_keys(*keys)
@@ -472,9 +537,9 @@ def test_everything_can_be_done_by_keyboard(
 
 
 def test_what_can_be_used_has_a_name_and_the_state_is_announced(
-    page: Page, start_service: Start
+    page: Page, keyed_service: Service
 ) -> None:
-    page.open(start_service({"PROXY_API_KEY": "secret-key"}).url)
+    page.open(keyed_service.url)
     page.wait(lambda: page["key"].is_displayed())
     controls = page.driver.find_elements(By.CSS_SELECTOR, "textarea, input, button, a, [tabindex]")
     assert len(controls) == 10
@@ -484,15 +549,14 @@ def test_what_can_be_used_has_a_name_and_the_state_is_announced(
 
 
 def test_a_phone_of_360_pixels_never_scrolls_sideways(
-    page: Page, scripted_e2b: LocalE2B, start_service: Start
+    page: Page, e2b: LocalE2B, keyed_service: Service
 ) -> None:
     page.look("light", width=360)
-    scripted_e2b.set_script(run_answers(printed("x" * 500 + "\n"), drawn(width=1600)))
-    page.open(start_service({"PROXY_API_KEY": "k" * 200}).url)
-    page.wait(lambda: page["key"].is_displayed())
-    page["key"].send_keys("k" * 200)
+    e2b.set_script(run_answers(printed("x" * 500 + "\n"), drawn(width=1600)))
+    page.open(keyed_service.url).give_key()
+    page.opened_at.add(f"{PICTURES_HOST}:{keyed_service.port}")
     page.run("y" * 300)
-    page.wait(lambda: page.script("return document.images[0].naturalWidth") == 1600)
+    page.wait(lambda: page.script("return document.images[0]?.naturalWidth") == 1600)
     assert page.script("return document.documentElement.scrollWidth") == 360
     rights = "(each) => each.getBoundingClientRect().right"
     rights = page.script(f"return [...document.body.querySelectorAll('*')].map({rights})")
@@ -500,11 +564,11 @@ def test_a_phone_of_360_pixels_never_scrolls_sideways(
 
 
 def test_words_stand_out_from_their_background_light_and_dark(
-    page: Page, scripted_e2b: LocalE2B, start_service: Start
+    page: Page, e2b: LocalE2B, service: Service
 ) -> None:
     error = {"type": "error", "name": "ValueError", "value": "no", "traceback": "ValueError: no"}
-    scripted_e2b.set_script(run_answers(printed("words\n"), error))
-    page.open(start_service().url).run()
+    e2b.set_script(run_answers(printed("words\n"), error))
+    page.open(service.url).run()
     for scheme in ("light", "dark"):
         page.look(scheme)
         contrasts = page.script(CONTRAST_OF_WORDS)
@@ -515,12 +579,11 @@ def test_words_stand_out_from_their_background_light_and_dark(
 
 
 def test_what_to_paste_follows_the_address_that_the_page_was_opened_at(
-    page: Page, start_service: Start
+    page: Page, service: Service
 ) -> None:
-    port = urlsplit(start_service({"ALLOWED_HOSTS": "box.test"}).url).port
     for name in ("127.0.0.1", "localhost", "e2b.localhost", "0.0.0.0", "box.test"):
-        page.open(f"http://{name}:{port}")
-        address = f"{name}:{port}" if name == "box.test" else "e2b-proxy:3001"
+        page.open(f"http://{name}:{service.port}")
+        address = f"{name}:{service.port}" if name == "box.test" else "e2b-proxy:3001"
         assert page["openapi"].text == f"http://{address}/openapi.json"
         assert yaml.safe_load(page["mcp"].text) == {
             "mcpServers": {
@@ -540,39 +603,31 @@ def test_what_to_paste_follows_the_address_that_the_page_was_opened_at(
 
 
 def test_a_key_adds_its_header_to_the_stanza_and_rules_out_oauth(
-    page: Page, start_service: Start
+    page: Page, keyed_service: Service
 ) -> None:
-    page.open(start_service({"PROXY_API_KEY": "secret-key"}).url)
+    page.open(keyed_service.url)
     page.wait(lambda: page["key-note"].is_displayed())
     server = yaml.safe_load(page["mcp"].text)["mcpServers"]["e2b-proxy"]
     assert server["headers"] == {"Authorization": "Bearer YOUR_API_KEY"}
     assert server["requiresOAuth"] is False
 
 
-def test_an_address_without_a_port_allows_port_80(start_service: Start, tmp_path: Path) -> None:
-    service = start_service({"ALLOWED_HOSTS": "code.test"})
-    driver = launch(
-        tmp_path, f"--host-resolver-rules=MAP code.test:80 {urlsplit(service.url).netloc}"
-    )
-    try:
-        page = Page(driver).open("http://code.test")
-        assert page["openapi"].text == "http://code.test/openapi.json"
-        stanza = yaml.safe_load(page["mcp"].text)
-        assert stanza["mcpServers"]["e2b-proxy"]["url"] == "http://code.test/mcp"
-        assert stanza["mcpSettings"] == {"allowedAddresses": ["code.test:80"]}
-        assert yaml.safe_load(page["actions"].text) == {
-            "actions": {"allowedAddresses": ["code.test:80"]}
-        }
-    finally:
-        driver.quit()
+def test_an_address_without_a_port_allows_port_80(page: Page) -> None:
+    page.open("http://code.test")
+    assert page["openapi"].text == "http://code.test/openapi.json"
+    stanza = yaml.safe_load(page["mcp"].text)
+    assert stanza["mcpServers"]["e2b-proxy"]["url"] == "http://code.test/mcp"
+    assert stanza["mcpSettings"] == {"allowedAddresses": ["code.test:80"]}
+    assert yaml.safe_load(page["actions"].text) == {
+        "actions": {"allowedAddresses": ["code.test:80"]}
+    }
 
 
 def test_copy_takes_the_stanza_with_and_without_the_clipboard_api(
-    page: Page, start_service: Start
+    page: Page, service: Service
 ) -> None:
-    port = urlsplit(start_service({"ALLOWED_HOSTS": "box.test"}).url).port
     for name in ("127.0.0.1", "box.test"):
-        page.open(f"http://{name}:{port}")
+        page.open(f"http://{name}:{service.port}")
         assert page.script("return !!navigator.clipboard") == (name == "127.0.0.1")
         assert page.copy("mcp") == "Copied"
         page["code"].clear()
@@ -581,9 +636,9 @@ def test_copy_takes_the_stanza_with_and_without_the_clipboard_api(
 
 
 def test_copy_leaves_the_text_selected_where_copying_is_forbidden(
-    page: Page, start_service: Start
+    page: Page, service: Service
 ) -> None:
-    page.open(start_service().url)
+    page.open(service.url)
     page.script("Object.defineProperty(navigator, 'clipboard', {value: undefined})")
     page.script("document.execCommand = () => false")
     assert page.copy("openapi") == "Selected: press Ctrl+C"
@@ -596,15 +651,11 @@ def test_copy_leaves_the_text_selected_where_copying_is_forbidden(
     [("page-light", "light", None), ("page-dark", "dark", None), ("page-phone", "light", 360)],
 )
 def test_screenshots_for_the_readme(
-    page: Page,
-    kernel_e2b: LocalE2B,
-    start_service: Start,
-    name: str,
-    scheme: str,
-    width: int | None,
+    page: Page, e2b: LocalE2B, service: Service, name: str, scheme: str, width: int | None
 ) -> None:
     page.look(scheme, width)
-    page.open(start_service(e2b_at(kernel_e2b.url)).url).run()
+    e2b.set_script(REAL)
+    page.open(service.url).run()
     page.wait(lambda: page.script("return document.images[0].complete"))
     page.script("document.activeElement.blur()")
     box = page.script("return document.getElementById('result').getBoundingClientRect().toJSON()")

@@ -54,7 +54,7 @@ def of_kind(e2b: LocalE2B, kind: str) -> list[dict[str, Any]]:
 
 
 def connected(service: Service) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", service.port), timeout=40)
+    return socket.create_connection(("127.0.0.1", service.port), timeout=100)
 
 
 def all_of(connection: socket.socket) -> bytes:
@@ -134,7 +134,7 @@ def long_waits(e2b: LocalE2B, shared: Service) -> Iterator[dict[str, Future[tupl
                                 break
                             return all_of(connection)
                         except TimeoutError:
-                            connection.settimeout(40)
+                            connection.settimeout(100)
                 except ConnectionError:
                     pass
             return b""

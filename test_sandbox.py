@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -11,6 +14,8 @@ import pytest
 from e2b import TimeoutException
 from e2b_code_interpreter import Sandbox as E2BSandbox
 
+import pool as pool_module
+import sandbox as sandbox_module
 from config import OVERHEAD_S, Config
 from conftest import E2B_KEY, OK_RUN
 from local_e2b import LocalE2B
@@ -20,12 +25,12 @@ from sandbox import KILL_BUDGET_S, Sandbox, Unavailable, check_key
 
 CONFIG = Config(e2b_api_key=E2B_KEY)
 PRINTED = {"events": [{"type": "stdout", "text": "printed before\n", "timestamp": "T"}]}
-HANGS = [
-    pytest.param({"fault": "hang"}, id="hangs before the headers"),
-    pytest.param({**PRINTED, "fault": "silent"}, id="falls silent"),
-    pytest.param({**PRINTED, "fault": "forever", "keepalive_s": 0.2}, id="keepalives forever"),
-    pytest.param({**PRINTED, "fault": "drip"}, id="drips"),
-]
+HANGS: dict[str, dict[str, Any]] = {
+    "hangs before the headers": {"fault": "hang"},
+    "falls silent": {**PRINTED, "fault": "silent"},
+    "keepalives forever": {**PRINTED, "fault": "forever", "keepalive_s": 0.2},
+    "drips": {**PRINTED, "fault": "drip"},
+}
 
 
 @pytest.fixture(autouse=True)
@@ -62,7 +67,13 @@ class Timer:
         self.took_s = time.monotonic() - self.started
 
 
-def made(lifetime_s: int = 30) -> Sandbox:
+def took_s(call: Callable[[], object]) -> float:
+    with Timer() as timer:
+        call()
+    return timer.took_s
+
+
+def made(lifetime_s: int = 60) -> Sandbox:
     return Sandbox(CONFIG, lifetime_s, OVERHEAD_S)
 
 
@@ -113,41 +124,56 @@ def test_the_sdk_keeps_nothing_of_a_run_that_our_reader_has_read(
     assert (execution.results, execution.logs.stdout, execution.error) == ([], [], None)
 
 
-@pytest.mark.parametrize("answer", [HANGS[0], HANGS[1]])
-def test_the_sdks_own_timeout_still_fires_after_twice_the_time(
-    e2b: LocalE2B, answer: dict[str, Any]
-) -> None:
+def test_the_sdks_own_timeout_still_fires_after_twice_the_time(e2b: LocalE2B) -> None:
     """When this fails the doubling was mended: then the halving in sandbox.py has to go."""
-    e2b.set_script({"run": answer})
-    sandbox = E2BSandbox.create(api_key=E2B_KEY)
-    with Timer() as timer, pytest.raises(TimeoutException):
-        sandbox.run_code("1", timeout=0.5)
-    assert 0.9 < timer.took_s < 1.4
-    e2b.set_script({"create": {"fault": "hang"}})
-    with Timer() as timer, pytest.raises(httpx.TimeoutException):
-        E2BSandbox.create(api_key=E2B_KEY, request_timeout=0.5)
-    assert 0.9 < timer.took_s < 1.4
+    sandboxes = [E2BSandbox.create(api_key=E2B_KEY) for _ in range(2)]
+    hang, silent = ({"fault": fault} for fault in ("hang", "silent"))
+    e2b.set_script({"run": [hang, silent], "create": hang})
+
+    def run(sandbox: E2BSandbox) -> None:
+        with pytest.raises(TimeoutException):
+            sandbox.run_code("1", timeout=0.5)
+
+    def create() -> None:
+        with pytest.raises(httpx.TimeoutException):
+            E2BSandbox.create(api_key=E2B_KEY, request_timeout=0.5)
+
+    with ThreadPoolExecutor(3) as threads:
+        calls = [lambda: run(sandboxes[0]), lambda: run(sandboxes[1]), create]
+        for duration_s in threads.map(took_s, calls):
+            assert 0.9 < duration_s < 1.9
 
 
 # --- run -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("answer", HANGS)
-def test_a_run_ends_exactly_at_its_limit_when_it(e2b: LocalE2B, answer: dict[str, Any]) -> None:
-    e2b.set_script({"run": answer})
-    sandbox = made()
-    with Timer() as timer:
-        run = run_in(sandbox)
-    assert 0.95 < timer.took_s < 1.3
-    assert run.outcome == "timeout"
-    assert run.stdout.head == ("printed before\n" if "events" in answer else "")
+def test_a_run_ends_exactly_at_its_limit_when_it_hangs_falls_silent_or_never_ends(
+    e2b: LocalE2B,
+) -> None:
+    e2b.set_script({"run": {"from_code": True}})
+
+    def hung(name: str) -> tuple[str, float, Run]:
+        sandbox = made()
+        for _ in range(3):  # something else may have kept this machine busy
+            with Timer() as timer:
+                run = run_in(sandbox, f"# answer: {json.dumps(HANGS[name])}")
+            if timer.took_s < 1.3:
+                break
+        return name, timer.took_s, run
+
+    with ThreadPoolExecutor(len(HANGS)) as threads:
+        for name, duration_s, run in threads.map(hung, HANGS):
+            assert 0.95 < duration_s < 1.3, name
+            assert run.outcome == "timeout", name
+            assert run.stdout.head == ("printed before\n" if "events" in HANGS[name] else ""), name
 
 
 def test_the_limit_is_of_the_run_as_a_whole_and_not_of_its_silence(e2b: LocalE2B) -> None:
     e2b.set_script({"run": {"delay_after_headers_s": 0.7, "run_s": 0.7, **PRINTED}})
+    sandbox = made()
     with Timer() as timer:
-        assert run_in(made()).outcome == "timeout"
-    assert timer.took_s < 1.3
+        assert run_in(sandbox).outcome == "timeout"
+    assert timer.took_s < 1.4  # else it was not the limit that ended it
 
 
 def test_the_code_is_sent_once_exactly_as_it_came_and_unpacked_answers_are_asked_for(
@@ -162,23 +188,25 @@ def test_the_code_is_sent_once_exactly_as_it_came_and_unpacked_answers_are_asked
     assert E2B_KEY not in str(request)
 
 
-def test_a_cell_magic_works_in_the_first_cell_of_a_sandbox(kernels: LocalE2B) -> None:
-    sandbox = made()
-    run = run_in(sandbox, "%%bash\necho from the shell", 20)
-    sandbox.kill()
+def test_a_cell_magic_works_in_the_first_cell_of_a_sandbox(
+    kernels: LocalE2B, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sandbox_module, "KILL_BUDGET_S", 30)  # of priming: kernels start late here
+    monkeypatch.setattr(pool_module, "OVERHEAD_S", 60)
+    pool = Pool(CONFIG)
+    run = pool.run("%%bash\necho from the shell", 50)
+    pool.close()
     assert (run.outcome, run.stdout.head) == ("ok", "from the shell\n")
 
 
 def test_a_traceback_counts_the_callers_lines_whether_or_not_a_cell_ran_before(
     kernels: LocalE2B,
 ) -> None:
-    sandbox = made()
+    sandbox = made(120)
     code = "x = 1\n1 / 0"
-    tracebacks = [run_in(sandbox, code, 20).traceback]
-    sandbox.kill()
-    sandbox = made()
-    sandbox.prime()
-    tracebacks.append(run_in(sandbox, code, 20).traceback)
+    tracebacks = [run_in(sandbox, code, 50).traceback]
+    sandbox.prime(30)
+    tracebacks.append(run_in(sandbox, code, 50).traceback)
     sandbox.kill()
     for traceback in tracebacks:
         assert ", line 2\n" in traceback
@@ -242,7 +270,7 @@ def test_a_create_that_fails_says_so_within_its_budget_when_e2b_answers(
         pytest.raises(Unavailable, match=words) as raised,
     ):
         Sandbox(CONFIG, 16, 2)
-    assert timer.took_s < 2.3
+    assert timer.took_s < 3
     assert "upstream" not in str(raised.value)
     assert words in caplog.text
     assert E2B_KEY not in caplog.text
@@ -306,13 +334,15 @@ def test_a_run_asks_for_the_lifetime_of_its_limit_plus_15_s_and_says_whose_it_is
     ],
 )
 def test_a_kill_says_that_it_failed_within_its_budget_when_it(
-    e2b: LocalE2B, fault: dict[str, Any]
+    e2b: LocalE2B, fault: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    assert KILL_BUDGET_S == 4
+    monkeypatch.setattr(sandbox_module, "KILL_BUDGET_S", 1)
     e2b.set_script({"kill": fault, "run": OK_RUN})
     sandbox = made()
     with Timer() as timer, pytest.raises(Unavailable):
         sandbox.kill()
-    assert timer.took_s < KILL_BUDGET_S + 0.5
+    assert timer.took_s < 1.9
 
 
 def test_a_kill_that_answers_404_is_fine_for_it_is_gone(e2b: LocalE2B) -> None:

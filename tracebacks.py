@@ -10,13 +10,14 @@ from collections.abc import Callable, Iterator
 GLUED = re.compile(r"(?<=-{75})(?=\w)|(?<=recent call last\))(?=Cell |File )|(?<=:)(?=-{75})")
 _ROW = re.compile(r"( *(?:-+> )?)(\d{1,7})(?= |$)(.*)")
 _PLACE = re.compile(r'(?m)(^ *Cell In\[1\], line |ipykernel_\d+/\d+\.py(?::|", line ))(\d{1,7})')
+_WARNING = re.compile(r"(?m)(^<>:)(\d{1,7})(?=: \w+Warning)")
 _SYNTAX_ERROR = re.compile(
     r"(?m)(\(\d+\.py, line |\(detected at line |(?:parenthesis '.'|statement|definition) on line |"
-    r"^<>:|\A  File <\w+>:|(?:level|indentation) \(<\w+>, line )(\d{1,7})"
+    r"\A  File <\w+>:|(?:level|indentation) \(<\w+>, line )(\d{1,7})"
 )
 
 
-def unprefixed(code: str, evidence: str) -> Callable[[str], str]:
+def unprefixed(code: str, evidence: str) -> Callable[..., str]:
     """Return what mends a text that the first cell of a sandbox, `code`, gave.
 
     How many lines the prefix has is read from `evidence`, its traceback or warnings: the number
@@ -34,16 +35,17 @@ def unprefixed(code: str, evidence: str) -> Callable[[str], str]:
     def less(match: re.Match[str]) -> str:
         return f"{match[1]}{int(match[2]) - prefix}" if int(match[2]) > prefix else match[0]
 
-    def mend(text: str) -> str:
+    def mend(text: str, printed: bool = False, syntax_error: bool = True) -> str:
         lines: list[str | None] = [*text.split("\n")]
-        for index, number, _ in _rows(text):
+        for index, number, _ in () if printed else _rows(text):
             if row := _ROW.match(lines[index] or ""):
                 # A row of the prefix goes; the others keep their width.
                 of_prefix = number <= prefix or row[3].startswith(" import os; os.environ['E2B_")
                 filled = row[1][:1] * (len(row[2]) - len(f"{number - prefix}")) + less(row)
                 lines[index] = None if of_prefix else filled + row[3]
         text = "\n".join(line for line in lines if line is not None)
-        return _SYNTAX_ERROR.sub(less, _PLACE.sub(less, text))
+        text = _WARNING.sub(less, _PLACE.sub(less, text))
+        return _SYNTAX_ERROR.sub(less, text) if syntax_error and not printed else text
 
     return mend
 
