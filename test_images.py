@@ -435,3 +435,13 @@ class TestJsonPieces:
     def test_the_placeholder_cannot_be_guessed(self) -> None:
         assert len(BLOB) >= 32
         assert BLOB.isalnum()
+
+
+def test_a_check_of_references_is_linear_in_the_length_of_the_svg() -> None:
+    """Quadratic, it would hold every thread of the service for hours here."""
+    blanks = " " * 4_000_000
+    for text in (f"url({blanks}#a)", f'href={blanks}"#a"', f"href{blanks}= '#a'"):
+        made = Run.empty(1000)
+        made.pictures = [Picture(SVG, f"<svg>{text}</svg>".encode())]
+        rasterize(made, Config(e2b_api_key="e2b_0"))
+        assert len(made.pictures) + made.left_out.total() == 1
