@@ -99,13 +99,15 @@ def drawn(scripted_e2b: LocalE2B) -> bytes:
     return png
 
 
-def test_the_service_passes(
-    drawn: bytes, service: Service, run_check: RunCheck, tmp_path: Path
+def test_the_service_passes_until_e2b_refuses_which_it_tells_in_its_own_words(
+    drawn: bytes, scripted_e2b: LocalE2B, service: Service, run_check: RunCheck, tmp_path: Path
 ) -> None:
     code, out, err = run_check("--url", service.url)
     assert (code, err) == (0, "")
     assert check.PRINTED in out
     assert (tmp_path / "sine.png").read_bytes() == drawn
+    scripted_e2b.set_script({"create": {"status": 401, "body": {"code": 401, "message": "no"}}})
+    assert_one_line(run_check("--url", service.url), "unavailable", "E2B")
 
 
 def test_the_service_passes_with_a_key_and_published_pictures(
@@ -123,13 +125,6 @@ def test_the_service_passes_with_a_key_and_published_pictures(
     [published] = folder.iterdir()
     assert f"Picture published at /images/e2b/{published.name}" in out
     assert published.read_bytes() == drawn
-
-
-def test_the_service_fails_in_its_own_words_when_e2b_refuses(
-    scripted_e2b: LocalE2B, service: Service, run_check: RunCheck
-) -> None:
-    scripted_e2b.set_script({"create": {"status": 401, "body": {"code": 401, "message": "no"}}})
-    assert_one_line(run_check("--url", service.url), "unavailable", "E2B")
 
 
 # --- how a service can fail ---------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import os
 import re
 import shutil
@@ -16,14 +18,25 @@ from pathlib import Path
 
 import psutil
 import pytest
+from PIL import Image
 
 import check
-from conftest import free_port
+from conftest import E2B_KEY, e2b_at, free_port
+from local_e2b import LocalE2B
 
 ROOT = Path(__file__).parent
 DEMO_TIMEOUT_S = 60
 Make = Callable[..., "subprocess.CompletedProcess[str]"]
 PROXIES = {"HTTP_PROXY": "http://proxy.invalid:1", "http_proxy": "http://proxy.invalid:1"}
+
+
+def png() -> bytes:
+    with io.BytesIO() as file:
+        Image.new("RGB", (8, 8), "red").save(file, "PNG")
+        return file.getvalue()
+
+
+PICTURE = png()
 
 
 class Started:
@@ -61,7 +74,7 @@ class Started:
         return found
 
     def assert_nothing_is_left(self) -> None:
-        assert psutil.wait_procs(self.family(), timeout=2)[1] == []
+        assert psutil.wait_procs(self.family(), timeout=10)[1] == []
         assert list(self.temporary.iterdir()) == []
 
 
@@ -89,6 +102,20 @@ def demo(tmp_path: Path, *arguments: str, **environ: str) -> Iterator[Started]:
             process.terminate()
 
 
+@pytest.fixture
+def e2b(scripted_e2b: LocalE2B) -> LocalE2B:
+    """E2B for a demo with a key: every run prints and draws what check.py looks for."""
+    stamp = "2026-01-01T00:00:00+00:00"
+    words = {"type": "stdout", "text": f"{check.PRINTED}\n", "timestamp": stamp}
+    figure = {"type": "result", "text": "<Figure>", "png": base64.b64encode(PICTURE).decode()}
+    scripted_e2b.set_script({"run": {"events": [words, figure]}})
+    return scripted_e2b
+
+
+def key_for(e2b: LocalE2B) -> dict[str, str]:
+    return {"E2B_API_KEY": E2B_KEY, **e2b_at(e2b.url)}
+
+
 def clean_environ() -> dict[str, str]:
     """Without what the person who runs the tests may have set for the service."""
     own = re.compile(r"E2B_|PROXY_API_KEY|.*_proxy$|PORT$|HOST$|IMAGE_|MAKE|MFLAGS", re.I)
@@ -101,20 +128,31 @@ def test_the_demo_draws_a_sine_wave_whatever_the_proxy_variables_say(tmp_path: P
         assert check.PRINTED in started.said
         assert str(started.out) in started.said
         assert started.out.read_bytes().startswith(check.PNG)
+        assert "UNISOLATED" in started.said
         started.assert_nothing_is_left()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda each: each.name)
-def test_the_demo_serves_until_it_is_stopped_and_leaves_no_process(
-    tmp_path: Path, number: signal.Signals
+def test_with_a_key_the_demo_uses_e2b_and_no_stand_in_and_serves_until_ctrl_c(
+    tmp_path: Path, e2b: LocalE2B
 ) -> None:
     port = free_port()
-    with demo(tmp_path, PORT=str(port)) as started:
+    url = f"http://127.0.0.1:{port}"
+    with demo(tmp_path, **key_for(e2b), PORT=str(port)) as started:
         started.wait_for("Ctrl-C stops it")
-        assert f"http://127.0.0.1:{port}" in started.said
-        assert check.main(["--url", f"http://127.0.0.1:{port}", "--out", str(started.out)]) == 0
-        assert len(started.family()) >= 4  # the demo, the stand-in, gunicorn and its worker
-        started.process.send_signal(number)
+        assert url in started.said
+        assert "UNISOLATED" not in started.said
+        assert started.out.read_bytes() == PICTURE
+        assert check.main(["--url", url, "--out", str(tmp_path / "again.png")]) == 0
+        assert e2b.state()["created"] == 2
+        started.process.send_signal(signal.SIGINT)
+        assert started.end() == 0, started.said
+        started.assert_nothing_is_left()
+
+
+def test_sigterm_ends_the_demo_while_the_service_starts(tmp_path: Path, e2b: LocalE2B) -> None:
+    with demo(tmp_path, **key_for(e2b)) as started:
+        started.wait_for("E2B_API_KEY is set")
+        started.process.send_signal(signal.SIGTERM)
         assert started.end() == 0, started.said
         started.assert_nothing_is_left()
 
@@ -122,6 +160,7 @@ def test_the_demo_serves_until_it_is_stopped_and_leaves_no_process(
 def test_a_terminal_that_is_closed_in_the_middle_ends_the_demo(tmp_path: Path) -> None:
     with demo(tmp_path) as started:
         started.wait_for("Drawing")
+        assert len(started.family()) >= 4  # the demo, the stand-in, gunicorn and its worker
         assert started.process.stdout
         started.process.stdout.close()
         started.process.send_signal(signal.SIGHUP)
@@ -137,8 +176,8 @@ def test_a_reader_that_goes_away_ends_the_demo(tmp_path: Path) -> None:
         started.assert_nothing_is_left()
 
 
-def test_the_demo_ends_in_words_when_the_service_dies(tmp_path: Path) -> None:
-    with demo(tmp_path) as started:
+def test_the_demo_ends_in_words_when_the_service_dies(tmp_path: Path, e2b: LocalE2B) -> None:
+    with demo(tmp_path, **key_for(e2b)) as started:
         started.wait_for("Ctrl-C stops it")
         [service] = [
             each
@@ -153,7 +192,7 @@ def test_the_demo_ends_in_words_when_the_service_dies(tmp_path: Path) -> None:
 
 
 def test_the_demo_passes_on_what_the_service_says_of_its_settings(tmp_path: Path) -> None:
-    with demo(tmp_path, RUN_TIMEOUT_S="soon") as started:
+    with demo(tmp_path, E2B_API_KEY="x", RUN_TIMEOUT_S="soon") as started:
         assert started.end() == 1
         assert "The service ended with exit code" in started.said
         assert "RUN_TIMEOUT_S" in started.said
@@ -178,14 +217,13 @@ def test_the_demo_says_what_a_port_is(tmp_path: Path, port: str) -> None:
     assert f"PORT must be a whole number from 1 to 65535, not {port!r}" in started.said
 
 
-def test_with_a_key_the_demo_uses_e2b_and_no_stand_in(tmp_path: Path) -> None:
-    with socket.socket() as bound_but_deaf:
-        bound_but_deaf.bind(("127.0.0.1", 0))
-        e2b = f"http://127.0.0.1:{bound_but_deaf.getsockname()[1]}"
-        with demo(tmp_path, E2B_API_KEY="x", E2B_API_URL=e2b, E2B_SANDBOX_URL=e2b) as started:
-            assert started.end() == 1
-    assert "UNISOLATED" not in started.said
+def test_the_demo_fails_when_the_sine_wave_does_not_come(tmp_path: Path, e2b: LocalE2B) -> None:
+    e2b.set_script({"create": {"status": 401, "body": {"code": 401, "message": "no"}}})
+    with demo(tmp_path, **key_for(e2b)) as started:
+        assert started.end() == 1
     assert "X-Run-Outcome unavailable" in started.said
+    assert "the sine wave did not come" in started.said
+    assert not started.out.exists()
     started.assert_nothing_is_left()
 
 

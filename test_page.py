@@ -512,7 +512,7 @@ def test_a_picture_published_at_an_address_of_its_own_is_shown_and_its_link_is_n
     page.opened_at.add(f"{PICTURES_HOST}:{keyed_service.port}")
     page.run()
     page.wait(lambda: page.script("return document.images[0]?.naturalWidth") == 8)
-    assert page.shown("h3, pre, p") == ["Console Output:", "words\n"]
+    assert page.shown("h3, pre, p") == ["Console Output:", "words"]
 
 
 def test_everything_can_be_done_by_keyboard(page: Page, e2b: LocalE2B, service: Service) -> None:
