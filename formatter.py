@@ -40,7 +40,7 @@ def format_run(run: Run, max_output_chars: int) -> str:
 
 
 def echo(code: str) -> str:
-    return f"**Executed Code:**\n{fence(_printable(code), 'python')}"
+    return "**Executed Code:**\n" + fence(_printable(code.removesuffix("\n")), "python")
 
 
 def fence(text: str, language: str = "") -> str:

@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -80,19 +81,22 @@ class Started:
 
 @contextmanager
 def demo(tmp_path: Path, *arguments: str, **environ: str) -> Iterator[Started]:
-    temporary, out = tmp_path / "temporary", tmp_path / "sine.png"
-    temporary.mkdir()
+    out = tmp_path / "sine.png"
     command = [sys.executable, str(ROOT / "demo.py"), "--out", str(out), *arguments]
-    with subprocess.Popen(
-        command,
-        env={**clean_environ(), "PORT": str(free_port()), "TMPDIR": str(temporary), **environ},
-        cwd=tmp_path,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    ) as process:
-        started = Started(process, temporary, out)
+    # Not below tmp_path: the kernels' sockets are in it, and a socket's path is a short one.
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        subprocess.Popen(
+            command,
+            env={**clean_environ(), "PORT": str(free_port()), "TMPDIR": folder, **environ},
+            cwd=tmp_path,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        ) as process,
+    ):
+        started = Started(process, Path(folder), out)
         watchdog = threading.Timer(DEMO_TIMEOUT_S, process.terminate)
         watchdog.start()
         try:
@@ -221,10 +225,10 @@ def test_the_demo_fails_when_the_sine_wave_does_not_come(tmp_path: Path, e2b: Lo
     e2b.set_script({"create": {"status": 401, "body": {"code": 401, "message": "no"}}})
     with demo(tmp_path, **key_for(e2b)) as started:
         assert started.end() == 1
+        started.assert_nothing_is_left()
     assert "X-Run-Outcome unavailable" in started.said
     assert "the sine wave did not come" in started.said
     assert not started.out.exists()
-    started.assert_nothing_is_left()
 
 
 # --- make ---------------------------------------------------------------------------------------
