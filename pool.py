@@ -74,8 +74,8 @@ class Pool:
             sandbox = place.sandbox
             if not sandbox:
                 started = monotonic()
-                # Half a second is left for what remains to be done after the run.
-                budget_s = run.started_at + OVERHEAD_S - 0.5 - started
+                # What is left is for what remains to be done after the run, on a busy machine too.
+                budget_s = run.started_at + OVERHEAD_S - 1.5 - started
                 sandbox = self._make(place, limit_s, budget_s, code.lstrip().startswith("%%"))
                 run.durations_s["create"] = monotonic() - started
             yield sandbox

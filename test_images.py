@@ -195,7 +195,8 @@ class TestLimits:
             "    print(*resource.getrlimit(what), file=sys.stderr)\n"
         )
         command = [sys.executable, "-c", probe, str(SVG_TO_PNG)]
-        told = subprocess.run(command, capture_output=True, check=True, timeout=30).stderr.decode()
+        child = subprocess.run(command, capture_output=True, check=True, timeout=30, env={})
+        told = child.stderr.decode()
         limits = [tuple(map(int, line.split())) for line in told.splitlines()]
         assert limits == [(1024**3, 1024**3), (5, 5), (3, 3)]
         assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] > 3  # here nothing has changed

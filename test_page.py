@@ -24,6 +24,7 @@ import pytest
 import requests
 import yaml
 from selenium import webdriver
+from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
@@ -196,7 +197,8 @@ class Page:
         return self.driver.find_element(By.ID, element_id)
 
     def wait(self, condition: Callable[[], object]) -> None:
-        WebDriverWait(self.driver, WAIT_S, poll_frequency=0.1).until(lambda _: condition())
+        replaced = [StaleElementReferenceException]  # by the page, while it was looked at
+        WebDriverWait(self.driver, WAIT_S, 0.1, replaced).until(lambda _: condition())
 
     def script(self, text: str, *arguments: object) -> Any:
         return self.driver.execute_script(text, *arguments)
