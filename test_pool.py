@@ -216,14 +216,14 @@ def test_a_request_as_a_whole_ends_within_its_overhead_when_the_wait_is_long_and
     e2b: LocalE2B, make_pool: MakePool, monkeypatch: pytest.MonkeyPatch, create: dict[str, Any]
 ) -> None:
     assert pool_module.OVERHEAD_S == 10
-    monkeypatch.setattr(pool_module, "OVERHEAD_S", 2)
+    monkeypatch.setattr(pool_module, "OVERHEAD_S", 3)
     silent = {"fault": "silent"}
     e2b.set_script({"run": [OK_RUN, silent], "kill": {"delay_s": 0.5}, "create": [{}, create]})
     pool = make_pool(max_concurrent_runs=1)
     pool.run("1", 1)
     started = time.monotonic()
     run = pool.run("1", 1)  # waits 0.5 s for the kill; then 1 s is left for a sandbox
-    assert time.monotonic() - started <= 1 + 2
+    assert time.monotonic() - started <= 1 + 3
     assert run.outcome == ("unavailable" if "fault" in create else "timeout")
 
 
