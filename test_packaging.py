@@ -415,8 +415,9 @@ def test_our_stanza_is_the_popular_one_locked_down() -> None:
     assert set(document["services"]) == {"api", "e2b-proxy"}
     ours = document["services"]["e2b-proxy"]
     assert ours["build"] == "./e2b-proxy"
-    [key] = ours["environment"]
-    assert re.fullmatch(r"E2B_API_KEY=\$\{E2B_API_KEY:\?[^}]+\}", key)
+    e2b_key, own_key = ours["environment"]
+    assert re.fullmatch(r"E2B_API_KEY=\$\{E2B_API_KEY:\?[^}]+\}", e2b_key)
+    assert own_key == "PROXY_API_KEY=${PROXY_API_KEY:-}"  # what is in .env alone would do nothing
     assert not {"networks", "env_file", "ports", "privileged", "volumes", "user"} & set(ours)
     assert "${PORT" not in (ROOT / "compose.yaml").read_text()
     assert ours["read_only"] is True
@@ -436,7 +437,7 @@ def test_docker_waits_longer_than_gunicorn_lets_runs_finish(
 
 def test_the_commented_lines_publish_pictures_into_librechats_folder() -> None:
     ours = compose(with_published_pictures=True)["services"]["e2b-proxy"]
-    assert ours["environment"][1:] == ["IMAGE_DIR=/images", "IMAGE_URL=/images/e2b"]
+    assert ours["environment"][2:] == ["IMAGE_DIR=/images", "IMAGE_URL=/images/e2b"]
     [volume] = ours["volumes"]
     assert (volume["source"], volume["target"]) == ("./images/e2b", "/images")
     assert volume["bind"] == {"create_host_path": False}
