@@ -22,6 +22,10 @@ E2B_KEY = "e2b_0123456789abcdef0123456789abcdef01234567"
 OK_RUN = {"events": [{"type": "stdout", "text": "ok\n", "timestamp": "2026-01-01T00:00:00+00:00"}]}
 
 
+http = requests.Session()
+http.trust_env = False  # nothing here goes through a proxy
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -111,6 +115,31 @@ def kernel_e2b() -> Iterator[LocalE2B]:
     """E2B with real Jupyter kernels."""
     with LocalE2B() as e2b:
         yield e2b
+
+
+@pytest.fixture(scope="module")
+def e2b() -> Iterator[LocalE2B]:
+    """E2B for all tests of a file; each says with `set_script` what it answers."""
+    with LocalE2B() as local:
+        yield local
+
+
+@pytest.fixture(scope="module")
+def start(e2b: LocalE2B) -> Iterator[Callable[..., Service]]:
+    """Start the service with these settings against `e2b`, for all tests of a file."""
+    started: list[Service] = []
+
+    def start(**environ: str) -> Service:
+        started.append(Service(e2b_at(e2b.url) | environ))
+        started[-1].wait_for_log("Listening at")
+        return started[-1]
+
+    yield start
+    http.close()  # or gunicorn would wait for what may still come
+    for service in started:
+        service.process.terminate()
+    for service in started:
+        service.stop()
 
 
 def e2b_at(url: str) -> dict[str, str]:

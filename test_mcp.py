@@ -20,7 +20,7 @@ import requests
 from PIL import Image
 
 from config import LIFETIME_MARGIN_S, MAX_BODY_BYTES, MAX_REPLY_IMAGE_BYTES, VERSION
-from conftest import E2B_KEY, OK_RUN, Service, e2b_at
+from conftest import E2B_KEY, OK_RUN, Service, http
 from local_e2b import LocalE2B
 
 API_KEY = "a-key-that-is-long-enough-to-be-one"
@@ -33,40 +33,13 @@ SVG = (
     '<rect width="40" height="30" fill="#ff0000"/></svg>'
 )
 
-http = requests.Session()
-http.trust_env = False  # nothing here goes through a proxy
-
 
 # --- services ---------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def e2b() -> Iterator[LocalE2B]:
-    with LocalE2B() as local:
-        yield local
 
 
 @pytest.fixture(autouse=True)
 def _runs_print_ok(e2b: LocalE2B) -> None:
     e2b.set_script({"run": OK_RUN})
-
-
-@pytest.fixture(scope="module")
-def start(e2b: LocalE2B) -> Iterator[Callable[..., Service]]:
-    """Start the service with these settings, for all tests of this file."""
-    started: list[Service] = []
-
-    def start(**environ: str) -> Service:
-        started.append(Service(e2b_at(e2b.url) | environ))
-        started[-1].wait_for_log("Listening at")
-        return started[-1]
-
-    yield start
-    http.close()  # or gunicorn would wait for what may still come
-    for service in started:
-        service.process.terminate()
-    for service in started:
-        service.stop()
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from schemathesis import GenerationMode
 from schemathesis.specs.openapi.checks import ignored_auth
 
 from config import LIFETIME_MARGIN_S, MAX_BODY_BYTES, VERSION
-from conftest import E2B_KEY, OK_RUN, Service, e2b_at
+from conftest import E2B_KEY, OK_RUN, Service, http
 from local_e2b import LocalE2B
 
 DOCUMENT = json.loads(Path(__file__).with_name("openapi.json").read_text("utf-8"))
@@ -27,40 +27,13 @@ API_KEY = "a-key-that-is-long-enough-to-be-one"
 MAX_CODE_CHARS, RUN_TIMEOUT_S = 2000, 20
 EXAMPLES = 120
 
-http = requests.Session()
-http.trust_env = False  # nothing here goes through a proxy
-
 
 # --- services ---------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def e2b() -> Iterator[LocalE2B]:
-    with LocalE2B() as local:
-        yield local
 
 
 @pytest.fixture(autouse=True)
 def _runs_print_ok(e2b: LocalE2B) -> None:
     e2b.set_script({"run": OK_RUN})
-
-
-@pytest.fixture(scope="module")
-def start(e2b: LocalE2B) -> Iterator[Callable[..., Service]]:
-    """Start the service with these settings, for all tests of this file."""
-    started: list[Service] = []
-
-    def start(**environ: str) -> Service:
-        started.append(Service(e2b_at(e2b.url) | environ))
-        started[-1].wait_for_log("Listening at")
-        return started[-1]
-
-    yield start
-    http.close()  # or gunicorn would wait for what may still come
-    for service in started:
-        service.process.terminate()
-    for service in started:
-        service.stop()
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import io
 import json
 import re
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPResponse
 from time import monotonic
@@ -20,47 +20,20 @@ from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
 from config import LIFETIME_MARGIN_S, MAX_BODY_BYTES, VERSION
-from conftest import E2B_KEY, OK_RUN, Service, e2b_at, text_of, urls_of
+from conftest import E2B_KEY, OK_RUN, Service, http, text_of, urls_of
 from local_e2b import LocalE2B
 
 API_KEY = "a-key-that-is-long-enough-to-be-one"
 JSON = {"Content-Type": "application/json"}
 SVG = '<svg xmlns="http://www.w3.org/2000/svg" width="4" height="3"><path d="M0 0h4v3z"/></svg>'
 
-http = requests.Session()
-http.trust_env = False  # nothing here goes through a proxy
-
 
 # --- services ---------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def e2b() -> Iterator[LocalE2B]:
-    with LocalE2B() as local:
-        yield local
 
 
 @pytest.fixture(autouse=True)
 def _runs_print_ok(e2b: LocalE2B) -> None:
     e2b.set_script({"run": OK_RUN})
-
-
-@pytest.fixture(scope="module")
-def start(e2b: LocalE2B) -> Iterator[Callable[..., Service]]:
-    """Start the service with these settings, for all tests of this file."""
-    started: list[Service] = []
-
-    def start(**environ: str) -> Service:
-        started.append(Service(e2b_at(e2b.url) | environ))
-        started[-1].wait_for_log("Listening at")
-        return started[-1]
-
-    yield start
-    http.close()  # or gunicorn would wait for what may still come
-    for service in started:
-        service.process.terminate()
-    for service in started:
-        service.stop()
 
 
 @pytest.fixture(scope="module")

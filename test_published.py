@@ -9,7 +9,7 @@ import os
 import re
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from http.client import HTTPResponse
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import pytest
 import requests
 from PIL import Image
 
-from conftest import OK_RUN, Service, e2b_at, text_of, urls_of
+from conftest import OK_RUN, Service, http, text_of, urls_of
 from local_e2b import LocalE2B
 
 API_KEY = "a-key-that-is-long-enough-to-be-one"
@@ -32,35 +32,8 @@ SVG = (
     '<rect width="40" height="30" fill="#ff0000"/></svg>'
 )
 
-http = requests.Session()
-http.trust_env = False  # nothing here goes through a proxy
-
 
 # --- services ---------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def e2b() -> Iterator[LocalE2B]:
-    with LocalE2B() as local:
-        yield local
-
-
-@pytest.fixture(scope="module")
-def start(e2b: LocalE2B) -> Iterator[Callable[..., Service]]:
-    """Start the service with these settings, for all tests of this file."""
-    started: list[Service] = []
-
-    def start(**environ: str) -> Service:
-        started.append(Service(e2b_at(e2b.url) | environ))
-        started[-1].wait_for_log("Listening at")
-        return started[-1]
-
-    yield start
-    http.close()  # or gunicorn would wait for what may still come
-    for service in started:
-        service.process.terminate()
-    for service in started:
-        service.stop()
 
 
 @pytest.fixture(scope="module")
