@@ -76,7 +76,7 @@ class Pool:
                 started = monotonic()
                 # What is left is for what remains to be done after the run, on a busy machine too.
                 budget_s = run.started_at + OVERHEAD_S - 1.5 - started
-                sandbox = self._make(place, limit_s, budget_s, code.lstrip().startswith("%%"))
+                sandbox = self._make(place, limit_s, budget_s, code)
                 run.durations_s["create"] = monotonic() - started
             yield sandbox
         finally:
@@ -99,8 +99,7 @@ class Pool:
             return place
 
     def _free_place(self, fresh: bool) -> _Place | None:
-        ready = (p for p in self._places if p.state == "ready" and not fresh)
-        place = next(ready, None)
+        place = next((p for p in self._places if p.state == "ready" and not fresh), None)
         if not place and len(self._places) < self._config.max_concurrent_runs:
             place = _Place("running")
             self._places.append(place)
@@ -109,12 +108,11 @@ class Pool:
             self._changed.notify_all()
         return place
 
-    def _make(self, place: _Place, limit_s: int, budget_s: float, primed: bool) -> Sandbox:
+    def _make(self, place: _Place, limit_s: int, budget_s: float, code: str = "") -> Sandbox:
         place.sandbox = Sandbox(self._config, limit_s + LIFETIME_MARGIN_S, budget_s)
         if self._closing.is_set():
             raise Unavailable("This service is being stopped. Try again in a minute.")
-        if primed:
-            place.sandbox.prime(place.sandbox.created_at + budget_s - monotonic())
+        place.sandbox.prime(place.sandbox.created_at + budget_s - monotonic(), code)
         return place.sandbox
 
     def _end(self, place: _Place, spare: str = "ending") -> None:
@@ -172,7 +170,7 @@ class Pool:
                 place = _Place("making")
                 self._places.append(place)
             try:
-                sandbox = self._make(place, self._config.run_timeout_s, OVERHEAD_S, primed=True)
+                sandbox = self._make(place, self._config.run_timeout_s, OVERHEAD_S)
                 back_off_s = 1.0
                 with self._changed:
                     place.state = "ready" if place.state == "making" else place.state

@@ -134,8 +134,10 @@ class Sandbox:
         self.ends_at = monotonic() + self._lifetime_s
 
     @_in_our_words()
-    def prime(self, budget_s: float) -> None:
-        """Run an empty cell, which takes E2B's prefix with it: a cell magic has to come first."""
+    def prime(self, budget_s: float, code: str = "") -> None:
+        """Run an empty cell, which takes E2B's prefix with it, unless `code` can do without."""
+        if code and not code.lstrip().startswith("%%"):  # a cell magic has to come first
+            return
         reader = StreamReader(Run.empty(2), self._config)
         self._e2b.send("pass", min(KILL_BUDGET_S, max(budget_s, 0.2)), reader)
         self._primed = True
