@@ -560,14 +560,19 @@ class Bench:
         name = f"{cap} callers at once of a {run_s:g} s run, cap {cap}"
         return [
             Row(
-                f"{name}: p99 to the median of one",
+                f"{name} (ratio: p99 to the median of one caller)",
                 "",
                 spread_ms(many_s),
                 f"{percentile(many_s, 99) / one_s:.2f}",
                 "< 1.15",
                 missed=percentile(many_s, 99) / one_s >= 1.15,
             ),
-            below("their memory, two processes, at most", memory_mb, 250, "{:.0f} MB"),
+            below(
+                "memory of the service meanwhile, master and worker, at most",
+                memory_mb,
+                250,
+                "{:.0f} MB",
+            ),
             below("/health meanwhile, p95", percentile(health_s, 95) * 1000, 50, "{:.0f} ms"),
             below(
                 "a run above the cap is refused, at most", max(refused_s) * 1000, 50, "{:.0f} ms"
