@@ -36,7 +36,7 @@ class Service:
     """gunicorn with the shipped configuration, and the log that it writes."""
 
     def __init__(self, environ: dict[str, str], command: tuple[str, ...] = ("proxy:app",)) -> None:
-        self.port = free_port()
+        self.port = int(environ.get("PORT") or free_port())
         self.url = f"http://127.0.0.1:{self.port}"
         self.lines: list[str] = []
         self._more = threading.Condition()
@@ -74,6 +74,11 @@ class Service:
             line = found()
         assert line, f"no line with {text!r} in the log:\n{''.join(self.lines)}"
         return line
+
+    def wait_until_ready(self, timeout_s: float = 30) -> None:
+        """It listens before its worker has been started, which lasts on a busy machine."""
+        self.wait_for_log("Listening at", timeout_s)
+        http.get(f"{self.url}/health", headers={"Connection": "close"}, timeout=timeout_s)
 
     def requests_logged(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.lines if '"request_id"' in line]
@@ -131,7 +136,7 @@ def start(e2b: LocalE2B) -> Iterator[Callable[..., Service]]:
 
     def start(**environ: str) -> Service:
         started.append(Service(e2b_at(e2b.url) | environ))
-        started[-1].wait_for_log("Listening at")
+        started[-1].wait_until_ready()
         return started[-1]
 
     yield start
@@ -154,7 +159,7 @@ def start_service(scripted_e2b: LocalE2B) -> Iterator[Callable[..., Service]]:
     def start(environ: dict[str, str] | None = None) -> Service:
         service = Service(e2b_at(scripted_e2b.url) | (environ or {}))
         started.append(service)
-        service.wait_for_log("Listening at")
+        service.wait_until_ready()
         return service
 
     yield start

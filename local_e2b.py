@@ -1139,7 +1139,7 @@ class LocalE2B:
         self._server.set_script(script)
 
     def wait_for(
-        self, condition: Callable[[dict[str, Any]], object], timeout_s: float = 5
+        self, condition: Callable[[dict[str, Any]], object], timeout_s: float = 30
     ) -> dict[str, Any]:
         """The state once `condition(state)` holds; TimeoutError shows the state that did not."""
         deadline_s = time.monotonic() + timeout_s

@@ -97,7 +97,7 @@ def slow_e2b() -> Iterator[LocalE2B]:
 def started(environ: dict[str, str]) -> Iterator[Service]:
     service = Service(environ)
     try:
-        service.wait_for_log("Listening at")
+        service.wait_until_ready()
         yield service
     finally:
         service.stop()

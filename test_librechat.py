@@ -200,7 +200,7 @@ def start(e2b: LocalE2B) -> Iterator[Callable[..., Service]]:
 
     def start(**environ: str) -> Service:
         started.append(Service(e2b_at(e2b.url) | environ))
-        started[-1].wait_for_log("Listening at")
+        started[-1].wait_until_ready()
         return started[-1]
 
     yield start

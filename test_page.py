@@ -134,7 +134,7 @@ def e2b() -> Iterator[LocalE2B]:
 def serving(e2b: LocalE2B, **environ: str) -> Iterator[Service]:
     service = Service(e2b_at(e2b.url) | environ)
     try:
-        service.wait_for_log("Listening at", timeout_s=WAIT_S)
+        service.wait_until_ready(WAIT_S)
         yield service
     finally:
         service.stop()
@@ -160,7 +160,6 @@ def keyed_service(e2b: LocalE2B, tmp_path_factory: pytest.TempPathFactory) -> It
         "PORT": str(port),
     }
     with serving(e2b, **environ) as service:
-        service.port, service.url = port, f"http://127.0.0.1:{port}"
         yield service
 
 

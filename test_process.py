@@ -40,7 +40,7 @@ def shared(e2b: LocalE2B) -> Iterator[Service]:
     """A service for the tests that leave it as it is."""
     service = Service(e2b_at(e2b.url))
     try:
-        service.wait_for_log("Listening at")
+        service.wait_until_ready()
         yield service
     finally:
         service.stop()
@@ -175,7 +175,7 @@ def left_behind() -> Iterator[LocalE2B]:
     with LocalE2B(script={"run": {"fault": "silent"}}) as stand_in:
         service = Service(e2b_at(stand_in.url))
         try:
-            service.wait_for_log("Listening at")
+            service.wait_until_ready()
             with ThreadPoolExecutor(1) as threads:
                 running = threads.submit(service.execute, timeout=1)
                 stand_in.wait_for(lambda state: any(r["kind"] == "run" for r in state["requests"]))
