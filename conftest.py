@@ -108,6 +108,14 @@ def urls_of(response: requests.Response) -> list[str]:
     return [part["image_url"]["url"] for part in response.json()[1]["content"]]
 
 
+@pytest.fixture(scope="module")
+def untraced() -> Iterator[None]:
+    """Processes that are started do not measure coverage: a third of a service's start."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
+        yield
+
+
 @pytest.fixture
 def scripted_e2b() -> Iterator[LocalE2B]:
     """E2B without kernels: `set_script` says what it answers."""

@@ -22,6 +22,8 @@ import check
 from conftest import Service
 from local_e2b import LocalE2B
 
+pytestmark = pytest.mark.usefixtures("untraced")
+
 URL = "http://127.0.0.1:3001"
 PNG = check.PNG + b"the rest of a picture"
 DATA_URI = check.DATA_URI + base64.b64encode(PNG).decode()

@@ -25,6 +25,8 @@ import check
 from conftest import E2B_KEY, e2b_at, free_port
 from local_e2b import LocalE2B
 
+pytestmark = pytest.mark.usefixtures("untraced")
+
 ROOT = Path(__file__).parent
 DEMO_TIMEOUT_S = 60
 Make = Callable[..., "subprocess.CompletedProcess[str]"]

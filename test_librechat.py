@@ -33,6 +33,8 @@ from PIL import Image
 from conftest import Service, e2b_at
 from local_e2b import LocalE2B
 
+pytestmark = pytest.mark.usefixtures("untraced")
+
 CLIENT_DIR = Path(__file__).with_name("librechat_client")
 PICTURE_BYTES = 40_000
 MAX_ADDED_CHARS = 300

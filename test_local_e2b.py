@@ -36,6 +36,8 @@ from PIL import Image
 import local_e2b
 from local_e2b import LocalE2B
 
+pytestmark = pytest.mark.usefixtures("untraced")
+
 Event = dict[str, Any]
 DASHES = "-" * 75
 FIGURE = "<Figure size 640x480 with 1 Axes>"

@@ -22,6 +22,8 @@ from config import LIFETIME_MARGIN_S, MAX_BODY_BYTES, VERSION
 from conftest import E2B_KEY, OK_RUN, Service, http
 from local_e2b import LocalE2B
 
+pytestmark = pytest.mark.usefixtures("untraced")
+
 DOCUMENT = json.loads(Path(__file__).with_name("openapi.json").read_text("utf-8"))
 API_KEY = "a-key-that-is-long-enough-to-be-one"
 MAX_CODE_CHARS, RUN_TIMEOUT_S = 2000, 20

@@ -27,6 +27,8 @@ import yaml
 from config import Config
 from conftest import free_port
 
+pytestmark = pytest.mark.usefixtures("untraced")
+
 ROOT = Path(__file__).parent
 MAX_SERVICE_LINES = 1200
 MAX_COLUMNS = 100

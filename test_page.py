@@ -35,9 +35,13 @@ from conftest import OK_RUN, Service, e2b_at, free_port
 from local_e2b import LocalE2B
 
 CHROMIUM, CHROMEDRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(
-    not (CHROMIUM and CHROMEDRIVER), reason="the page: chromium or chromium-driver is not installed"
-)
+pytestmark = [
+    pytest.mark.usefixtures("untraced"),
+    pytest.mark.skipif(
+        not (CHROMIUM and CHROMEDRIVER),
+        reason="the page: chromium or chromium-driver is not installed",
+    ),
+]
 SCREENSHOT_DIR = os.environ.get("SCREENSHOT_DIR")
 WAIT_S = 30
 KEY = "the-right-key" * 15  # longer than a phone is wide

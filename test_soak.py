@@ -14,6 +14,8 @@ import pytest
 from bench import Row, against, below, percentile, table
 from soak import Life, Plan, Report, Restart, Sample, problems
 
+pytestmark = pytest.mark.usefixtures("untraced")
+
 HERE = Path(__file__).parent
 PLAN = Plan(runs=100, faults=0.1, restarts=1, warm=0, callers=10, quick=False)
 START = Sample(memory_mb=100, threads=20, descriptors=40)

@@ -11,7 +11,6 @@ import contextlib
 import gc
 import io
 import json
-import os
 import re
 import subprocess
 import sys
@@ -304,15 +303,12 @@ def as_first_cell(code: str, prefix: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def told() -> dict[str, Any]:
+def told(untraced: None) -> dict[str, Any]:
     """What IPython says to each cell: value, traceback and stderr, without what varies."""
     cells = [as_first_cell(code, prefix) for prefix in ("", PREFIX) for code in CODES.values()]
     cells += [as_first_cell(CODES[name], prefix) for name, prefix in OTHER_PREFIXES]
-    # Nothing of the service runs there, and to trace IPython takes twice the time.
-    environ = {k: v for k, v in os.environ.items() if not k.startswith("COVERAGE")}
     child = subprocess.run(
         [sys.executable, "-W", "ignore", __file__],
-        env=environ,
         input=json.dumps(cells),
         capture_output=True,
         text=True,
