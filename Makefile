@@ -18,9 +18,10 @@ demo: $(INSTALLED)
 	@exec $(PY) demo.py
 
 # ARGS goes to pytest: make test ARGS="-k health -x". Most tests wait, so four files run at once.
-# The service is started some sixty times: its bytecode is kept, whatever the environment says.
+# The service is started dozens of times: its bytecode is kept, whatever the environment says.
 test: $(INSTALLED)
-	PYTHONDONTWRITEBYTECODE= NO_PROXY="127.0.0.1,localhost,$$NO_PROXY" no_proxy="127.0.0.1,localhost,$$no_proxy" \
+	NO_PROXY="127.0.0.1,localhost,$$NO_PROXY" no_proxy="127.0.0.1,localhost,$$no_proxy" \
+		PYTHONDONTWRITEBYTECODE= \
 		$(PY) -m pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder \
 		--cov --cov-report=term-missing:skip-covered $(ARGS)
 

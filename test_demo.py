@@ -163,6 +163,15 @@ def test_sigterm_ends_the_demo_while_the_service_starts(tmp_path: Path, e2b: Loc
         started.assert_nothing_is_left()
 
 
+@pytest.fixture
+def heeded_hangups() -> Iterator[None]:
+    """By what is started here, also when the tests themselves run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("heeded_hangups")
 def test_a_terminal_that_is_closed_in_the_middle_ends_the_demo(tmp_path: Path) -> None:
     with demo(tmp_path) as started:
         started.wait_for("Drawing")
