@@ -15,7 +15,7 @@ MISSING := $(shell test -x $(PY) || echo missing)
 .PHONY: demo test lint bench soak lock clean missing
 
 demo: $(INSTALLED)
-	@exec $(PY) demo.py
+	@exec $(PY) dev/demo.py
 
 # ARGS goes to pytest: make test ARGS="-k health -x". Most tests wait, so four files run at once.
 # The service is started dozens of times: its bytecode is kept, whatever the environment says.
@@ -31,32 +31,32 @@ lint: $(INSTALLED)
 	$(PY) -m mypy
 
 bench: $(INSTALLED)
-	@exec $(PY) bench.py $(ARGS)
+	@exec $(PY) dev/bench.py $(ARGS)
 
 soak: $(INSTALLED)
-	@exec $(PY) soak.py $(ARGS)
+	@exec $(PY) dev/soak.py $(ARGS)
 
 # Locks again what the .in files ask for; UPGRADE=--upgrade takes newer versions where they allow it.
 lock: $(INSTALLED)
 	$(PY) -m pip install --quiet --disable-pip-version-check $(UV)
 	$(LOCK) $(UPGRADE) requirements.in --output-file requirements.txt
-	$(LOCK) $(UPGRADE) requirements-dev.in --output-file requirements-dev.txt
+	$(LOCK) $(UPGRADE) dev/requirements.in --output-file dev/requirements.txt
 
 clean:
 	rm -rf $(VENV) .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache \
 		.schemathesis __pycache__ demo.log demo.png
 
-$(INSTALLED): requirements-dev.txt $(MISSING)
+$(INSTALLED): dev/requirements.txt $(MISSING)
 	@for python in $(or $(PYTHON),python3 python3.14 python3.13 python3.12 python3.11); do \
 		command -v "$$python" >/dev/null 2>&1 || continue; \
 		found="$$found $$python"; \
 		"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || continue; \
 		new="$$new $$python"; \
 		"$$python" -c 'import ensurepip, venv' 2>/dev/null || continue; \
-		echo "Installing what requirements-dev.txt locks into $(VENV): a minute or so, once."; \
+		echo "Installing what dev/requirements.txt locks into $(VENV): a minute or so, once."; \
 		"$$python" -m venv --clear $(VENV) || exit 1; \
 		$(PY) -m pip install --quiet --disable-pip-version-check --no-input \
-			--require-hashes --requirement requirements-dev.txt && touch $@ && exit 0; \
+			--require-hashes --requirement dev/requirements.txt && touch $@ && exit 0; \
 		echo "The packages could not be installed; pip says why above. No network, maybe?" >&2; \
 		exit 1; \
 	done; \

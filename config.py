@@ -20,12 +20,20 @@ OVERHEAD_S = 10
 LIFETIME_MARGIN_S = 15
 
 
-def _text(default: Any, pattern: str, must: str, parse: Callable[[str], Any] = str) -> Any:
-    return field(default=default, metadata={"pattern": pattern, "must": must, "parse": parse})
+def _text(
+    default: Any, pattern: str, must: str, parse: Callable[[str], Any] = str
+) -> Any:
+    return field(
+        default=default, metadata={"pattern": pattern, "must": must, "parse": parse}
+    )
 
 
 def _secret() -> Any:
-    metadata = {"pattern": "[!-~]+", "must": "printable ASCII without spaces", "parse": str}
+    metadata = {
+        "pattern": "[!-~]+",
+        "must": "printable ASCII without spaces",
+        "parse": str,
+    }
     return field(default="", repr=False, metadata=metadata)
 
 
@@ -41,7 +49,9 @@ def _whole(default: int, low: int, high: int) -> Any:
 @dataclass(frozen=True)
 class Config:
     e2b_api_key: str = _secret()
-    host: str = _text("127.0.0.1", r"[\w.-]+|\[[\w:.]+\]", "an address ([] around IPv6) or a name")
+    host: str = _text(
+        "127.0.0.1", r"[\w.-]+|\[[\w:.]+\]", "an address ([] around IPv6) or a name"
+    )
     port: int = _whole(3001, 1, 65535)
     proxy_api_key: str = _secret()
     allowed_hosts: str = _text("", r"[\w., -]+", "host names parted by commas")
@@ -52,14 +62,20 @@ class Config:
     max_images: int = _whole(10, 0, 100)
     max_image_bytes: int = _whole(5 * 1024 * 1024, 1024, MAX_REPLY_IMAGE_BYTES)
     image_dir: Path | None = _text(None, "/.*", "an absolute path", Path)
-    image_url: str = _text("", r"(https?:/)?(/[\w.:%~-]+)+/?", "/a/path or http(s)://an/address")
+    image_url: str = _text(
+        "", r"(https?:/)?(/[\w.:%~-]+)+/?", "/a/path or http(s)://an/address"
+    )
     image_ttl_hours: int = _whole(0, 0, 100_000)
     sandbox_seconds_per_day: int = _whole(0, 0, 10**9)
     warm_sandboxes: int = _whole(0, 0, 100)
     warm_idle_s: int = _whole(600, 1, 86_400)
-    e2b_template: str = _text("code-interpreter-v1", r"[\w.:/-]+", "a template's name or id")
+    e2b_template: str = _text(
+        "code-interpreter-v1", r"[\w.:/-]+", "a template's name or id"
+    )
     allow_internet: bool = _text(True, "true|false", "true or false", "true".__eq__)
-    log_level: str = _text("info", "debug|info|warning|error", "debug, info, warning or error")
+    log_level: str = _text(
+        "info", "debug|info|warning|error", "debug, info, warning or error"
+    )
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> Self:
@@ -67,13 +83,18 @@ class Config:
         values: dict[str, Any] = {}
         problems = []
         for setting in fields(cls):
-            name, text = setting.name.upper(), environ.get(setting.name.upper(), "").strip()
+            name, text = (
+                setting.name.upper(),
+                environ.get(setting.name.upper(), "").strip(),
+            )
             path = environ.get(f"{name}_FILE", "") if not setting.repr else ""
             try:
                 if path and not text:
                     name = f"{name}_FILE"
                     text = Path(path).read_text("ascii").strip()
-                if not re.fullmatch(setting.metadata["pattern"], text, re.ASCII) and (text or path):
+                if not re.fullmatch(setting.metadata["pattern"], text, re.ASCII) and (
+                    text or path
+                ):
                     raise ValueError
                 if text:
                     values[setting.name] = setting.metadata["parse"](text)
@@ -83,8 +104,12 @@ class Config:
                 shown = f", not {text[:80]!r}" if setting.repr else ""
                 problems.append(f"{name} must be {setting.metadata['must']}{shown}")
         config = cls(**values)
-        if not config.e2b_api_key and not any("E2B_API_KEY" in text for text in problems):
-            problems.append("E2B_API_KEY (or E2B_API_KEY_FILE) is required, https://e2b.dev has it")
+        if not config.e2b_api_key and not any(
+            "E2B_API_KEY" in text for text in problems
+        ):
+            problems.append(
+                "E2B_API_KEY (or E2B_API_KEY_FILE) is required, https://e2b.dev has it"
+            )
         if bool(config.image_dir) != bool(config.image_url):
             problems.append("IMAGE_DIR and IMAGE_URL must be set together")
         if problems:

@@ -14,12 +14,15 @@ from typing import Any
 
 import pytest
 import requests
-
 from local_e2b import LocalE2B
 
-HERE = Path(__file__).parent
+ROOT = Path(__file__).parent
 E2B_KEY = "e2b_0123456789abcdef0123456789abcdef01234567"
-OK_RUN = {"events": [{"type": "stdout", "text": "ok\n", "timestamp": "2026-01-01T00:00:00+00:00"}]}
+OK_RUN = {
+    "events": [
+        {"type": "stdout", "text": "ok\n", "timestamp": "2026-01-01T00:00:00+00:00"}
+    ]
+}
 
 
 http = requests.Session()
@@ -35,16 +38,20 @@ def free_port() -> int:
 class Service:
     """gunicorn with the shipped configuration, and the log that it writes."""
 
-    def __init__(self, environ: dict[str, str], command: tuple[str, ...] = ("proxy:app",)) -> None:
+    def __init__(
+        self, environ: dict[str, str], command: tuple[str, ...] = ("proxy:app",)
+    ) -> None:
         self.port = int(environ.get("PORT") or free_port())
         self.url = f"http://127.0.0.1:{self.port}"
         self.lines: list[str] = []
         self._more = threading.Condition()
         self._ended = False
-        clean = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy")}
+        clean = {
+            k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy")
+        }
         self.process = subprocess.Popen(
             [sys.executable, "-m", "gunicorn", *command],
-            cwd=HERE,
+            cwd=ROOT,
             env=clean | {"E2B_API_KEY": E2B_KEY, "PORT": str(self.port)} | environ,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -78,13 +85,17 @@ class Service:
     def wait_until_ready(self, timeout_s: float = 30) -> None:
         """It listens before its worker has been started, which lasts on a busy machine."""
         self.wait_for_log("Listening at", timeout_s)
-        http.get(f"{self.url}/health", headers={"Connection": "close"}, timeout=timeout_s)
+        http.get(
+            f"{self.url}/health", headers={"Connection": "close"}, timeout=timeout_s
+        )
 
     def requests_logged(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.lines if '"request_id"' in line]
 
     def execute(self, code: str = "1", **fields: Any) -> requests.Response:
-        return requests.post(f"{self.url}/execute", json={"code": code, **fields}, timeout=100)
+        return requests.post(
+            f"{self.url}/execute", json={"code": code, **fields}, timeout=100
+        )
 
     def stop(self, timeout_s: float = 20) -> None:
         if self.process.poll() is None:

@@ -24,10 +24,16 @@ def format_run(run: Run, max_output_chars: int) -> str:
     parts = dict(zip(_HEADINGS, map(_cleaned, outputs), strict=True))
     # A short part is not cut on account of a long one.
     left = max_output_chars
-    for rank, part in enumerate(sorted(parts.values(), key=lambda part: len(part.text()))):
+    for rank, part in enumerate(
+        sorted(parts.values(), key=lambda part: len(part.text()))
+    ):
         part.cut(left // (len(parts) - rank))
         left -= len(part.head + part.tail)
-    texts = [f"**{name}:**\n{fence(part.text())}" for name, part in parts.items() if part.text()]
+    texts = [
+        f"**{name}:**\n{fence(part.text())}"
+        for name, part in parts.items()
+        if part.text()
+    ]
     if not texts and not run.pictures:
         texts.append("Code executed successfully, without output.")
     notes = []
@@ -51,7 +57,9 @@ def fence(text: str, language: str = "") -> str:
 
 def _error_text(run: Run) -> str:
     told = run.error_name in run.traceback and run.error_value in run.traceback
-    error = f"{run.error_name}: {run.error_value}" if run.error_name and not told else ""
+    error = (
+        f"{run.error_name}: {run.error_value}" if run.error_name and not told else ""
+    )
     return "\n".join(filter(None, (run.traceback.rstrip(), error, run.problem)))
 
 
@@ -68,7 +76,9 @@ def _cleaned(output: Clipped) -> Clipped:
 def _clean(text: str) -> str:
     """Printable text, each line as a terminal would show it last, without its last newline."""
     text = _ANSI.sub("", text).replace("\r\n", "\n").removesuffix("\n")
-    return _printable("\n".join(line.rstrip("\r").split("\r")[-1] for line in text.split("\n")))
+    return _printable(
+        "\n".join(line.rstrip("\r").split("\r")[-1] for line in text.split("\n"))
+    )
 
 
 def _printable(text: str) -> str:

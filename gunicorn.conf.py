@@ -19,7 +19,9 @@ from config import OVERHEAD_S, Config
 try:
     settings = Config.from_env(os.environ)
 except ValueError as exc:
-    sys.exit(str(exc))  # in the master, before any worker: there is nothing to start again
+    sys.exit(
+        str(exc)
+    )  # in the master, before any worker: there is nothing to start again
 
 _RECEIVE_LIMIT_S = 15
 _keys = [key for key in (settings.e2b_api_key, settings.proxy_api_key) if len(key) > 7]
@@ -30,7 +32,9 @@ class JsonFormatter(logging.Formatter):
     """One JSON object a line: the message, and what was given as `extra={"fields": {...}}`."""
 
     def format(self, record):
-        now = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        now = datetime.fromtimestamp(record.created, UTC).isoformat(
+            timespec="milliseconds"
+        )
         message = super().format(record)  # with the traceback of an exception
         line = {"time": now, "level": record.levelname.lower(), "message": message}
         text = json.dumps(line | getattr(record, "fields", {}))
@@ -73,7 +77,9 @@ class PatientWorker(gthread.ThreadWorker):
         """Called every second: cut off whose request, or the reply to it, takes too long."""
         super().notify()
         for conn in self.pending_conns if not self._accepting else ():
-            conn.timeout = 0  # at the end, and when there are too many, silent ones go first
+            conn.timeout = (
+                0  # at the end, and when there are too many, silent ones go first
+            )
         for conn, since in list(_receiving.items()):
             age_s = time.monotonic() - since
             with contextlib.suppress(OSError):  # it is gone already
@@ -90,17 +96,27 @@ workers = 1
 worker_class = PatientWorker
 # A run may still be drawing or sending when its place has a next one; the rest is for /health.
 threads = 2 * settings.max_concurrent_runs + 8
-worker_connections = max(100, min(4000, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2))
+worker_connections = max(
+    100, min(4000, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
+)
 keepalive = 65  # s; above Node's 5 s, or LibreChat sees ECONNRESET now and then
-graceful_timeout = settings.run_timeout_s + OVERHEAD_S + 10  # the longest request, then the kills
+graceful_timeout = (
+    settings.run_timeout_s + OVERHEAD_S + 10
+)  # the longest request, then the kills
 worker_tmp_dir = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108
 control_socket_disable = True
 logger_class = JsonLogger
 
 
 def when_ready(server):
-    if not settings.proxy_api_key and settings.host not in ("127.0.0.1", "[::1]", "localhost"):
-        server.log.warning("Whoever reaches %s can run code at your cost: set PROXY_API_KEY", bind)
+    if not settings.proxy_api_key and settings.host not in (
+        "127.0.0.1",
+        "[::1]",
+        "localhost",
+    ):
+        server.log.warning(
+            "Whoever reaches %s can run code at your cost: set PROXY_API_KEY", bind
+        )
 
 
 def worker_exit(server, worker):

@@ -41,7 +41,9 @@ def rasterize(run: Run, config: Config) -> None:
         except BadPicture as exc:
             run.leave_out("picture", str(exc))
         if is_svg and re.search(rb"<(\w+:)?text", picture.data):
-            run.leave_out("SVG text", "text is drawn from paths only (svg.fonttype: path)")
+            run.leave_out(
+                "SVG text", "text is drawn from paths only (svg.fonttype: path)"
+            )
 
 
 def _draw(svg: bytes, give_up_at: float) -> Picture:
@@ -53,7 +55,9 @@ def _draw(svg: bytes, give_up_at: float) -> Picture:
     command = [sys.executable, "-I", str(Path(__file__).with_name("svg_to_png.py"))]
     left_s = max(0.1, give_up_at - monotonic())
     try:
-        child = subprocess.run(command, input=svg, capture_output=True, timeout=left_s, env={})
+        child = subprocess.run(
+            command, input=svg, capture_output=True, timeout=left_s, env={}
+        )
     except subprocess.TimeoutExpired:
         raise BadPicture("an SVG that takes too long to draw") from None
     finally:
@@ -69,7 +73,10 @@ def publish(run: Run, config: Config) -> list[str]:
     oldest = time.time() - config.image_ttl_hours * 3600
     for path in folder.glob("e2b-*") if config.image_ttl_hours else ():
         with suppress(OSError):
-            if _NAME.fullmatch(path.name.removesuffix(".part")) and path.lstat().st_mtime < oldest:
+            if (
+                _NAME.fullmatch(path.name.removesuffix(".part"))
+                and path.lstat().st_mtime < oldest
+            ):
                 path.unlink()
     for picture in run.pictures:
         name = f"e2b-{secrets.token_urlsafe(24)}.{'png' if picture.media_type == PNG else 'jpg'}"
@@ -99,4 +106,7 @@ def published(name: str, config: Config) -> tuple[bytes, str] | None:
 def json_pieces(body: object, blobs: Sequence[bytes]) -> list[bytes]:
     """A JSON body in pieces, in which each BLOB became the next of `blobs`, as base64."""
     first, *texts = (text.encode() for text in json.dumps(body).split(BLOB))
-    return [first, *(p for pair in zip(map(b64encode, blobs), texts, strict=True) for p in pair)]
+    return [
+        first,
+        *(p for pair in zip(map(b64encode, blobs), texts, strict=True) for p in pair),
+    ]

@@ -6,7 +6,13 @@ RUNS = Counter("e2b_proxy_runs", "Runs, by outcome; full: refused", ["outcome"])
 IN_FLIGHT = Gauge("e2b_proxy_in_flight", "Runs in flight")
 WARM_READY = Gauge("e2b_proxy_warm_ready", "Sandboxes kept ready")
 KILLS_FAILED = Counter("e2b_proxy_kills_failed", "Kills that E2B did not confirm")
-SANDBOX_SECONDS = Counter("e2b_proxy_sandbox_seconds", "Lifetime of the sandboxes that ended")
+SANDBOX_SECONDS = Counter(
+    "e2b_proxy_sandbox_seconds", "Lifetime of the sandboxes that ended"
+)
 PICTURE_BYTES = Counter("e2b_proxy_picture_bytes", "Pictures sent back, decoded")
-STEP_SECONDS = Histogram("e2b_proxy_step_seconds", "Time of: queue, create, run, kill", ["step"],
-    buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300))  # fmt: skip
+STEP_SECONDS = Histogram(
+    "e2b_proxy_step_seconds",
+    "Time of: queue, create, run, kill",
+    ["step"],
+    buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300),
+)

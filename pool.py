@@ -22,7 +22,9 @@ from sandbox import KILL_BUDGET_S, Sandbox, Unavailable
 _KILL_AGAIN_AFTER_S = (0.5, 2, math.inf)
 _RENEW_AFTER_S = 5
 RETRY_AFTER_S = 5
-_SPENT = "The budget of {:,} sandbox seconds a day is spent. It is reset at midnight UTC."
+_SPENT = (
+    "The budget of {:,} sandbox seconds a day is spent. It is reset at midnight UTC."
+)
 
 
 class Full(Exception):
@@ -45,7 +47,9 @@ class Pool:
         self._waiting = 0
         self._spent_s: defaultdict[date, float] = defaultdict(float)
         self._last_run_at = monotonic()
-        self._background = ThreadPoolExecutor(config.max_concurrent_runs + config.warm_sandboxes)
+        self._background = ThreadPoolExecutor(
+            config.max_concurrent_runs + config.warm_sandboxes
+        )
         for _ in range(config.warm_sandboxes):
             self._background.submit(self._keep_one_ready)
 
@@ -65,7 +69,9 @@ class Pool:
         return run
 
     @contextmanager
-    def _sandbox(self, code: str, limit_s: int, run: Run, fresh: bool) -> Iterator[Sandbox]:
+    def _sandbox(
+        self, code: str, limit_s: int, run: Run, fresh: bool
+    ) -> Iterator[Sandbox]:
         """The one place where a run gets its sandbox, and where that is ended."""
         started = monotonic()
         place = self._take(fresh)
@@ -89,9 +95,13 @@ class Pool:
             self._last_run_at = monotonic()
             place = self._free_place(fresh)
             # A place that is about to be free is waited for, by one caller each.
-            if not place and self._waiting < self.count("making") + self.count("ending"):
+            if not place and self._waiting < self.count("making") + self.count(
+                "ending"
+            ):
                 self._waiting += 1
-                place = self._changed.wait_for(lambda: self._free_place(fresh), KILL_BUDGET_S)
+                place = self._changed.wait_for(
+                    lambda: self._free_place(fresh), KILL_BUDGET_S
+                )
                 self._waiting -= 1
             if not place:
                 RUNS.labels("full").inc()
@@ -99,7 +109,9 @@ class Pool:
             return place
 
     def _free_place(self, fresh: bool) -> _Place | None:
-        place = next((p for p in self._places if p.state == "ready" and not fresh), None)
+        place = next(
+            (p for p in self._places if p.state == "ready" and not fresh), None
+        )
         if not place and len(self._places) < self._config.max_concurrent_runs:
             place = _Place("running")
             self._places.append(place)
@@ -108,7 +120,9 @@ class Pool:
             self._changed.notify_all()
         return place
 
-    def _make(self, place: _Place, limit_s: int, budget_s: float, code: str = "") -> Sandbox:
+    def _make(
+        self, place: _Place, limit_s: int, budget_s: float, code: str = ""
+    ) -> Sandbox:
         place.sandbox = Sandbox(self._config, limit_s + LIFETIME_MARGIN_S, budget_s)
         if self._closing.is_set():
             raise Unavailable("This service is being stopped. Try again in a minute.")
@@ -150,7 +164,9 @@ class Pool:
     def seconds_spent(self) -> float:
         """Sandbox seconds since midnight UTC, of this process, of those that live included."""
         with self._changed:
-            starts = [place.sandbox.created_at for place in self._places if place.sandbox]
+            starts = [
+                place.sandbox.created_at for place in self._places if place.sandbox
+            ]
             alive_s = sum(monotonic() - start for start in starts)
             return self._spent_s[datetime.now(UTC).date()] + alive_s
 
@@ -163,7 +179,9 @@ class Pool:
         back_off_s, lifetime_s = 1.0, self._config.run_timeout_s + LIFETIME_MARGIN_S
         while not self._closing.is_set():
             with self._changed:
-                free = self._config.max_concurrent_runs - len(self._places) - self._waiting
+                free = (
+                    self._config.max_concurrent_runs - len(self._places) - self._waiting
+                )
                 if free <= 0 or not self._wants_ready():
                     self._changed.wait(1)
                     continue

@@ -82,7 +82,11 @@ class Run:
 
     @classmethod
     def empty(cls, max_output_chars: int) -> Self:
-        return cls(Clipped(max_output_chars), Clipped(max_output_chars), Clipped(max_output_chars))
+        return cls(
+            Clipped(max_output_chars),
+            Clipped(max_output_chars),
+            Clipped(max_output_chars),
+        )
 
     def keep(self, picture: Picture, config: Config) -> None:
         """Keep a picture, once, within the limits. Raises BadPicture."""
@@ -92,9 +96,13 @@ class Run:
         if len(kept) >= config.max_images:
             raise BadPicture(f"a reply holds at most {config.max_images} pictures")
         if size > config.max_image_bytes:
-            raise BadPicture(f"{size:,} bytes (the limit is {config.max_image_bytes:,})")
+            raise BadPicture(
+                f"{size:,} bytes (the limit is {config.max_image_bytes:,})"
+            )
         if sum(len(one.data) for one in kept) + size > MAX_REPLY_IMAGE_BYTES:
-            raise BadPicture(f"a reply holds at most {MAX_REPLY_IMAGE_BYTES:,} bytes of pictures")
+            raise BadPicture(
+                f"a reply holds at most {MAX_REPLY_IMAGE_BYTES:,} bytes of pictures"
+            )
         kept.append(picture)
 
     def leave_out(self, what: str, why: str) -> None:
@@ -112,10 +120,14 @@ def picture_from(data: bytes) -> Picture:
         media_type, sizes = JPEG, _JPEG_SIZE.findall(data)
     else:
         raise BadPicture("neither PNG, JPEG nor SVG")
-    claims = [(int.from_bytes(height), int.from_bytes(width)) for height, width in sizes]
+    claims = [
+        (int.from_bytes(height), int.from_bytes(width)) for height, width in sizes
+    ]
     height, width = max(claims, key=math.prod, default=(0, 0))
     if not 0 < height * width <= MAX_PIXELS:
-        raise BadPicture(f"{width} x {height} pixels (the limit is {MAX_PIXELS:,} in all)")
+        raise BadPicture(
+            f"{width} x {height} pixels (the limit is {MAX_PIXELS:,} in all)"
+        )
     return Picture(media_type, data)
 
 
@@ -126,7 +138,11 @@ class StreamReader:
         self.run, self._config = run, config
         self.ended = False  # the end marker was seen
         self.broken = ""  # what about the stream could not be understood
-        self._line, self._take_at, self._dropped_bytes = bytearray(), _LONG_OUTPUT_BYTES, 0
+        self._line, self._take_at, self._dropped_bytes = (
+            bytearray(),
+            _LONG_OUTPUT_BYTES,
+            0,
+        )
         # A PIL image carries its png and its jpeg in one line; base64 adds a third.
         self._max_line_bytes = config.max_image_bytes * 3 + 2 * _LONG_OUTPUT_BYTES
 
@@ -166,7 +182,10 @@ class StreamReader:
     def _end_line(self) -> None:
         line, self._line, self._take_at = self._line, bytearray(), _LONG_OUTPUT_BYTES
         # A list or an object takes some 100 bytes once parsed.
-        if b'"error"' not in line[:40] and line.count(b"[") + line.count(b"{") > 250_000:
+        if (
+            b'"error"' not in line[:40]
+            and line.count(b"[") + line.count(b"{") > 250_000
+        ):
             self._dropped_bytes = len(line)
         if self._dropped_bytes:
             labels = _LABEL.findall(line[:4096]) or [b"an unknown kind"]
@@ -176,8 +195,16 @@ class StreamReader:
         elif line.strip() and not self.broken:
             try:
                 self._event(json.loads(line))
-            except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as exc:
-                self.broken = f"a line of E2B's answer could not be read ({type(exc).__name__})"
+            except (
+                ValueError,
+                LookupError,
+                TypeError,
+                AttributeError,
+                RecursionError,
+            ) as exc:
+                self.broken = (
+                    f"a line of E2B's answer could not be read ({type(exc).__name__})"
+                )
 
     def _event(self, event: dict[str, Any]) -> None:
         run, limit = self.run, self._config.max_output_chars
@@ -207,7 +234,9 @@ class StreamReader:
                 self.run.keep(picture_from(data), self._config)
                 break
             except ValueError as exc:
-                problems.append(str(exc) if isinstance(exc, BadPicture) else "not valid base64")
+                problems.append(
+                    str(exc) if isinstance(exc, BadPicture) else "not valid base64"
+                )
         if labels and len(problems) == len(labels):
             self.run.leave_out("picture", problems[0])
         shown = bool(labels) or self._value(formats)
@@ -220,7 +249,9 @@ class StreamReader:
         text = formats.get("text")
         if text is None or _PLACEHOLDER.fullmatch(str(text)):
             found = [
-                formats[x] for x in ("markdown", "latex", "json") if formats.get(x) is not None
+                formats[x]
+                for x in ("markdown", "latex", "json")
+                if formats.get(x) is not None
             ]
             if found:
                 text = found[0] if isinstance(found[0], str) else json.dumps(found[0])

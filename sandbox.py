@@ -14,7 +14,11 @@ from typing import Any, cast
 import httpx
 from e2b import Sandbox as BaseSandbox
 from e2b.api.client_sync import get_transport
-from e2b.exceptions import AuthenticationException, RateLimitException, ServiceBusyException
+from e2b.exceptions import (
+    AuthenticationException,
+    RateLimitException,
+    ServiceBusyException,
+)
 from e2b_code_interpreter.code_interpreter_sync import Sandbox as E2BSandbox
 
 from config import VERSION, Config, log
@@ -23,7 +27,9 @@ from tracebacks import GLUED, unprefixed
 
 KILL_BUDGET_S = 4  # for a small call to E2B: kill, renew, prime, list
 _METADATA = {"service": "e2b-proxy", "version": VERSION, "process": uuid.uuid4().hex}
-_PROCESS_DIED = "The Python process died: out of memory, a crash in a native library, or an exit."
+_PROCESS_DIED = (
+    "The Python process died: out of memory, a crash in a native library, or an exit."
+)
 
 
 class Unavailable(Exception):
@@ -49,17 +55,26 @@ def _in_our_words() -> Iterator[None]:
     try:
         yield
     except Exception as exc:
-        status, text = getattr(exc, "status_code", None), "E2B failed. Try again in a minute."
+        status, text = (
+            getattr(exc, "status_code", None),
+            "E2B failed. Try again in a minute.",
+        )
         if isinstance(exc, AuthenticationException) or status in (401, 403):
-            text = "E2B refused this service's key. Its operator has to check E2B_API_KEY."
+            text = (
+                "E2B refused this service's key. Its operator has to check E2B_API_KEY."
+            )
         elif isinstance(exc, (RateLimitException, ServiceBusyException)):
-            text = "E2B is at its limit of sandboxes or requests. Try again in a minute."
+            text = (
+                "E2B is at its limit of sandboxes or requests. Try again in a minute."
+            )
         elif isinstance(exc, httpx.TimeoutException):
             text = "E2B did not answer in time. Try again in a minute."
         elif isinstance(exc, httpx.TransportError):
             text = "E2B could not be reached. Try again in a minute."
         elif status in (400, 404):
-            text = "E2B refused to make a sandbox. Its operator has to check E2B_TEMPLATE."
+            text = (
+                "E2B refused to make a sandbox. Its operator has to check E2B_TEMPLATE."
+            )
         log.warning("%s (%s)", text, _short(exc))
         raise Unavailable(text) from exc
 
@@ -67,7 +82,9 @@ def _in_our_words() -> Iterator[None]:
 class _Tap(httpx.BaseTransport):
     """Bounds a run's request as a whole, and has the reader read its answer instead of the SDK."""
 
-    def __init__(self, inner: httpx.BaseTransport, reader: StreamReader, limit_s: float) -> None:
+    def __init__(
+        self, inner: httpx.BaseTransport, reader: StreamReader, limit_s: float
+    ) -> None:
         self.status: int | None = None
         self._inner, self._reader, self._limit_s = inner, reader, limit_s
 
@@ -76,7 +93,10 @@ class _Tap(httpx.BaseTransport):
         request.headers["accept-encoding"] = "identity"
         request.extensions["timeout"] = {"read": self._limit_s, "write": 0}
         response = self._inner.handle_request(request)
-        self.status, stream = response.status_code, cast(httpx.SyncByteStream, response.stream)
+        self.status, stream = (
+            response.status_code,
+            cast(httpx.SyncByteStream, response.stream),
+        )
         try:
             for chunk in stream if response.is_success else ():
                 self._reader.feed(chunk)
@@ -89,7 +109,9 @@ class _TappedSandbox(E2BSandbox):
     """The SDK's sandbox, its run's stream read by a reader of ours; raises what the SDK does."""
 
     def __init__(self, **opts: Any) -> None:
-        super(BaseSandbox, self).__init__(**opts)  # without the SDK's clients that are never used
+        super(BaseSandbox, self).__init__(
+            **opts
+        )  # without the SDK's clients that are never used
 
     def send(self, code: str, limit_s: float, reader: StreamReader) -> None:
         transport = get_transport(self.connection_config, http_version="1.1")
@@ -110,16 +132,25 @@ class Sandbox:
     @_in_our_words()
     def __init__(self, config: Config, lifetime_s: int, budget_s: float) -> None:
         self._config, self._lifetime_s = config, lifetime_s
-        self._primed = False  # a cell ran in it, which took the prefix that E2B gives the first
+        self._primed = (
+            False  # a cell ran in it, which took the prefix that E2B gives the first
+        )
         self.created_at = monotonic()
         # One key for both tries: E2B gives a sandbox whose reply was lost again.
-        create = partial(_TappedSandbox.create, config.e2b_template, timeout=lifetime_s,
-            metadata=_METADATA, allow_internet_access=config.allow_internet,
-            idempotency_key=str(uuid.uuid4()))  # fmt: skip
+        create = partial(
+            _TappedSandbox.create,
+            config.e2b_template,
+            timeout=lifetime_s,
+            metadata=_METADATA,
+            allow_internet_access=config.allow_internet,
+            idempotency_key=str(uuid.uuid4()),
+        )
         try:
             self._e2b = create(**_connection(config, budget_s))
         except (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError):
-            self._e2b = create(**_connection(config, self.created_at + budget_s - monotonic()))
+            self._e2b = create(
+                **_connection(config, self.created_at + budget_s - monotonic())
+            )
         self.ends_at = monotonic() + lifetime_s
 
     @_in_our_words()
@@ -130,13 +161,17 @@ class Sandbox:
     @_in_our_words()
     def renew(self) -> None:
         """Let it live for its whole lifetime from now on."""
-        self._e2b.set_timeout(self._lifetime_s, **_connection(self._config, KILL_BUDGET_S))
+        self._e2b.set_timeout(
+            self._lifetime_s, **_connection(self._config, KILL_BUDGET_S)
+        )
         self.ends_at = monotonic() + self._lifetime_s
 
     @_in_our_words()
     def prime(self, budget_s: float, code: str = "") -> None:
         """Run an empty cell, which takes E2B's prefix with it, unless `code` can do without."""
-        if code and not code.lstrip().startswith("%%"):  # a cell magic has to come first
+        if code and not code.lstrip().startswith(
+            "%%"
+        ):  # a cell magic has to come first
             return
         reader = StreamReader(Run.empty(2), self._config)
         self._e2b.send("pass", min(KILL_BUDGET_S, max(budget_s, 0.2)), reader)
@@ -149,7 +184,9 @@ class Sandbox:
             self._e2b.send(code, limit_s, reader)
         except Exception as exc:
             failed = True
-            log.warning("run failed in sandbox %s: %s", self._e2b.sandbox_id, _short(exc))
+            log.warning(
+                "run failed in sandbox %s: %s", self._e2b.sandbox_id, _short(exc)
+            )
         run.durations_s["run"] = took_s = monotonic() - started
         status = self._e2b.tap.status
         if run.error_name or (reader.ended and not reader.broken):
@@ -161,7 +198,9 @@ class Sandbox:
         elif status is None:
             run.problem = "The connection to the sandbox failed; the code may or may not have run."
         elif not 200 <= status < 300:
-            run.problem = "E2B's sandbox refused the run, so the code did not run. Try again."
+            run.problem = (
+                "E2B's sandbox refused the run, so the code did not run. Try again."
+            )
         else:
             reason = reader.broken or "the connection ended before the run did"
             run.outcome, run.problem = "error", f"The run broke off: {reason}."
@@ -172,7 +211,9 @@ class Sandbox:
         run.traceback = GLUED.sub("\n", run.traceback)
         evidence = f"{run.traceback}\n{run.stderr.head}\n{run.stderr.tail}"
         mend = unprefixed(code, evidence)
-        own = "(most recent call last)" not in run.traceback  # it is this code that has no syntax
+        own = (
+            "(most recent call last)" not in run.traceback
+        )  # it is this code that has no syntax
 
         def mended(text: str, **how: bool) -> str:
             text = text if self._primed else mend(text, **how)
@@ -181,7 +222,9 @@ class Sandbox:
         run.traceback = mended(run.traceback, syntax_error=own)
         run.error_value = mended(run.error_value, syntax_error=own)
         for part in (run.stdout, run.stderr, run.values):
-            part.head, part.tail = (mended(text, printed=True) for text in (part.head, part.tail))
+            part.head, part.tail = (
+                mended(text, printed=True) for text in (part.head, part.tail)
+            )
 
 
 @_in_our_words()

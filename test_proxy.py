@@ -16,12 +16,12 @@ from typing import Any
 
 import pytest
 import requests
+from local_e2b import LocalE2B
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
 from config import LIFETIME_MARGIN_S, MAX_BODY_BYTES, VERSION
 from conftest import E2B_KEY, OK_RUN, Service, http, text_of, urls_of
-from local_e2b import LocalE2B
 
 API_KEY = "a-key-that-is-long-enough-to-be-one"
 JSON = {"Content-Type": "application/json"}
@@ -67,11 +67,19 @@ def stderr(text: str) -> dict[str, Any]:
 
 
 def result(text: str | None = None, **formats: Any) -> dict[str, Any]:
-    return {"type": "result", "text": text, "extra": {}, "is_main_result": False, **formats}
+    return {
+        "type": "result",
+        "text": text,
+        "extra": {},
+        "is_main_result": False,
+        **formats,
+    }
 
 
 def error(name: str, value: str) -> dict[str, Any]:
-    traceback = f"Traceback (most recent call last)\nCell In[1], line 1\n{name}: {value}"
+    traceback = (
+        f"Traceback (most recent call last)\nCell In[1], line 1\n{name}: {value}"
+    )
     return {"type": "error", "name": name, "value": value, "traceback": traceback}
 
 
@@ -98,7 +106,9 @@ def decoded(data_uri: str, media_type: str = "image/png") -> bytes:
 
 def post(service: Service, body: bytes | str, **headers: str) -> requests.Response:
     data = body.encode() if isinstance(body, str) else body
-    return http.post(f"{service.url}/execute", data=data, headers=JSON | headers, timeout=30)
+    return http.post(
+        f"{service.url}/execute", data=data, headers=JSON | headers, timeout=30
+    )
 
 
 def execute(service: Service, code: str = "1", **fields: Any) -> requests.Response:
@@ -132,15 +142,23 @@ class Answer:
 def raw(service: Service, *head: str | bytes, body: bytes = b"") -> Answer:
     """Send these lines and this body as they are; read the answer."""
     lines = [line.encode("latin-1") if isinstance(line, str) else line for line in head]
-    with socket.create_connection(("127.0.0.1", service.port), timeout=10) as connection:
+    with socket.create_connection(
+        ("127.0.0.1", service.port), timeout=10
+    ) as connection:
         connection.sendall(b"".join(line + b"\r\n" for line in [*lines, b""]) + body)
         return Answer(connection)
 
 
-def raw_execute(service: Service, *headers: str | bytes, version: str = "1.1") -> Answer:
+def raw_execute(
+    service: Service, *headers: str | bytes, version: str = "1.1"
+) -> Answer:
     """POST /execute with a good body and, but for its own, these headers only."""
     body = b'{"code": "1"}'
-    own = ("Content-Type: application/json", f"Content-Length: {len(body)}", "Connection: close")
+    own = (
+        "Content-Type: application/json",
+        f"Content-Length: {len(body)}",
+        "Connection: close",
+    )
     return raw(service, f"POST /execute HTTP/{version}", *own, *headers, body=body)
 
 
@@ -171,7 +189,9 @@ def test_a_picture_joins_the_array_as_an_image_url_byte_for_byte(
     service: Service, e2b: LocalE2B
 ) -> None:
     png = encoded(picture("PNG"))
-    answer_with(e2b, stdout("Hello, World!\n"), result("<Figure size 8x6 with 1 Axes>", png=png))
+    answer_with(
+        e2b, stdout("Hello, World!\n"), result("<Figure size 8x6 with 1 Axes>", png=png)
+    )
     url = f"data:image/png;base64,{png}"
     part = f'{{"type": "image_url", "image_url": {{"url": "{url}"}}}}'
     assert execute(service, HELLO).content.decode() == HELLO_REPLY % part
@@ -190,29 +210,39 @@ def test_the_parts_of_the_text_stand_in_one_order_parted_by_a_blank_line(
         stdout("a "),
         stdout("line\n\n"),
     )
-    assert text_of(execute(service, "the code")) == "\n\n".join([
-        "**Console Output:**\n```\na line\n\n```",
-        "**Stderr:**\n```\na warning\n```",
-        "**Result:**\n```\nfirst value\n*second*\n```",
-        "**Execution Error:**\n```\nTraceback (most recent call last)\nCell In[1], line 1\n"
-        "ValueError: no\n```",
-        "Note: 1 pdf output left out: this format is not shown.",
-        "**Executed Code:**\n```python\nthe code\n```",
-    ])  # fmt: skip
+    assert text_of(execute(service, "the code")) == "\n\n".join(
+        [
+            "**Console Output:**\n```\na line\n\n```",
+            "**Stderr:**\n```\na warning\n```",
+            "**Result:**\n```\nfirst value\n*second*\n```",
+            "**Execution Error:**\n```\nTraceback (most recent call last)\nCell In[1], line 1\n"
+            "ValueError: no\n```",
+            "Note: 1 pdf output left out: this format is not shown.",
+            "**Executed Code:**\n```python\nthe code\n```",
+        ]
+    )
 
 
-def test_a_run_with_nothing_to_show_says_so_first(service: Service, e2b: LocalE2B) -> None:
+def test_a_run_with_nothing_to_show_says_so_first(
+    service: Service, e2b: LocalE2B
+) -> None:
     answer_with(e2b)
     assert text_of(execute(service, "x = 1")) == (
         "Code executed successfully, without output.\n\n"
         "**Executed Code:**\n```python\nx = 1\n```"
-    )  # fmt: skip
+    )
 
 
-def test_pictures_are_data_uris_in_the_order_of_display(service: Service, e2b: LocalE2B) -> None:
+def test_pictures_are_data_uris_in_the_order_of_display(
+    service: Service, e2b: LocalE2B
+) -> None:
     jpeg, png = picture("JPEG"), picture("PNG")
     answer_with(
-        e2b, result(jpeg=encoded(jpeg)), result(svg=SVG), result(png=encoded(png)), stdout("x")
+        e2b,
+        result(jpeg=encoded(jpeg)),
+        result(svg=SVG),
+        result(png=encoded(png)),
+        stdout("x"),
     )
     first, second, third = urls_of(execute(service))
     assert decoded(first, "image/jpeg") == jpeg
@@ -231,16 +261,24 @@ def test_pictures_are_data_uris_in_the_order_of_display(service: Service, e2b: L
 def test_a_result_in_several_formats_is_one_picture_png_before_jpeg_before_svg(
     service: Service, e2b: LocalE2B, labels: tuple[str, ...], media_type: str
 ) -> None:
-    formats = {"svg": SVG, "jpeg": encoded(picture("JPEG")), "png": encoded(picture("PNG"))}
+    formats = {
+        "svg": SVG,
+        "jpeg": encoded(picture("JPEG")),
+        "png": encoded(picture("PNG")),
+    }
     answer_with(e2b, result("<Figure>", **{label: formats[label] for label in labels}))
     [url] = urls_of(execute(service))
     assert url.startswith(f"data:{media_type};base64,")
 
 
-def test_the_same_bytes_shown_twice_are_one_picture(service: Service, e2b: LocalE2B) -> None:
+def test_the_same_bytes_shown_twice_are_one_picture(
+    service: Service, e2b: LocalE2B
+) -> None:
     red, blue = encoded(picture("PNG", "red")), encoded(picture("PNG", "blue"))
     answer_with(e2b, result(png=red), result(png=blue), result(png=red))
-    assert urls_of(execute(service)) == [f"data:image/png;base64,{png}" for png in (red, blue)]
+    assert urls_of(execute(service)) == [
+        f"data:image/png;base64,{png}" for png in (red, blue)
+    ]
 
 
 def test_a_picture_is_known_by_its_bytes_and_not_by_its_label(
@@ -266,7 +304,10 @@ def test_what_is_no_picture_is_left_out_and_the_text_says_why(
 OUTCOMES = {
     "ok": ({"run": OK_RUN}, "ok"),
     "error": ({"run": {"events": [error("ValueError", "no")]}}, "ValueError: no"),
-    "timeout": ({"run": {"fault": "silent"}}, "The run was stopped after 1 s, its time limit."),
+    "timeout": (
+        {"run": {"fault": "silent"}},
+        "The run was stopped after 1 s, its time limit.",
+    ),
     "unavailable": ({"run": OK_RUN, "create": {"status": 500}}, "E2B failed."),
 }
 
@@ -295,12 +336,16 @@ def test_what_was_printed_and_drawn_before_a_timeout_is_in_the_reply(
         if took_s < 2:
             break
     assert 1 <= took_s < 2
-    assert text_of(response).startswith("**Console Output:**\n```\nso far\n```\n\n**Execution Err")
+    assert text_of(response).startswith(
+        "**Console Output:**\n```\nso far\n```\n\n**Execution Err"
+    )
     assert len(urls_of(response)) == 1
     assert response.headers["X-Run-Outcome"] == "timeout"
 
 
-def test_every_run_has_a_sandbox_of_its_own_that_is_killed(service: Service, e2b: LocalE2B) -> None:
+def test_every_run_has_a_sandbox_of_its_own_that_is_killed(
+    service: Service, e2b: LocalE2B
+) -> None:
     before = e2b.wait_for(lambda state: state["alive"] == 0, 30)
     for _ in range(3):
         execute(service)
@@ -340,7 +385,9 @@ def test_code_is_sent_once_and_exactly_as_it_came(
 @pytest.mark.parametrize(
     "codec", ["utf-8-sig", "utf-16", "utf-16-le", "utf-32"], ids="body in {}".format
 )
-def test_every_encoding_of_json_is_read(service: Service, e2b: LocalE2B, codec: str) -> None:
+def test_every_encoding_of_json_is_read(
+    service: Service, e2b: LocalE2B, codec: str
+) -> None:
     body = json.dumps({"code": "'\N{PARTY POPPER}'"}, ensure_ascii=False)
     assert post(service, body.encode(codec)).status_code == 200
     assert run_requests(e2b)[-1]["body"]["code"] == "'\N{PARTY POPPER}'"
@@ -348,10 +395,19 @@ def test_every_encoding_of_json_is_read(service: Service, e2b: LocalE2B, codec: 
 
 @pytest.mark.parametrize(
     "content_type",
-    ["application/json", "application/json; charset=utf-8", "Application/JSON;charset=UTF-8"],
+    [
+        "application/json",
+        "application/json; charset=utf-8",
+        "Application/JSON;charset=UTF-8",
+    ],
 )
-def test_json_is_taken_under_each_spelling_of_its_type(service: Service, content_type: str) -> None:
-    assert post(service, '{"code": "1"}', **{"Content-Type": content_type}).status_code == 200
+def test_json_is_taken_under_each_spelling_of_its_type(
+    service: Service, content_type: str
+) -> None:
+    assert (
+        post(service, '{"code": "1"}', **{"Content-Type": content_type}).status_code
+        == 200
+    )
 
 
 @pytest.mark.parametrize(
@@ -366,17 +422,28 @@ def test_a_timeout_shortens_a_run_and_never_lengthens_it(
     service: Service, e2b: LocalE2B, timeout: str, limit_s: int
 ) -> None:
     assert post(service, f'{{"code": "1", "timeout": {timeout}}}').status_code == 200
-    creates = [request for request in e2b.state()["requests"] if request["kind"] == "create"]
+    creates = [
+        request for request in e2b.state()["requests"] if request["kind"] == "create"
+    ]
     assert creates[-1]["body"]["timeout"] == limit_s + LIFETIME_MARGIN_S
 
 
-def test_unknown_fields_are_ignored_and_never_forwarded(service: Service, e2b: LocalE2B) -> None:
+def test_unknown_fields_are_ignored_and_never_forwarded(
+    service: Service, e2b: LocalE2B
+) -> None:
     number_before = len(e2b.state()["requests"])
     unknown = {
-        "template": "EVIL", "envs": {"A": "EVIL"}, "api_key": "EVIL", "metadata": {"a": "EVIL"},
-        "context_id": "EVIL", "sandbox_id": "EVIL", "EVIL": True,
-    }  # fmt: skip
-    assert text_of(execute(service, "1", **unknown)).startswith("**Console Output:**\n```\nok\n")
+        "template": "EVIL",
+        "envs": {"A": "EVIL"},
+        "api_key": "EVIL",
+        "metadata": {"a": "EVIL"},
+        "context_id": "EVIL",
+        "sandbox_id": "EVIL",
+        "EVIL": True,
+    }
+    assert text_of(execute(service, "1", **unknown)).startswith(
+        "**Console Output:**\n```\nok\n"
+    )
     sent = e2b.state()["requests"][number_before:]
     assert {request["kind"] for request in sent} >= {"create", "run"}
     assert "EVIL" not in json.dumps(sent)
@@ -426,10 +493,18 @@ BAD_REQUESTS = {
         "code has 100,001 characters of 100,000.",
     ),
     "JSON nested 5,000 deep": ("[" * 5000 + "]" * 5000, 400, ""),
-    "JSON nested 5,000 deep in code": ('{"code":' + "[" * 5000 + "]" * 5000 + "}", 400, ""),
+    "JSON nested 5,000 deep in code": (
+        '{"code":' + "[" * 5000 + "]" * 5000 + "}",
+        400,
+        "",
+    ),
     "JSON nested 200,000 deep": ('{"code":' * 100_000 + "1" + "}" * 100_000, 400, ""),
     "a lone surrogate in code": ('{"code": "\\ud800"}', 400, "lone surrogate"),
-    "a lone low surrogate in code": ('{"code": "x = \'\\udc00\'"}', 400, "lone surrogate"),
+    "a lone low surrogate in code": (
+        '{"code": "x = \'\\udc00\'"}',
+        400,
+        "lone surrogate",
+    ),
     "timeout NaN": (with_timeout("NaN"), 400, TIMEOUT),
     "timeout Infinity": (with_timeout("Infinity"), 400, TIMEOUT),
     "timeout 1e999": (with_timeout("1e999"), 400, TIMEOUT),
@@ -444,7 +519,11 @@ BAD_REQUESTS = {
     "timeout -1": (with_timeout("-1"), 400, TIMEOUT),
     "timeout 0.5": (with_timeout("0.5"), 400, TIMEOUT),
     "timeout 1.5": (with_timeout("1.5"), 400, TIMEOUT),
-    "timeout an integer of -4,000 digits": (with_timeout("-" + "9" * 4000), 400, TIMEOUT),
+    "timeout an integer of -4,000 digits": (
+        with_timeout("-" + "9" * 4000),
+        400,
+        TIMEOUT,
+    ),
     "timeout an integer of 5,000 digits": (with_timeout("9" * 5000), 400, ""),
     "language javascript": (with_language('"javascript"'), 400, LANGUAGE),
     "language Python": (with_language('"Python"'), 400, LANGUAGE),
@@ -487,7 +566,12 @@ def test_a_wrong_or_missing_content_type_is_415(
 ) -> None:
     created_before = e2b.state()["created"]
     body = b'{"code": "1"}'
-    head = ["POST /execute HTTP/1.1", "Host: localhost", f"Content-Length: {len(body)}", *headers]
+    head = [
+        "POST /execute HTTP/1.1",
+        "Host: localhost",
+        f"Content-Length: {len(body)}",
+        *headers,
+    ]
     response = raw(service, *head, body=body)
     # Of two headers gunicorn's parser may make a 400.
     assert response.status_code in ((415, 400) if len(headers) == 2 else (415,))
@@ -497,14 +581,20 @@ def test_a_wrong_or_missing_content_type_is_415(
 
 
 def test_a_body_that_is_absent_is_400(service: Service) -> None:
-    head = ["POST /execute HTTP/1.1", "Host: localhost", "Content-Type: application/json"]
+    head = [
+        "POST /execute HTTP/1.1",
+        "Host: localhost",
+        "Content-Type: application/json",
+    ]
     assert NO_JSON in error_of(raw(service, *head))["message"]
 
 
 BIG = ["POST /execute HTTP/1.1", "Host: localhost", "Content-Type: application/json"]
 
 
-def test_a_body_over_1_mib_by_content_length_is_413_before_it_is_sent(service: Service) -> None:
+def test_a_body_over_1_mib_by_content_length_is_413_before_it_is_sent(
+    service: Service,
+) -> None:
     response = raw(service, *BIG, f"Content-Length: {MAX_BODY_BYTES + 1}")
     assert response.status_code == 413
     assert error_of(response)["code"] == "request_entity_too_large"
@@ -525,7 +615,9 @@ def test_a_chunked_body_over_1_mib_is_413_without_waiting_for_its_end(
     start = b'd\r\n{"code": "1"}\r\n'
     chunk = b"10000\r\n" + filler * 0x10000 + b"\r\n"
     over = b"800\r\n" + filler * 0x800 + b"\r\n"  # gunicorn reads 1 KiB at a time
-    response = raw(service, *BIG, "Transfer-Encoding: chunked", body=start + chunk * 16 + over)
+    response = raw(
+        service, *BIG, "Transfer-Encoding: chunked", body=start + chunk * 16 + over
+    )
     assert response.status_code == 413
     error_of(response)
     assert e2b.state()["created"] == created_before
@@ -537,7 +629,9 @@ def test_a_chunked_body_without_an_end_is_not_read_on_after_the_413(
     created_before = e2b.state()["created"]
     head = "\r\n".join([*BIG, "Transfer-Encoding: chunked", "", ""]).encode()
     chunk = b"100000\r\n" + b" " * 0x100000 + b"\r\n"
-    with socket.create_connection(("127.0.0.1", service.port), timeout=10) as connection:
+    with socket.create_connection(
+        ("127.0.0.1", service.port), timeout=10
+    ) as connection:
         connection.sendall(head)
         with pytest.raises(OSError):  # the service has closed the connection
             for _ in range(200):
@@ -557,10 +651,21 @@ def test_another_method_is_405_and_says_which_is_allowed(
 
 
 @pytest.mark.parametrize(
-    "path", ["/nothing", "/execute/", "/Execute", "/health/x", "/static/index.html", "/proxy.py"]
+    "path",
+    [
+        "/nothing",
+        "/execute/",
+        "/Execute",
+        "/health/x",
+        "/static/index.html",
+        "/proxy.py",
+    ],
 )
 def test_an_unknown_path_is_404(service: Service, path: str) -> None:
-    for response in (http.get(service.url + path, timeout=5), http.post(service.url + path)):
+    for response in (
+        http.get(service.url + path, timeout=5),
+        http.post(service.url + path),
+    ):
         assert response.status_code == 404
         assert error_of(response)["code"] == "not_found"
 
@@ -576,7 +681,9 @@ KEYS = {
     "more than it": [f"Authorization: Bearer {API_KEY}x"],
     "in capitals": [f"Authorization: Bearer {API_KEY.upper()}"],
     "non-ASCII bytes": [b"Authorization: Bearer \xff\xfe\xc3\xa9"],
-    "with a non-ASCII byte at its end": [b"Authorization: Bearer " + API_KEY.encode() + b"\xff"],
+    "with a non-ASCII byte at its end": [
+        b"Authorization: Bearer " + API_KEY.encode() + b"\xff"
+    ],
     "two headers, the right one first": [
         f"Authorization: Bearer {API_KEY}",
         "Authorization: Bearer wrong",
@@ -609,7 +716,9 @@ def test_without_the_api_key_it_is_401_with_www_authenticate_and_no_sandbox(
 
 @pytest.mark.parametrize("blanks", ["", " ", "\t ", "   "], ids=repr)
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER"])
-def test_with_the_api_key_a_run_is_served(guarded: Service, scheme: str, blanks: str) -> None:
+def test_with_the_api_key_a_run_is_served(
+    guarded: Service, scheme: str, blanks: str
+) -> None:
     # Blanks at the end are no part of a header's value (RFC 9110, section 5.5): gunicorn strips
     # them, so the service cannot see, and refuse, a key that is followed by some.
     header = f"Authorization: {scheme} {API_KEY}{blanks}"
@@ -617,7 +726,9 @@ def test_with_the_api_key_a_run_is_served(guarded: Service, scheme: str, blanks:
 
 
 def test_a_key_in_the_address_or_the_body_opens_nothing(guarded: Service) -> None:
-    url = f"{guarded.url}/execute?api_key={API_KEY}&key={API_KEY}&access_token={API_KEY}"
+    url = (
+        f"{guarded.url}/execute?api_key={API_KEY}&key={API_KEY}&access_token={API_KEY}"
+    )
     body = {"code": "1", "api_key": API_KEY, "key": API_KEY}
     assert http.post(url, json=body, timeout=5).status_code == 401
 
@@ -635,7 +746,9 @@ def test_published_pictures_need_no_key(guarded: Service) -> None:
 @pytest.mark.parametrize(
     ("method", "path"), [("POST", "/execute"), ("POST", "/mcp"), ("GET", "/metrics")]
 )
-def test_everything_else_needs_the_key(guarded: Service, method: str, path: str) -> None:
+def test_everything_else_needs_the_key(
+    guarded: Service, method: str, path: str
+) -> None:
     response = http.request(method, guarded.url + path, timeout=5)
     assert response.status_code == 401
     assert error_of(response)["code"] == "unauthorized"
@@ -726,7 +839,9 @@ ORIGINS = {
 
 
 @pytest.mark.parametrize(
-    ("origin", "host"), ORIGINS, ids=[f"{origin!r} at {host}" for origin, host in ORIGINS]
+    ("origin", "host"),
+    ORIGINS,
+    ids=[f"{origin!r} at {host}" for origin, host in ORIGINS],
 )
 def test_an_origin_must_have_the_host_and_port_that_were_asked(
     service: Service, e2b: LocalE2B, origin: str, host: str
@@ -747,13 +862,19 @@ def test_two_origins_are_not_taken_for_the_good_one(service: Service) -> None:
 
 def test_a_cross_origin_post_is_403_even_with_the_key(guarded: Service) -> None:
     headers = [f"Host: {HERE}", f"Authorization: Bearer {API_KEY}"]
-    assert raw_execute(guarded, *headers, "Origin: http://evil.example").status_code == 403
+    assert (
+        raw_execute(guarded, *headers, "Origin: http://evil.example").status_code == 403
+    )
     assert raw_execute(guarded, *headers, f"Origin: http://{HERE}").status_code == 200
 
 
-@pytest.mark.parametrize("path", ["/execute", "/mcp", "/health", "/openapi.json", "/nothing"])
 @pytest.mark.parametrize(
-    "header", [{"Origin": "http://evil.example"}, {"Host": "evil.example"}], ids=["Origin", "Host"]
+    "path", ["/execute", "/mcp", "/health", "/openapi.json", "/nothing"]
+)
+@pytest.mark.parametrize(
+    "header",
+    [{"Origin": "http://evil.example"}, {"Host": "evil.example"}],
+    ids=["Origin", "Host"],
 )
 def test_every_post_of_a_foreign_page_is_403(
     service: Service, path: str, header: dict[str, str]
@@ -771,10 +892,16 @@ def test_no_other_origin_is_ever_let_in(service: Service) -> None:
     }
     for response in (
         http.options(f"{service.url}/execute", headers=asks, timeout=5),
-        http.post(f"{service.url}/execute", json={"code": "1"}, headers=asks, timeout=5),
+        http.post(
+            f"{service.url}/execute", json={"code": "1"}, headers=asks, timeout=5
+        ),
         http.get(f"{service.url}/health", headers=asks, timeout=5),
     ):
-        assert not [name for name in response.headers if name.lower().startswith("access-control")]
+        assert not [
+            name
+            for name in response.headers
+            if name.lower().startswith("access-control")
+        ]
 
 
 # --- looking at the service -------------------------------------------------------------------
@@ -797,16 +924,22 @@ def test_health_tells_the_version_the_keys_and_how_full_it_is(
     assert health["sandbox_seconds_today"] >= 0
     assert health | expected == health
     assert not re.search("e2b_[0-9a-f]", str(health))  # the key itself
-    assert http.get(f"{guarded.url}/health", timeout=5).json()["api_key_required"] is True
+    assert (
+        http.get(f"{guarded.url}/health", timeout=5).json()["api_key_required"] is True
+    )
 
 
-def test_health_counts_the_run_that_is_under_way(service: Service, e2b: LocalE2B) -> None:
+def test_health_counts_the_run_that_is_under_way(
+    service: Service, e2b: LocalE2B
+) -> None:
     e2b.set_script({"run": OK_RUN | {"delay_s": 1}})
     runs_before = len(run_requests(e2b))
     with ThreadPoolExecutor(1) as caller:
         run = caller.submit(execute, service)
         e2b.wait_for(lambda _: len(run_requests(e2b)) > runs_before, 30)
-        assert http.get(f"{service.url}/health", timeout=5).json()["runs_in_flight"] == 1
+        assert (
+            http.get(f"{service.url}/health", timeout=5).json()["runs_in_flight"] == 1
+        )
         run.result()
     assert http.get(f"{service.url}/health", timeout=5).json()["runs_in_flight"] == 0
 
@@ -856,7 +989,10 @@ def test_the_page_runs_its_own_script_and_nothing_else(service: Service) -> None
         policy = page.headers["Content-Security-Policy"].split(";")
         rules = {name: sources for name, *sources in (rule.split() for rule in policy)}
         assert (
-            rules["default-src"] == rules["frame-ancestors"] == rules["form-action"] == ["'none'"]
+            rules["default-src"]
+            == rules["frame-ancestors"]
+            == rules["form-action"]
+            == ["'none'"]
         )
         assert rules["connect-src"] == ["'self'"]
         assert rules["img-src"] == ["'self'", "data:"]
@@ -887,7 +1023,9 @@ def test_metrics_count_what_was_done(guarded: Service, e2b: LocalE2B) -> None:
         response = http.get(f"{guarded.url}/metrics", headers=key, timeout=5)
         families = list(text_string_to_metric_families(response.text))
         own = {f.name: f.type for f in families if f.name.startswith("e2b_proxy_")}
-        assert {name: own[name] for name in own if not name.endswith("_created")} == METRICS
+        assert {
+            name: own[name] for name in own if not name.endswith("_created")
+        } == METRICS
         samples = [sample for family in families for sample in family.samples]
         found = [s.value for s in samples if s.name == name and s.labels == labels]
         return found[0] if found else 0
@@ -917,7 +1055,10 @@ def test_metrics_count_what_was_done(guarded: Service, e2b: LocalE2B) -> None:
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [("POST", "/execute", 200), ("POST", "/execute/x", 404), ("GET", "/execute", 405)]
-    + [("GET", path, 200) for path in ("/health", "/ready", "/openapi.json", "/metrics", "/")],
+    + [
+        ("GET", path, 200)
+        for path in ("/health", "/ready", "/openapi.json", "/metrics", "/")
+    ],
 )
 def test_every_response_is_for_this_caller_only_and_is_what_it_says_it_is(
     service: Service, method: str, path: str, status: int
@@ -931,7 +1072,9 @@ def test_every_response_is_for_this_caller_only_and_is_what_it_says_it_is(
     assert "Set-Cookie" not in response.headers
 
 
-def test_a_request_id_goes_through_to_the_response_and_the_log(service: Service) -> None:
+def test_a_request_id_goes_through_to_the_response_and_the_log(
+    service: Service,
+) -> None:
     for response in (
         post(service, '{"code": "1"}', **{"X-Request-Id": "the.request_id-1"}),
         post(service, "", **{"X-Request-Id": "the.request_id-1"}),
@@ -941,7 +1084,9 @@ def test_a_request_id_goes_through_to_the_response_and_the_log(service: Service)
 
 
 @pytest.mark.parametrize(
-    "given", [b"", b"a b", b"x" * 65, b"a\xc3\xa9", b'"}, {"a": "', b"a; Set-Cookie: x=1"], ids=repr
+    "given",
+    [b"", b"a b", b"x" * 65, b"a\xc3\xa9", b'"}, {"a": "', b"a; Set-Cookie: x=1"],
+    ids=repr,
 )
 def test_a_request_id_that_is_none_is_replaced(service: Service, given: bytes) -> None:
     response = raw_execute(service, "Host: localhost", b"X-Request-Id: " + given)
@@ -982,16 +1127,24 @@ def test_real_code_prints_and_has_a_value_a_data_frame_as_a_table_of_text(
     assert shown.headers["X-Run-Outcome"] == "ok"
 
 
-def test_a_sine_wave_comes_back_as_a_png_that_shows_something(shown: requests.Response) -> None:
+def test_a_sine_wave_comes_back_as_a_png_that_shows_something(
+    shown: requests.Response,
+) -> None:
     with Image.open(io.BytesIO(decoded(urls_of(shown)[0]))) as image:
         assert image.format == "PNG"
         assert min(image.size) > 200
         red, green, blue = image.convert("RGB").getextrema()
-        assert (red[0], green[0], blue[0]) < (100, 100, 200)  # matplotlib's first blue, and black
+        assert (red[0], green[0], blue[0]) < (
+            100,
+            100,
+            200,
+        )  # matplotlib's first blue, and black
         assert (red[1], green[1], blue[1]) == (255, 255, 255)
 
 
-def test_several_figures_are_as_many_pictures_in_their_order(shown: requests.Response) -> None:
+def test_several_figures_are_as_many_pictures_in_their_order(
+    shown: requests.Response,
+) -> None:
     corners = []
     for url in urls_of(shown):
         with Image.open(io.BytesIO(decoded(url))) as image:
@@ -1006,18 +1159,29 @@ def test_an_exception_points_to_the_lines_of_the_callers_code(
     code = "def half(x):\n    return x / zero\n\nzero = 0\nprint('before')\nhalf(1)"
     response = execute(service, code)
     text, _, _ = text_of(response).partition("**Executed Code:**")
-    assert text.startswith("**Console Output:**\n```\nbefore\n```\n\n**Execution Error:**\n```\n")
+    assert text.startswith(
+        "**Console Output:**\n```\nbefore\n```\n\n**Execution Error:**\n```\n"
+    )
     assert text.endswith("ZeroDivisionError: division by zero\n```\n\n")
     assert re.findall(r"Cell In\[1\], line (\d+)", text) == ["6", "2"]
-    assert re.findall(r"-> +(\d+) (.*)", text) == [("6", "half(1)"), ("2", "    return x / zero")]
+    assert re.findall(r"-> +(\d+) (.*)", text) == [
+        ("6", "half(1)"),
+        ("2", "    return x / zero"),
+    ]
     assert "\x1b" not in text
-    assert "E2B" not in text and "environ" not in text  # E2B's own lines before the first cell
+    assert (
+        "E2B" not in text and "environ" not in text
+    )  # E2B's own lines before the first cell
     assert response.headers["X-Run-Outcome"] == "error"
 
 
-def test_sys_exit_is_an_error_that_keeps_what_was_printed(service: Service, e2b: LocalE2B) -> None:
+def test_sys_exit_is_an_error_that_keeps_what_was_printed(
+    service: Service, e2b: LocalE2B
+) -> None:
     # As E2B's server answers: recorded.
-    said = "An exception has occurred, use %tb to see the full traceback.\nSystemExit: 3\n"
+    said = (
+        "An exception has occurred, use %tb to see the full traceback.\nSystemExit: 3\n"
+    )
     warned = (
         "/usr/local/lib/python3.13/dist-packages/IPython/core/interactiveshell.py:3585: "
         "UserWarning: To exit: use 'exit', 'quit', or Ctrl-D.\n"

@@ -7,9 +7,13 @@ quote them. A cell run beforehand would take that prefix, and cost a round trip;
 import re
 from collections.abc import Callable, Iterator
 
-GLUED = re.compile(r"(?<=-{75})(?=\w)|(?<=recent call last\))(?=Cell |File )|(?<=:)(?=-{75})")
+GLUED = re.compile(
+    r"(?<=-{75})(?=\w)|(?<=recent call last\))(?=Cell |File )|(?<=:)(?=-{75})"
+)
 _ROW = re.compile(r"( *(?:-+> )?)(\d{1,7})(?= |$)(.*)")
-_PLACE = re.compile(r'(?m)(^ *Cell In\[1\], line |ipykernel_\d+/\d+\.py(?::|", line ))(\d{1,7})')
+_PLACE = re.compile(
+    r'(?m)(^ *Cell In\[1\], line |ipykernel_\d+/\d+\.py(?::|", line ))(\d{1,7})'
+)
 _WARNING = re.compile(r"(?m)(^<>:)(\d{1,7})(?=: \w+Warning)")
 _SYNTAX_ERROR = re.compile(
     r"(?m)(\(\d+\.py, line |\(detected at line |(?:parenthesis '.'|statement|definition) on line |"
@@ -24,24 +28,36 @@ def unprefixed(code: str, evidence: str) -> Callable[..., str]:
     for which each line that is quoted there is that line of the code."""
     own_lines = [line.strip() for line in code.split("\n")]
     # Shell commands and magics are quoted as the calls that they became.
-    quoted = [row[1:] for row in _rows(evidence) if "get_ipython()." not in row[2]][:1000]
+    quoted = [row[1:] for row in _rows(evidence) if "get_ipython()." not in row[2]][
+        :1000
+    ]
 
     def fits(prefix: int) -> bool:
-        own = [(number - prefix - 1, text) for number, text in quoted if number > prefix]
+        own = [
+            (number - prefix - 1, text) for number, text in quoted if number > prefix
+        ]
         return bool(own) and all(own_lines[n : n + 1] == [text] for n, text in own)
 
     prefix = next(filter(fits, (4, *range(1, 100))), 4)
 
     def less(match: re.Match[str]) -> str:
-        return f"{match[1]}{int(match[2]) - prefix}" if int(match[2]) > prefix else match[0]
+        return (
+            f"{match[1]}{int(match[2]) - prefix}"
+            if int(match[2]) > prefix
+            else match[0]
+        )
 
     def mend(text: str, printed: bool = False, syntax_error: bool = True) -> str:
         lines: list[str | None] = [*text.split("\n")]
         for index, number, _ in () if printed else _rows(text):
             if row := _ROW.match(lines[index] or ""):
                 # A row of the prefix goes; the others keep their width.
-                of_prefix = number <= prefix or row[3].startswith(" import os; os.environ['E2B_")
-                filled = row[1][:1] * (len(row[2]) - len(f"{number - prefix}")) + less(row)
+                of_prefix = number <= prefix or row[3].startswith(
+                    " import os; os.environ['E2B_"
+                )
+                filled = row[1][:1] * (len(row[2]) - len(f"{number - prefix}")) + less(
+                    row
+                )
                 lines[index] = None if of_prefix else filled + row[3]
         text = "\n".join(line for line in lines if line is not None)
         text = _WARNING.sub(less, _PLACE.sub(less, text))

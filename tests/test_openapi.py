@@ -15,16 +15,18 @@ import pytest
 import requests
 import schemathesis
 from hypothesis import Phase, assume, given, settings
+from local_e2b import LocalE2B
 from schemathesis import GenerationMode
 from schemathesis.specs.openapi.checks import ignored_auth
 
 from config import LIFETIME_MARGIN_S, MAX_BODY_BYTES, VERSION
 from conftest import E2B_KEY, OK_RUN, Service, http
-from local_e2b import LocalE2B
 
 pytestmark = pytest.mark.usefixtures("untraced")
 
-DOCUMENT = json.loads(Path(__file__).with_name("openapi.json").read_text("utf-8"))
+DOCUMENT = json.loads(
+    Path(__file__).parents[1].joinpath("openapi.json").read_text("utf-8")
+)
 API_KEY = "a-key-that-is-long-enough-to-be-one"
 MAX_CODE_CHARS, RUN_TIMEOUT_S = 2000, 20
 EXAMPLES = 120
@@ -41,7 +43,10 @@ def _runs_print_ok(e2b: LocalE2B) -> None:
 @pytest.fixture(scope="module")
 def service(start: Callable[..., Service]) -> Service:
     """The service with limits of its own and one place for a run."""
-    limits = {"MAX_CODE_CHARS": str(MAX_CODE_CHARS), "RUN_TIMEOUT_S": str(RUN_TIMEOUT_S)}
+    limits = {
+        "MAX_CODE_CHARS": str(MAX_CODE_CHARS),
+        "RUN_TIMEOUT_S": str(RUN_TIMEOUT_S),
+    }
     return start(MAX_CONCURRENT_RUNS="1", **limits)
 
 
@@ -55,7 +60,10 @@ def guarded(start: Callable[..., Service]) -> Service:
 def served(service: Service) -> Any:
     """The document as the service serves it."""
     response = http.get(f"{service.url}/openapi.json", timeout=5)
-    assert (response.status_code, response.headers["Content-Type"]) == (200, "application/json")
+    assert (response.status_code, response.headers["Content-Type"]) == (
+        200,
+        "application/json",
+    )
     return response.json()
 
 
@@ -64,7 +72,9 @@ def served(service: Service) -> Any:
 
 def operation_of(document: Any) -> Any:
     """The one operation of a document."""
-    [operation] = [each for path in document["paths"].values() for each in path.values()]
+    [operation] = [
+        each for path in document["paths"].values() for each in path.values()
+    ]
     return operation
 
 
@@ -100,7 +110,12 @@ def test_there_is_one_operation_for_every_operation_becomes_a_tool() -> None:
 
 def test_no_summary_hides_the_description_that_is_written_for_a_model() -> None:
     assert "summary" not in set(keys_in(DOCUMENT))
-    for words in ("plt.show()", "Nothing is kept between calls", "traceback", "time limit"):
+    for words in (
+        "plt.show()",
+        "Nothing is kept between calls",
+        "traceback",
+        "time limit",
+    ):
         assert words in operation_of(DOCUMENT)["description"]
 
 
@@ -141,17 +156,25 @@ ADDRESSES = {
 def test_the_document_carries_the_address_that_it_was_asked_at_but_no_loopback_one(
     service: Service, host: str
 ) -> None:
-    document = http.get(f"{service.url}/openapi.json", headers={"Host": host}, timeout=5).json()
+    document = http.get(
+        f"{service.url}/openapi.json", headers={"Host": host}, timeout=5
+    ).json()
     assert document["servers"] == [{"url": ADDRESSES[host]}]
 
 
-def test_behind_a_tls_proxy_on_this_machine_the_address_is_https(service: Service) -> None:
+def test_behind_a_tls_proxy_on_this_machine_the_address_is_https(
+    service: Service,
+) -> None:
     headers = {"Host": "code.example.com", "X-Forwarded-Proto": "https"}
-    document = http.get(f"{service.url}/openapi.json", headers=headers, timeout=5).json()
+    document = http.get(
+        f"{service.url}/openapi.json", headers=headers, timeout=5
+    ).json()
     assert document["servers"] == [{"url": "https://code.example.com"}]
 
 
-def test_but_for_the_address_and_the_limits_the_document_is_the_file(served: Any) -> None:
+def test_but_for_the_address_and_the_limits_the_document_is_the_file(
+    served: Any,
+) -> None:
     fields = fields_of(served)
     assert fields["code"]["maxLength"] == MAX_CODE_CHARS
     assert fields["timeout"]["default"] == RUN_TIMEOUT_S
@@ -172,7 +195,9 @@ def execute(service: Service, body: Any, **headers: str) -> requests.Response:
     return http.post(f"{service.url}/execute", json=body, headers=headers, timeout=30)
 
 
-def test_the_fields_are_those_that_the_service_knows(service: Service, served: Any) -> None:
+def test_the_fields_are_those_that_the_service_knows(
+    service: Service, served: Any
+) -> None:
     wrong = {"code": 1, "timeout": 0, "language": "none"}
     assert fields_of(served).keys() == wrong.keys()
     for field, value in wrong.items():
@@ -184,7 +209,9 @@ def test_the_fields_are_those_that_the_service_knows(service: Service, served: A
             assert execute(service, {"code": "1", field: value}).status_code == 200
 
 
-def test_the_limits_are_those_that_hold(service: Service, served: Any, e2b: LocalE2B) -> None:
+def test_the_limits_are_those_that_hold(
+    service: Service, served: Any, e2b: LocalE2B
+) -> None:
     longest = fields_of(served)["code"]["maxLength"]
     assert execute(service, {"code": "x" * longest}).status_code == 200
     assert execute(service, {"code": "x" * (longest + 1)}).status_code == 400
@@ -205,7 +232,9 @@ def one_run_under_way(e2b: LocalE2B, service: Service) -> Iterator[None]:
     caller = threading.Thread(target=execute, args=(service, {"code": "1"}))
     caller.start()
     try:
-        state = e2b.wait_for(lambda s: s["alive"] and s["requests"][-1]["kind"] == "run")
+        state = e2b.wait_for(
+            lambda s: s["alive"] and s["requests"][-1]["kind"] == "run"
+        )
         [sandbox] = [each for each in state["sandboxes"] if each["alive"]]
         yield
     finally:
@@ -218,7 +247,9 @@ def test_each_documented_answer_can_be_had_and_is_as_documented(
     service: Service, guarded: Service, served: Any, e2b: LocalE2B
 ) -> None:
     good = {"code": "1"}
-    too_long = http.prepare_request(requests.Request("POST", f"{service.url}/execute", json=good))
+    too_long = http.prepare_request(
+        requests.Request("POST", f"{service.url}/execute", json=good)
+    )
     # The answer comes before the body, which is never sent.
     too_long.headers["Content-Length"] = str(MAX_BODY_BYTES + 1)
     too_long.headers["Connection"] = "close"
@@ -250,12 +281,14 @@ def test_each_documented_outcome_can_be_had(
     service: Service, served: Any, e2b: LocalE2B, outcome: str
 ) -> None:
     error = {"type": "error", "name": "ValueError", "value": "no", "traceback": ""}
-    e2b.set_script({
-        "ok": {"run": OK_RUN},
-        "error": {"run": {"events": [error]}},
-        "timeout": {"run": {"fault": "silent"}},
-        "unavailable": {"create": {"status": 500}},
-    }[outcome])  # fmt: skip
+    e2b.set_script(
+        {
+            "ok": {"run": OK_RUN},
+            "error": {"run": {"events": [error]}},
+            "timeout": {"run": {"fault": "silent"}},
+            "unavailable": {"create": {"status": 500}},
+        }[outcome]
+    )
     response = execute(service, {"code": "1", "timeout": 1})
     assert response.headers["X-Run-Outcome"] == outcome
     header = operation_of(served)["responses"]["200"]["headers"]["X-Run-Outcome"]
@@ -275,9 +308,12 @@ def test_whatever_is_sent_the_answer_is_a_documented_one(
     statuses = set()
 
     @settings(
-        max_examples=EXAMPLES, derandomize=True, database=None, deadline=None,
+        max_examples=EXAMPLES,
+        derandomize=True,
+        database=None,
+        deadline=None,
         phases=[Phase.generate],
-    )  # fmt: skip
+    )
     @given(case=operation.as_strategy(generation_mode=mode))
     def check(case: Any) -> None:
         fields = case.body if isinstance(case.body, dict) else {}

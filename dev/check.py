@@ -1,6 +1,6 @@
 """Is it working? Has a running e2b-proxy draw a sine wave, and says what is wrong if it does not.
 
-    python check.py [--url http://127.0.0.1:3001] [--key KEY] [--out sine.png]
+    python dev/check.py [--url http://127.0.0.1:3001] [--key KEY] [--out sine.png]
 
 Exits 0 with the text of the reply and the picture in a file, else 1 with one line on stderr.
 """
@@ -42,9 +42,7 @@ print(f"The sine wave peaks at {np.sin(x).max():.3f}.")
 """
 
 
-MALFORMED = (
-    "the reply is not LibreChat's two-element array: is this the address of e2b-proxy itself?"
-)
+MALFORMED = "the reply is not LibreChat's two-element array: is this the address of e2b-proxy itself?"
 EXAMPLE = "It looks like http://127.0.0.1:3001."
 
 
@@ -53,10 +51,16 @@ class NotWorking(Exception):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Ask a running e2b-proxy to draw a sine wave.")
-    parser.add_argument("--url", default="http://127.0.0.1:3001", help="default: %(default)s")
+    parser = argparse.ArgumentParser(
+        description="Ask a running e2b-proxy to draw a sine wave."
+    )
+    parser.add_argument(
+        "--url", default="http://127.0.0.1:3001", help="default: %(default)s"
+    )
     parser.add_argument("--key", help="the service's API key; default: PROXY_API_KEY")
-    parser.add_argument("--out", type=Path, default=Path("sine.png"), help="default: %(default)s")
+    parser.add_argument(
+        "--out", type=Path, default=Path("sine.png"), help="default: %(default)s"
+    )
     options = parser.parse_args(arguments)
     # An argument shows in the list of processes, a variable does not.
     key = options.key or os.environ.get("PROXY_API_KEY") or None
@@ -103,7 +107,9 @@ def _session(url: str, key: str | None) -> requests.Session:
     if address.scheme not in ("http", "https") or not address.hostname:
         raise NotWorking(f"{url!r} is no address. {EXAMPLE}")
     if key and not (key.isascii() and key.isprintable()):
-        raise NotWorking("the key has characters that no header can carry; see PROXY_API_KEY.")
+        raise NotWorking(
+            "the key has characters that no header can carry; see PROXY_API_KEY."
+        )
     session = requests.Session()
     # Set even without a key: requests would look into ~/.netrc otherwise.
     session.auth = authorize
@@ -136,7 +142,9 @@ def _check_health(session: requests.Session, url: str) -> None:
 
 def _run(session: requests.Session, url: str, key: str | None) -> tuple[str, str]:
     """The text of the reply and the address of its one picture."""
-    answer = _ask(session, "POST", f"{url}/execute", json={"code": CODE}, timeout_s=RUN_TIMEOUT_S)
+    answer = _ask(
+        session, "POST", f"{url}/execute", json={"code": CODE}, timeout_s=RUN_TIMEOUT_S
+    )
     if answer.status_code == 401:
         raise NotWorking(
             "the service refuses this key: give it the PROXY_API_KEY that it was started with."
@@ -194,11 +202,15 @@ def _picture(session: requests.Session, url: str, picture_url: str) -> bytes | N
     """The picture's bytes; None when it is published at a path that this service does not serve."""
     if picture_url.startswith("data:"):
         if not picture_url.startswith(DATA_URI):
-            raise NotWorking(f"the picture is no PNG: its address begins {picture_url[:30]!r}.")
+            raise NotWorking(
+                f"the picture is no PNG: its address begins {picture_url[:30]!r}."
+            )
         try:
             png = base64.b64decode(picture_url[len(DATA_URI) :], validate=True)
         except binascii.Error as error:
-            raise NotWorking(f"the picture's data URI is no base64 ({error}).") from error
+            raise NotWorking(
+                f"the picture's data URI is no base64 ({error})."
+            ) from error
     else:
         address = urljoin(f"{url}/", picture_url)
         answer = _ask(session, "GET", address, timeout_s=HEALTH_TIMEOUT_S)
@@ -215,10 +227,17 @@ def _picture(session: requests.Session, url: str, picture_url: str) -> bytes | N
 
 
 def _ask(
-    session: requests.Session, method: str, url: str, *, timeout_s: float, json: Any = None
+    session: requests.Session,
+    method: str,
+    url: str,
+    *,
+    timeout_s: float,
+    json: Any = None,
 ) -> requests.Response:
     try:
-        return session.request(method, url, json=json, timeout=timeout_s, allow_redirects=False)
+        return session.request(
+            method, url, json=json, timeout=timeout_s, allow_redirects=False
+        )
     except requests.Timeout as error:
         raise NotWorking(
             f"no answer from {url} within {timeout_s} s: the service's log says where it hangs."

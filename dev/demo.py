@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-HERE = Path(__file__).resolve().parent
+ROOT = Path(__file__).resolve().parent.parent
 LOOPBACK = "127.0.0.1"
 START_TIMEOUT_S = 30.0
 # The service lets runs finish; whoever presses Ctrl-C waits no longer than this for them.
@@ -48,7 +48,11 @@ class Child:
         code = self.process.poll()
         if code is None:
             return
-        how = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
+        how = (
+            f"was ended by signal {-code}"
+            if code < 0
+            else f"ended with exit code {code}"
+        )
         raise DemoError(f"{self.name} {how}.{self.log_tail()}")
 
     def log_tail(self) -> str:
@@ -79,12 +83,16 @@ class Demo:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
     def start(
-        self, name: str, command: Sequence[str], environ: Mapping[str, str], log: Path | None = None
+        self,
+        name: str,
+        command: Sequence[str],
+        environ: Mapping[str, str],
+        log: Path | None = None,
     ) -> Child:
         with log.open("wb") if log else contextlib.nullcontext() as output:
             process = subprocess.Popen(
                 [sys.executable, *command],
-                cwd=HERE,
+                cwd=ROOT,
                 env=environ,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -134,9 +142,13 @@ class Demo:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Start the service and have it draw a sine wave.")
+    parser = argparse.ArgumentParser(
+        description="Start the service and have it draw a sine wave."
+    )
     parser.add_argument("--once", action="store_true", help="end after the picture")
-    parser.add_argument("--out", type=Path, default=HERE / "demo.png", help="default: %(default)s")
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "demo.png", help="default: %(default)s"
+    )
     options = parser.parse_args(arguments)
     demo = Demo()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -162,10 +174,12 @@ def _run(demo: Demo, out: Path, *, once: bool) -> None:
     if environ.get("E2B_API_KEY") or environ.get("E2B_API_KEY_FILE"):
         demo.say("E2B_API_KEY is set: code runs in E2B's sandboxes.")
     else:
-        demo.say("E2B_API_KEY is not set: a stand-in for E2B runs the code on this machine.")
+        demo.say(
+            "E2B_API_KEY is not set: a stand-in for E2B runs the code on this machine."
+        )
         environ = _start_stand_in(demo, environ)
     url = f"http://{LOOPBACK}:{port}"
-    log = HERE / "demo.log"
+    log = ROOT / "demo.log"
     service = demo.start("The service", ["-m", "gunicorn", "proxy:app"], environ, log)
     demo.wait_until_up(service, lambda: _health_status(port) == http.HTTPStatus.OK)
     _check(demo, url, environ, out)
@@ -189,15 +203,24 @@ def _start_stand_in(demo: Demo, environ: Mapping[str, str]) -> dict[str, str]:
         for name, value in environ.items()
         if name.lower() not in strangers and not name.startswith("E2B_")
     }
-    stand_in = demo.start("The stand-in", ["local_e2b.py", "--port", str(port)], environ)
+    stand_in = demo.start(
+        "The stand-in", ["dev/local_e2b.py", "--port", str(port)], environ
+    )
     demo.wait_until_up(stand_in, lambda: _accepts(port))
     url = f"http://{LOOPBACK}:{port}"
-    return {**environ, "E2B_API_KEY": "local", "E2B_API_URL": url, "E2B_SANDBOX_URL": url}
+    return {
+        **environ,
+        "E2B_API_KEY": "local",
+        "E2B_API_URL": url,
+        "E2B_SANDBOX_URL": url,
+    }
 
 
 def _check(demo: Demo, url: str, environ: Mapping[str, str], out: Path) -> None:
     demo.say("Drawing a sine wave ...\n")
-    check = demo.start("check.py", ["check.py", "--url", url, "--out", str(out)], environ)
+    check = demo.start(
+        "check.py", ["dev/check.py", "--url", url, "--out", str(out)], environ
+    )
     demo.children.remove(check)
     try:
         demo.wait(lambda: check.process.poll() is not None)
@@ -216,7 +239,11 @@ def _free_port_from(text: str) -> int:
         with socket.create_server((LOOPBACK, port)):
             return port
     except OSError as error:
-        reason = "is taken" if error.errno == errno.EADDRINUSE else f"cannot be used ({error})"
+        reason = (
+            "is taken"
+            if error.errno == errno.EADDRINUSE
+            else f"cannot be used ({error})"
+        )
         raise DemoError(
             f"port {port} {reason}. Stop what listens there, or choose another: "
             f"PORT={port % 65535 + 1} make demo"

@@ -1,6 +1,6 @@
 """`make soak`: mixed load with faults and restarts, and an account of all that came of it.
 
-    python soak.py [--runs 5000] [--faults 0.1] [--restarts 3] [--warm 0] [--quick]
+    python dev/soak.py [--runs 5000] [--faults 0.1] [--restarts 3] [--warm 0] [--quick]
 
 The service as shipped, the stand-in for E2B and the load are processes of their own. Each run is
 given its fate in its code, so that its reply can be held against it; what the stand-in did is held
@@ -24,7 +24,16 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from bench import LOOPBACK, BenchError, Child, Service, StandIn, answered, clean_environ, free_port
+from bench import (
+    LOOPBACK,
+    BenchError,
+    Child,
+    Service,
+    StandIn,
+    answered,
+    clean_environ,
+    free_port,
+)
 
 RUN_TIMEOUT_S = 3
 # What the service promises: a run's limit and this is the longest that a sandbox may live.
@@ -73,9 +82,20 @@ SAID = {"events": [_stdout("number {n}\n")]}
 
 PLAIN: tuple[tuple[int, Fate], ...] = (
     (50, Fate("print", SAID, text="number {n}")),
-    (15, Fate("pictures", {**SAID, "pngs": 3, "png_bytes": 30_000}, text="number {n}", pictures=3)),
+    (
+        15,
+        Fate(
+            "pictures",
+            {**SAID, "pngs": 3, "png_bytes": 30_000},
+            text="number {n}",
+            pictures=3,
+        ),
+    ),
     (4, Fate("svg", {**SAID, "events": [SVG_RESULT]}, pictures=1)),
-    (6, Fate("long output", {"stdout_bytes": LONG_OUTPUT_BYTES}, text="characters cut")),
+    (
+        6,
+        Fate("long output", {"stdout_bytes": LONG_OUTPUT_BYTES}, text="characters cut"),
+    ),
     (13, Fate("exception", {"events": [EXCEPTION]}, "error", "ZeroDivisionError")),
     (2, Fate("too long", {"run_s": 2.5}, "timeout", "1 s", timeout_s=1)),
 )
@@ -89,8 +109,22 @@ RUN_FAULTS: tuple[tuple[int, Fate], ...] = (
     (3, Fate("not JSON", {**SAID, "fault": "not_json"}, "error", "number {n}")),
     (3, Fate("vanish", {**SAID, "fault": "vanish"}, "error", "number {n}")),
     (1, Fate("hang", {"fault": "hang"}, "timeout", timeout_s=1)),
-    (1, Fate("silent", {**SAID, "fault": "silent"}, "timeout", "number {n}", timeout_s=1)),
-    (1, Fate("forever", {**SAID, "fault": "forever"}, "timeout", "number {n}", timeout_s=1)),
+    (
+        1,
+        Fate(
+            "silent", {**SAID, "fault": "silent"}, "timeout", "number {n}", timeout_s=1
+        ),
+    ),
+    (
+        1,
+        Fate(
+            "forever",
+            {**SAID, "fault": "forever"},
+            "timeout",
+            "number {n}",
+            timeout_s=1,
+        ),
+    ),
     (1, Fate("drip", {**SAID, "fault": "drip"}, "timeout", "number {n}", timeout_s=1)),
 )
 CREATE_FAULTS: tuple[tuple[int, Answer], ...] = (
@@ -121,7 +155,13 @@ BAD_REQUESTS: tuple[tuple[str, str, dict[str, str], str, int], ...] = (
     ("POST", "/execute", JSON_TYPE, '{"code": "1", "language": "ruby"}', 400),
     ("POST", "/execute", JSON_TYPE, "[" * 20_000, 400),
     ("POST", "/execute", {"Content-Type": "text/plain"}, '{"code": "1"}', 415),
-    ("POST", "/execute", {**JSON_TYPE, "Origin": "https://evil.example"}, '{"code": "1"}', 403),
+    (
+        "POST",
+        "/execute",
+        {**JSON_TYPE, "Origin": "https://evil.example"},
+        '{"code": "1"}',
+        403,
+    ),
     ("GET", "/execute", {}, "", 405),
     ("GET", "/nowhere", {}, "", 404),
     ("POST", "/mcp", JSON_TYPE, "{no json", 400),
@@ -173,7 +213,11 @@ class Life:
     end: Sample | None = None
 
     def growth_mb(self) -> float:
-        return self.end.memory_mb - self.start.memory_mb if self.start and self.end else 0.0
+        return (
+            self.end.memory_mb - self.start.memory_mb
+            if self.start and self.end
+            else 0.0
+        )
 
 
 @dataclass
@@ -231,7 +275,9 @@ class Plan:
 
     def restart_after(self) -> list[int]:
         """Runs before each restart; the last process does as much as all before it."""
-        return [self.runs * n // (2 * self.restarts) for n in range(1, self.restarts + 1)]
+        return [
+            self.runs * n // (2 * self.restarts) for n in range(1, self.restarts + 1)
+        ]
 
 
 def problems(report: Report, plan: Plan) -> list[str]:
@@ -244,13 +290,19 @@ def problems(report: Report, plan: Plan) -> list[str]:
     if len(report.restarts) < plan.restarts:
         found.append(f"only {len(report.restarts)} restarts")
     if report.alive and not plan.quick:
-        found.append(f"{report.alive} sandboxes leaked: alive after the lifetime given at create")
+        found.append(
+            f"{report.alive} sandboxes leaked: alive after the lifetime given at create"
+        )
     if count := report.never_killed():
-        found.append(f"{count} sandboxes were never killed, for no reason that is known")
+        found.append(
+            f"{count} sandboxes were never killed, for no reason that is known"
+        )
     if report.longest_lifetime_s > RUN_TIMEOUT_S + LIFETIME_MARGIN_S:
         found.append(f"a sandbox was given a lifetime of {report.longest_lifetime_s} s")
     if report.no_sandbox > report.faults["create"]:
-        found.append(f"{report.no_sandbox} runs got no sandbox: more than faults can explain")
+        found.append(
+            f"{report.no_sandbox} runs got no sandbox: more than faults can explain"
+        )
     if (growth_mb := report.lives[-1].growth_mb()) >= MAX_GROWTH_MB:
         found.append(f"the memory of the last process grew by {growth_mb:.1f} MB")
     return found
@@ -287,7 +339,9 @@ class Witness(threading.Thread):
                 "kind": kind,
                 "sandbox_id": record["sandbox_id"],
                 "answer": record["answer"],
-                "lifetime_s": body.get("timeout") if kind in ("create", "timeout") else None,
+                "lifetime_s": body.get("timeout")
+                if kind in ("create", "timeout")
+                else None,
                 "is_run": kind == "run" and "# answer" in body["code"],
             }
             self._newest_s = max(self._newest_s, record["at_s"])
@@ -298,20 +352,32 @@ class Witness(threading.Thread):
         ended_by_kill, not_killed = set[str](), set[str]()
         runs = Counter[str]()
         for request in self._requests.values():
-            kind, answer, sandbox_id = request["kind"], request["answer"], request["sandbox_id"]
+            kind, answer, sandbox_id = (
+                request["kind"],
+                request["answer"],
+                request["sandbox_id"],
+            )
             is_fault = isinstance(answer, str) or answer in FAULTY_STATUSES
             report.faults[kind] += is_fault
-            report.longest_lifetime_s = max(report.longest_lifetime_s, request["lifetime_s"] or 0)
+            report.longest_lifetime_s = max(
+                report.longest_lifetime_s, request["lifetime_s"] or 0
+            )
             report.may_expire += answer == "lost_reply"
             runs[sandbox_id] += request["is_run"]
             if kind == "kill":
-                (ended_by_kill if answer in (204, "hang") else not_killed).add(sandbox_id)
+                (ended_by_kill if answer in (204, "hang") else not_killed).add(
+                    sandbox_id
+                )
         report.may_expire += len(not_killed - ended_by_kill)
         twice = sum(count > 1 for count in runs.values())
         if twice:
-            report.unexplained.append(f"{twice} sandboxes were sent a run more than once")
+            report.unexplained.append(
+                f"{twice} sandboxes were sent a run more than once"
+            )
         if self.gaps:
-            report.unexplained.append(f"{self.gaps} gaps in what is known of the stand-in")
+            report.unexplained.append(
+                f"{self.gaps} gaps in what is known of the stand-in"
+            )
         for name in ("created", "killed", "expired", "alive"):
             setattr(report, name, self.state[name])
 
@@ -334,7 +400,8 @@ class Load:
         self._active = self._numbers = 0
         self._is_over = False
         self._threads = [
-            threading.Thread(target=self._call_repeatedly, args=(seed,)) for seed in range(callers)
+            threading.Thread(target=self._call_repeatedly, args=(seed,))
+            for seed in range(callers)
         ]
         for thread in self._threads:
             thread.start()
@@ -439,7 +506,12 @@ class Caller:
         path, message = "/execute", arguments
         if over_mcp:
             path, params = "/mcp", {"name": "execute_python", "arguments": arguments}
-            message = {"jsonrpc": "2.0", "id": number, "method": "tools/call", "params": params}
+            message = {
+                "jsonrpc": "2.0",
+                "id": number,
+                "method": "tools/call",
+                "params": params,
+            }
         body = json.dumps(message).encode()
         while True:
             asked_at = time.monotonic()
@@ -449,7 +521,9 @@ class Caller:
             seen = None
             if status == 200:
                 reply = _parsed(text, what)
-                seen = _seen_over_mcp(reply, number) if over_mcp else _seen(reply, headers)
+                seen = (
+                    _seen_over_mcp(reply, number) if over_mcp else _seen(reply, headers)
+                )
             if not seen and not (status == 503 and "Retry-After" in headers):
                 raise Wrong(f"{what}: {status} {text[:200]!r}")
             if seen and not (over_mcp and FULL in seen.text):
@@ -458,11 +532,15 @@ class Caller:
             self._load.rest(what)
 
     def _judge(self, fate: Fate, number: int, what: str, seen: Seen) -> str:
-        expected = fate.outcome if not seen.over_mcp or fate.outcome == "ok" else "failed"
+        expected = (
+            fate.outcome if not seen.over_mcp or fate.outcome == "ok" else "failed"
+        )
         if seen.outcome != expected:
             if seen.outcome in ("unavailable", "failed"):
                 restarts = self._load.report.restarts
-                is_stopped = any(r.began_at < time.monotonic() < r.ended_at for r in restarts)
+                is_stopped = any(
+                    r.began_at < time.monotonic() < r.ended_at for r in restarts
+                )
                 self._load.count("stopped" if is_stopped else "no_sandbox")
                 return seen.outcome
             raise Wrong(f"{what}: {seen.outcome}, not {expected}: {seen.text[:200]!r}")
@@ -504,12 +582,16 @@ class Caller:
         for restart in reversed(self._load.report.restarts):
             if self._opened_at <= restart.ended_at:
                 if restart.signal_number == signal.SIGKILL:
-                    self._load.count("cut_by_kill" if asked_at < restart.began_at else "refused")
+                    self._load.count(
+                        "cut_by_kill" if asked_at < restart.began_at else "refused"
+                    )
                     return
                 if asked_at > restart.began_at - 0.05:
                     self._load.count("refused")
                     return
-                raise Wrong(f"{what}: SIGTERM cut a request that was under way: {exc!r}")
+                raise Wrong(
+                    f"{what}: SIGTERM cut a request that was under way: {exc!r}"
+                )
         raise Wrong(f"{what}: {exc!r}")
 
 
@@ -533,20 +615,34 @@ def _parsed(text: bytes, what: str) -> Any:
 def _seen(reply: Any, headers: Any) -> Seen | None:
     match reply:
         case [[{"type": "text", "text": str(text)}], {"content": list(content)}]:
-            urls = [item["image_url"]["url"] for item in content if item["type"] == "image_url"]
-            if len(urls) == len(content) and all(url.startswith("data:image/") for url in urls):
+            urls = [
+                item["image_url"]["url"]
+                for item in content
+                if item["type"] == "image_url"
+            ]
+            if len(urls) == len(content) and all(
+                url.startswith("data:image/") for url in urls
+            ):
                 return Seen(headers.get("X-Run-Outcome", ""), text, len(urls))
     return None
 
 
 def _seen_over_mcp(reply: Any, number: int) -> Seen | None:
     match reply:
-        case {"jsonrpc": "2.0", "id": int(same), "result": {"content": list(), "isError": bool()}}:
+        case {
+            "jsonrpc": "2.0",
+            "id": int(same),
+            "result": {"content": list(), "isError": bool()},
+        }:
             result = reply["result"]
-            texts = [part["text"] for part in result["content"] if part["type"] == "text"]
+            texts = [
+                part["text"] for part in result["content"] if part["type"] == "text"
+            ]
             pictures = sum(part["type"] == "image" for part in result["content"])
             if same == number and len(texts) == 1:
-                return Seen("failed" if result["isError"] else "ok", texts[0], pictures, True)
+                return Seen(
+                    "failed" if result["isError"] else "ok", texts[0], pictures, True
+                )
     return None
 
 
@@ -613,7 +709,9 @@ def _restart(
     report.restarts.append(restart)
     if is_kill:
         service.kill()
-        time.sleep(0.1)  # for the stand-in to see that nobody waits for its answers any more
+        time.sleep(
+            0.1
+        )  # for the stand-in to see that nobody waits for its answers any more
         report.may_expire += e2b.state()["alive"]
     elif not service.stop():
         report.unexplained.append("SIGTERM did not end the service")
@@ -623,7 +721,9 @@ def _restart(
 
 
 def text_of(report: Report) -> str:
-    signals = Counter(signal.Signals(restart.signal_number).name for restart in report.restarts)
+    signals = Counter(
+        signal.Signals(restart.signal_number).name for restart in report.restarts
+    )
     lines = [
         (
             "runs",
@@ -657,23 +757,35 @@ def text_of(report: Report) -> str:
                     strict=True,
                 )
             ]
-            lines.append((f"process {number}", f"{life.runs:,} runs; {', '.join(pairs)}"))
+            lines.append(
+                (f"process {number}", f"{life.runs:,} runs; {', '.join(pairs)}")
+            )
     return "\n".join(f"{name:<14}{text}" for name, text in lines)
 
 
 def _counts(counter: Counter[str]) -> str:
-    return ", ".join(f"{name} {count:,}" for name, count in counter.most_common() if count)
+    return ", ".join(
+        f"{name} {count:,}" for name, count in counter.most_common() if count
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Mixed load with faults and restarts.")
     parser.add_argument("--runs", type=int, default=5000, help="default: %(default)s")
-    parser.add_argument("--faults", type=float, default=0.1, help="a run; default: %(default)s")
-    parser.add_argument("--restarts", type=int, default=3, help="default: %(default)s")
-    parser.add_argument("--warm", type=int, default=0, help="WARM_SANDBOXES, default: %(default)s")
-    parser.add_argument("--callers", type=int, default=100, help="at once, default: %(default)s")
     parser.add_argument(
-        "--quick", action="store_true", help="no creates and kills that hang, no wait for lifetimes"
+        "--faults", type=float, default=0.1, help="a run; default: %(default)s"
+    )
+    parser.add_argument("--restarts", type=int, default=3, help="default: %(default)s")
+    parser.add_argument(
+        "--warm", type=int, default=0, help="WARM_SANDBOXES, default: %(default)s"
+    )
+    parser.add_argument(
+        "--callers", type=int, default=100, help="at once, default: %(default)s"
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="no creates and kills that hang, no wait for lifetimes",
     )
     options = parser.parse_args(arguments)
     plan = Plan(**vars(options))

@@ -26,15 +26,14 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import local_e2b
 import psutil
 import pytest
 import requests
 from e2b import AuthenticationException, SandboxQuery, TimeoutException
 from e2b_code_interpreter import Sandbox
-from PIL import Image
-
-import local_e2b
 from local_e2b import LocalE2B
+from PIL import Image
 
 pytestmark = pytest.mark.usefixtures("untraced")
 
@@ -76,7 +75,11 @@ def chart(points: list[list[float]], **labels: str) -> Event:
     """A line chart; its ticks are compared by their number and scale only."""
     elements = [{"label": "Line 0", "points": points}]
     names = ("title", "x_label", "y_label", "x_unit", "y_unit")
-    return {"type": "line", "elements": elements, **{name: labels.get(name) for name in names}}
+    return {
+        "type": "line",
+        "elements": elements,
+        **{name: labels.get(name) for name in names},
+    }
 
 
 @pytest.fixture(autouse=True)
@@ -134,10 +137,18 @@ def run(e2b: LocalE2B, sandbox_id: str, code: str, **body: Any) -> list[Event]:
     return joined(events_as_sent(e2b, sandbox_id, code, **body))
 
 
-def events_as_sent(e2b: LocalE2B, sandbox_id: str, code: str, **body: Any) -> list[Event]:
+def events_as_sent(
+    e2b: LocalE2B, sandbox_id: str, code: str, **body: Any
+) -> list[Event]:
     reply = requests.post(
         f"{e2b.url}/execute",
-        json={"code": code, "context_id": None, "language": None, "env_vars": None, **body},
+        json={
+            "code": code,
+            "context_id": None,
+            "language": None,
+            "env_vars": None,
+            **body,
+        },
         headers={"e2b-sandbox-id": sandbox_id, "e2b-sandbox-port": "49999"},
         timeout=60,
     )
@@ -163,7 +174,11 @@ def normal(value: Any, sandbox_id: str, key: str = "") -> Any:
     if key == "execution_count":
         return "N"
     if isinstance(value, dict):
-        kept = {name: part for name, part in value.items() if not re.match("[xy]_(tick|sc)", name)}
+        kept = {
+            name: part
+            for name, part in value.items()
+            if not re.match("[xy]_(tick|sc)", name)
+        }
         return {name: normal(part, sandbox_id, name) for name, part in kept.items()}
     if isinstance(value, list):
         return [normal(part, sandbox_id) for part in value]
@@ -232,7 +247,10 @@ CELLS: dict[str, tuple[str, list[Event]]] = {
             result(text="h\u00e9 \u4e16 \U0001f40d \\u202eR"),
         ],
     ),
-    "list": ("[1, {'a': None}]", [result(text="[1, {'a': None}]", json=[1, {"a": None}])]),
+    "list": (
+        "[1, {'a': None}]",
+        [result(text="[1, {'a': None}]", json=[1, {"a": None}])],
+    ),
     "no JSON for a set": ("[{1}]", [result(text="[{1}]")]),
     "traceback": (
         "1/0",
@@ -240,7 +258,11 @@ CELLS: dict[str, tuple[str, list[Event]]] = {
             error(
                 "ZeroDivisionError",
                 "division by zero",
-                frame("ZeroDivisionError", "division by zero", "Cell In[N], line 1\n----> 1 1/0"),
+                frame(
+                    "ZeroDivisionError",
+                    "division by zero",
+                    "Cell In[N], line 1\n----> 1 1/0",
+                ),
             )
         ],
     ),
@@ -316,15 +338,26 @@ CELLS: dict[str, tuple[str, list[Event]]] = {
         "display(JSON({'a': 1})); display(Javascript('1'))",
         [
             result(False, text="<IPython.core.display.HTML object>", html="<b>h<"),
-            result(False, text="<IPython.core.display.Markdown object>", markdown="# m"),
+            result(
+                False, text="<IPython.core.display.Markdown object>", markdown="# m"
+            ),
             result(False, text="<IPython.core.display.Latex object>", latex="$x$"),
             result(False, text="<IPython.core.display.JSON object>", json={"a": 1}),
-            result(False, text="<IPython.core.display.Javascript object>", javascript="1"),
+            result(
+                False, text="<IPython.core.display.Javascript object>", javascript="1"
+            ),
         ],
     ),
     "other formats are extra": (
         "display({'image/gif': 'R0lG', 'text/plain': 'g'}, raw=True)",
-        [{"type": "result", "text": "g", "extra": {"image/gif": "R0lG"}, "is_main_result": False}],
+        [
+            {
+                "type": "result",
+                "text": "g",
+                "extra": {"image/gif": "R0lG"},
+                "is_main_result": False,
+            }
+        ],
     ),
     "updates and clears are not told": (
         "from IPython.display import display, clear_output\n"
@@ -350,7 +383,9 @@ CELLS: dict[str, tuple[str, list[Event]]] = {
                 False,
                 text=FIGURE,
                 png="PNG",
-                chart=chart([[0, 1], [1, 2], [2, 3]], title="T", x_label="x (s)", y_label="y")
+                chart=chart(
+                    [[0, 1], [1, 2], [2, 3]], title="T", x_label="x (s)", y_label="y"
+                )
                 | {"x_unit": "s"},
             )
         ],
@@ -358,7 +393,9 @@ CELLS: dict[str, tuple[str, list[Event]]] = {
     "savefig and show give two pictures": (
         "import matplotlib.pyplot as plt\nplt.plot([1,2]); plt.savefig('p.png'); plt.show()",
         [
-            result(False, text="<PIL.Image.Image image mode=RGBA size=640x480>", png="PNG"),
+            result(
+                False, text="<PIL.Image.Image image mode=RGBA size=640x480>", png="PNG"
+            ),
             result(False, text=FIGURE, png="PNG", chart=chart([[0, 1], [1, 2]])),
         ],
     ),
@@ -376,7 +413,14 @@ CELLS: dict[str, tuple[str, list[Event]]] = {
     ),
     "PIL": (
         "from PIL import Image\nim = Image.new('RGB', (8, 8)); im.save('i.png'); im.show()",
-        [result(False, text="<PIL.Image.Image image mode=RGB size=8x8>", png="PNG", jpeg="JPEG")]
+        [
+            result(
+                False,
+                text="<PIL.Image.Image image mode=RGB size=8x8>",
+                png="PNG",
+                jpeg="JPEG",
+            )
+        ]
         * 2,
     ),
     "the parent's settings do not reach a kernel": (
@@ -399,10 +443,14 @@ def test_a_first_cell_is_answered_as_recorded(
 
 
 @pytest.mark.parametrize("name", CELLS)
-def test_a_later_cell_is_answered_as_recorded(kernels: LocalE2B, warm_id: str, name: str) -> None:
+def test_a_later_cell_is_answered_as_recorded(
+    kernels: LocalE2B, warm_id: str, name: str
+) -> None:
     code, expected = CELLS[name]
     events = run(kernels, warm_id, code)
-    assert [list(event) for event in events] == [list(event) for event in complete(expected)]
+    assert [list(event) for event in events] == [
+        list(event) for event in complete(expected)
+    ]
     assert events == complete(expected)
 
 
@@ -410,9 +458,14 @@ def test_a_kernel_keeps_variables_and_files_and_its_own_directory(
     kernels: LocalE2B, first_cells: dict[str, tuple[str, list[Event]]], warm_id: str
 ) -> None:
     run(kernels, warm_id, "kept = 41; open('f.txt', 'w').write('x')")
-    assert run(kernels, warm_id, "kept + 1, open('f.txt').read()")[1]["text"] == "(42, 'x')"
+    assert (
+        run(kernels, warm_id, "kept + 1, open('f.txt').read()")[1]["text"]
+        == "(42, 'x')"
+    )
     another_id = first_cells["indented"][0]
-    [_, gone, _] = run(kernels, another_id, "import os; os.path.exists('f.txt'), 'kept' in dir()")
+    [_, gone, _] = run(
+        kernels, another_id, "import os; os.path.exists('f.txt'), 'kept' in dir()"
+    )
     assert gone["text"] == "(False, False)"
 
 
@@ -424,7 +477,9 @@ def test_envs_of_a_run_last_for_that_run_only(kernels: LocalE2B) -> None:
     assert run(kernels, sandbox_id, read)[1]["text"] == "('sandbox', None)"
 
 
-def test_ten_megabytes_arrive_whole_in_a_few_messages(kernels: LocalE2B, warm_id: str) -> None:
+def test_ten_megabytes_arrive_whole_in_a_few_messages(
+    kernels: LocalE2B, warm_id: str
+) -> None:
     events = events_as_sent(kernels, warm_id, "print('x' * 10_000_000)")[1:-1]
     assert sum(len(event["text"]) for event in events) == 10_000_001
     assert len(events) <= 5
@@ -442,7 +497,9 @@ def test_a_kernel_that_dies_is_told_after_a_while_and_started_again(
     sandbox_id = first_cells["indented"][0]
     run(kernels, sandbox_id, "x = 1")
     started = time.monotonic()
-    events = run(kernels, sandbox_id, "import os\nprint('before', flush=True)\nos._exit(1)")
+    events = run(
+        kernels, sandbox_id, "import os\nprint('before', flush=True)\nos._exit(1)"
+    )
     assert time.monotonic() - started >= 0.3
     assert events == [
         error("ContextRestarting", "Context was restarted", ""),
@@ -476,10 +533,14 @@ def test_a_lifetime_that_ends_in_the_middle_of_a_run_takes_the_sandbox_away(
     sandbox.set_timeout(1)
     with pytest.raises(TimeoutException, match="sandbox was killed"):
         sandbox.run_code("import time; time.sleep(60)")
-    psutil.wait_procs([psutil.Process(p) for p in (pid, child) if psutil.pid_exists(p)], timeout=20)
+    psutil.wait_procs(
+        [psutil.Process(p) for p in (pid, child) if psutil.pid_exists(p)], timeout=20
+    )
     assert not psutil.pid_exists(pid)
     assert not psutil.pid_exists(child)
-    ended = next(s for s in kernels.state()["sandboxes"] if s["id"] == sandbox.sandbox_id)
+    ended = next(
+        s for s in kernels.state()["sandboxes"] if s["id"] == sandbox.sandbox_id
+    )
     assert ended["ended_by"] == "lifetime"
 
 
@@ -495,7 +556,9 @@ def test_a_silent_run_is_kept_alive_every_five_seconds(
 def test_the_sdk_creates_finds_and_kills(monkeypatch: pytest.MonkeyPatch) -> None:
     with LocalE2B(script={"run": {}}) as e2b:
         use(monkeypatch, e2b)
-        sandbox = Sandbox.create(metadata={"owner": "a b"}, idempotency_key="same", timeout=30)
+        sandbox = Sandbox.create(
+            metadata={"owner": "a b"}, idempotency_key="same", timeout=30
+        )
         assert Sandbox.create(idempotency_key="same").sandbox_id == sandbox.sandbox_id
         Sandbox.create(metadata={"owner": "c"})
         found = Sandbox.list(query=SandboxQuery(metadata={"owner": "a b"})).next_items()
@@ -515,7 +578,9 @@ def test_the_sdk_creates_finds_and_kills(monkeypatch: pytest.MonkeyPatch) -> Non
         assert over_http["requests"] == e2b.state()["requests"]
 
 
-def test_a_key_that_is_not_the_scripts_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_key_that_is_not_the_scripts_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     with LocalE2B(script={"api_key": "e2b_good"}) as e2b:
         use(monkeypatch, e2b)
         with pytest.raises(AuthenticationException):
@@ -559,8 +624,12 @@ def faulted() -> dict[str, Faulted]:
             )
         except Exception as exception:
             raised = exception
-        requests = [r for r in e2b.state()["requests"] if r["sandbox_id"] == sandbox.sandbox_id]
-        answers = [request["answer"] for request in requests if request["kind"] == "run"]
+        requests = [
+            r for r in e2b.state()["requests"] if r["sandbox_id"] == sandbox.sandbox_id
+        ]
+        answers = [
+            request["answer"] for request in requests if request["kind"] == "run"
+        ]
         return Faulted(raised, heard, sandbox.is_running(), answers)
 
     with (
@@ -575,7 +644,9 @@ def faulted() -> dict[str, Faulted]:
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_reaches_the_sdk_after_the_output(faulted: dict[str, Faulted], fault: str) -> None:
+def test_a_fault_reaches_the_sdk_after_the_output(
+    faulted: dict[str, Faulted], fault: str
+) -> None:
     found = faulted[fault]
     assert type(found.raised) is FAULTS[fault]
     assert found.heard == ([] if fault in ("reset", "hang", "gone") else ["before"])
@@ -583,7 +654,9 @@ def test_a_fault_reaches_the_sdk_after_the_output(faulted: dict[str, Faulted], f
     assert found.answers == [fault]
 
 
-def test_a_stream_without_its_end_is_answered_as_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stream_without_its_end_is_answered_as_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     with LocalE2B(script={"run": {"fault": "no_end", "stdout_bytes": 10}}) as e2b:
         reply = requests.post(
             f"{e2b.url}/execute",
@@ -595,7 +668,9 @@ def test_a_stream_without_its_end_is_answered_as_told(monkeypatch: pytest.Monkey
         assert kinds == ["number_of_executions", "stdout"]
 
 
-def test_a_reply_that_was_lost_has_made_a_sandbox(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reply_that_was_lost_has_made_a_sandbox(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     with LocalE2B(script={"create": [{"fault": "lost_reply"}, {}], "run": {}}) as e2b:
         use(monkeypatch, e2b)
         with pytest.raises(httpx.WriteError):
@@ -604,12 +679,18 @@ def test_a_reply_that_was_lost_has_made_a_sandbox(monkeypatch: pytest.MonkeyPatc
         assert e2b.state()["created"] == 1
 
 
-def test_kills_fail_as_told_and_leave_the_sandbox(monkeypatch: pytest.MonkeyPatch) -> None:
-    with LocalE2B(script={"run": {}, "kill": [{"fault": "ignored"}, {"status": 503}, {}]}) as e2b:
+def test_kills_fail_as_told_and_leave_the_sandbox(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with LocalE2B(
+        script={"run": {}, "kill": [{"fault": "ignored"}, {"status": 503}, {}]}
+    ) as e2b:
         sandbox_id = create(e2b)
         statuses = [
             requests.delete(
-                f"{e2b.url}/sandboxes/{sandbox_id}", headers={"x-api-key": "k"}, timeout=5
+                f"{e2b.url}/sandboxes/{sandbox_id}",
+                headers={"x-api-key": "k"},
+                timeout=5,
             ).status_code
             for _ in range(3)
         ]
@@ -637,11 +718,16 @@ def test_sizes_are_as_told_and_pictures_are_real_and_differ() -> None:
     events = [json.loads(line) for line in lines]
     stdout = [event["text"] for event in events if event["type"] == "stdout"]
     assert len("".join(stdout[:-1])) == 200_000
-    assert {len(line) for line in "".join(stdout[:-1]).splitlines(keepends=True)} == {100}
+    assert {len(line) for line in "".join(stdout[:-1]).splitlines(keepends=True)} == {
+        100
+    }
     assert 300_000 in [len(line) for line in lines]
     pngs = [base64.b64decode(event["png"]) for event in events if "png" in event]
     assert [len(png) for png in pngs] == [50_000] * 3 + [300_000]
-    assert len({Image.open(io.BytesIO(png)).convert("RGB").tobytes() for png in pngs[:3]}) == 3
+    assert (
+        len({Image.open(io.BytesIO(png)).convert("RGB").tobytes() for png in pngs[:3]})
+        == 3
+    )
     Image.open(io.BytesIO(pngs[3])).verify()
 
 
@@ -649,9 +735,9 @@ def test_the_code_may_state_its_own_fate_and_a_mix_is_reproducible() -> None:
     with LocalE2B(script={"run": {"from_code": True}}) as e2b:
         sandbox_id = create(e2b)
         code = f"x = 1\n# answer: {json.dumps({'events': [out('told')]})}\n"
-        assert run(e2b, sandbox_id, code.replace('"T"', '"2026-01-01T00:00:00.0+00:00"')) == (
-            complete([out("told")])
-        )
+        assert run(
+            e2b, sandbox_id, code.replace('"T"', '"2026-01-01T00:00:00.0+00:00"')
+        ) == (complete([out("told")]))
         assert run(e2b, sandbox_id, "1") == complete([])
         mix = {"run": {"mix": [[1, {"status": 500}], [1, {"status": 503}]], "seed": 7}}
         seen = []
@@ -679,7 +765,9 @@ def test_waiting_is_woken_by_what_happens_and_fails_showing_the_state() -> None:
 
 def test_leaving_closes_everything_at_once_even_what_hangs() -> None:
     with LocalE2B(script={"create": {"fault": "hang"}}) as e2b:
-        caller = socket.create_connection(("127.0.0.1", int(e2b.url.rpartition(":")[2])))
+        caller = socket.create_connection(
+            ("127.0.0.1", int(e2b.url.rpartition(":")[2]))
+        )
         caller.sendall(
             b"POST /v2/sandboxes HTTP/1.1\r\nHost: x\r\nx-api-key: k\r\nContent-Length: 2\r\n\r\n{}"
         )
@@ -692,8 +780,10 @@ def test_leaving_closes_everything_at_once_even_what_hangs() -> None:
 
 
 def start(*arguments: str) -> subprocess.Popen[str]:
-    command = [sys.executable, str(Path(__file__).with_name("local_e2b.py")), *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, str(Path(local_e2b.__file__)), *arguments]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def until_a_kernel_starts(process: psutil.Process) -> list[psutil.Process]:
@@ -707,9 +797,13 @@ def until_a_kernel_starts(process: psutil.Process) -> list[psutil.Process]:
     raise TimeoutError("no kernel was started")
 
 
-@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "signal_number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL]
+)
 def test_no_kernel_outlives_the_command(signal_number: int) -> None:
-    is_in_use = signal_number != signal.SIGINT  # else it is being started, ahead of any use
+    is_in_use = (
+        signal_number != signal.SIGINT
+    )  # else it is being started, ahead of any use
     with start("--port", "0", *(["--ahead", "0"] if is_in_use else [])) as process:
         assert process.stdout is not None
         banner = process.stdout.readline()
@@ -718,7 +812,9 @@ def test_no_kernel_outlives_the_command(signal_number: int) -> None:
         assert url is not None
         if is_in_use:
             headers = {"x-api-key": "k"}
-            created = requests.post(f"{url[0]}/v2/sandboxes", json={}, headers=headers, timeout=30)
+            created = requests.post(
+                f"{url[0]}/v2/sandboxes", json={}, headers=headers, timeout=30
+            )
             headers = {"e2b-sandbox-id": created.json()["sandboxID"]}
             code = {"code": "1"}
             requests.post(f"{url[0]}/execute", json=code, headers=headers, timeout=60)
@@ -733,10 +829,14 @@ def test_no_kernel_outlives_the_command(signal_number: int) -> None:
             for directory in directories:
                 shutil.rmtree(directory)
         assert not any(directory.exists() for directory in directories)
-        assert process.returncode == (-signal.SIGKILL if signal_number == signal.SIGKILL else 0)
+        assert process.returncode == (
+            -signal.SIGKILL if signal_number == signal.SIGKILL else 0
+        )
 
 
-def test_a_port_that_is_taken_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_port_that_is_taken_is_told_in_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         monkeypatch.setattr(sys, "argv", ["local_e2b", "--port", port])

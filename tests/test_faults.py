@@ -21,9 +21,9 @@ from typing import Any
 import psutil
 import pytest
 import requests
+from local_e2b import LocalE2B
 
 from conftest import E2B_KEY, OK_RUN, Service, e2b_at, text_of, urls_of
-from local_e2b import LocalE2B
 
 UPSTREAM = "words of upstream: the token tok_5e1f of team blue"
 MB = 1_000_000
@@ -51,7 +51,9 @@ def png_bytes(width: int, height: int, padding_bytes: int = 0) -> str:
     head = b"\x89PNG\r\n\x1a\n" + chunk(
         b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     )
-    pixels = chunk(b"IDAT", zlib.compress(bytes(min(height, 1) * (1 + 3 * min(width, 9)))))
+    pixels = chunk(
+        b"IDAT", zlib.compress(bytes(min(height, 1) * (1 + 3 * min(width, 9))))
+    )
     padding = chunk(b"paDd", bytes(padding_bytes)) if padding_bytes else b""
     return base64.b64encode(head + padding + pixels + chunk(b"IEND", b"")).decode()
 
@@ -137,7 +139,10 @@ def slow_rows(slow_e2b: LocalE2B) -> Iterator[dict[str, Future[Row]]]:
     printing = "print('printed before', flush=True)"
     endless = {"events": [out("printed before\n")], "keepalive_s": 0.3}
     codes = {
-        "loop": (f"{printing}\nimport time\nwhile True: time.sleep(0.1)", {"kernel": True}),
+        "loop": (
+            f"{printing}\nimport time\nwhile True: time.sleep(0.1)",
+            {"kernel": True},
+        ),
         "keepalives forever": ("1", {**endless, "fault": "forever"}),
         "silent": ("1", {**endless, "fault": "silent"}),
         "drip": ("1", {**endless, "fault": "drip"}),
@@ -156,7 +161,10 @@ def slow_rows(slow_e2b: LocalE2B) -> Iterator[dict[str, Future[Row]]]:
             rows[name] = threads.submit(execute_by_its_clock, other, "1", timeout=1)
 
         def start(
-            name: str, code: str, limit_s: int, execute: Callable[..., Row] = execute_by_its_clock
+            name: str,
+            code: str,
+            limit_s: int,
+            execute: Callable[..., Row] = execute_by_its_clock,
         ) -> None:
             rows[name] = threads.submit(execute, service, code, timeout=limit_s)
 
@@ -179,7 +187,10 @@ def slow_rows(slow_e2b: LocalE2B) -> Iterator[dict[str, Future[Row]]]:
 @pytest.fixture(scope="module", autouse=True)
 def slow_rows_go_first(request: pytest.FixtureRequest) -> None:
     """They are under way while the other rows are tested."""
-    if any("slow_rows" in getattr(item, "fixturenames", ()) for item in request.session.items):
+    if any(
+        "slow_rows" in getattr(item, "fixturenames", ())
+        for item in request.session.items
+    ):
         request.getfixturevalue("slow_rows")
 
 
@@ -234,7 +245,9 @@ def test_create_answers_401_or_403_the_reply_says_that_e2b_refused_the_services_
     body = {"code": status, "message": f"{UPSTREAM}, your key {E2B_KEY} is not valid"}
     e2b.set_script({"create": {"status": status, "body": body}, "run": OK_RUN})
     at = len(service.lines)
-    assert_reply(service.execute(), "unavailable", "E2B refused this service's key", e2b=e2b)
+    assert_reply(
+        service.execute(), "unavailable", "E2B refused this service's key", e2b=e2b
+    )
     service.wait_for_log("E2B_API_KEY", after=at)  # which variable to check
     assert len(since.requests("create")) == 1
     assert since.count("created") == 0
@@ -246,9 +259,15 @@ def test_create_answers_401_or_403_the_reply_says_that_e2b_refused_the_services_
         pytest.param([429], {}, 4, 0, id="429 without Retry-After"),
         pytest.param([503], {}, 4, 0, id="503 without Retry-After"),
         # At least one second each, so that both were heeded.
-        pytest.param([429, 503] * 2, {"Retry-After": "1"}, 4, 2, id="both with Retry-After"),
         pytest.param(
-            [429], {"Retry-After": "60"}, 1, 0, id="429 with a Retry-After beyond the limit"
+            [429, 503] * 2, {"Retry-After": "1"}, 4, 2, id="both with Retry-After"
+        ),
+        pytest.param(
+            [429],
+            {"Retry-After": "60"},
+            1,
+            0,
+            id="429 with a Retry-After beyond the limit",
         ),
     ],
 )
@@ -262,7 +281,11 @@ def test_create_answers_429_or_503_bounded_retries_then_says_e2b_is_at_its_limit
     at_least_s: float,
 ) -> None:
     answers = [
-        {"status": status, "headers": headers, "body": {"code": status, "message": UPSTREAM}}
+        {
+            "status": status,
+            "headers": headers,
+            "body": {"code": status, "message": UPSTREAM},
+        }
         for status in statuses
     ]
     e2b.set_script({"create": answers, "run": OK_RUN})
@@ -273,9 +296,14 @@ def test_create_answers_429_or_503_bounded_retries_then_says_e2b_is_at_its_limit
     assert since.count("created") == 0
 
 
-def test_create_answers_429_once_and_the_run_succeeds(service: Service, e2b: LocalE2B) -> None:
+def test_create_answers_429_once_and_the_run_succeeds(
+    service: Service, e2b: LocalE2B
+) -> None:
     e2b.set_script(
-        {"create": [{"status": 429, "headers": {"Retry-After": "0"}}, {}], "run": OK_RUN}
+        {
+            "create": [{"status": 429, "headers": {"Retry-After": "0"}}, {}],
+            "run": OK_RUN,
+        }
     )
     assert_reply(service.execute(), "ok", "ok\n", e2b=e2b)
 
@@ -283,11 +311,17 @@ def test_create_answers_429_once_and_the_run_succeeds(service: Service, e2b: Loc
 @pytest.mark.parametrize(
     "answer",
     [
-        pytest.param({"status": 500, "body": {"code": 500, "message": UPSTREAM}}, id="500"),
+        pytest.param(
+            {"status": 500, "body": {"code": 500, "message": UPSTREAM}}, id="500"
+        ),
         pytest.param({"status": 201, "body": "<html>words of upstream"}, id="no JSON"),
-        pytest.param({"status": 201, "body": {"words": UPSTREAM}}, id="no sandbox in it"),
+        pytest.param(
+            {"status": 201, "body": {"words": UPSTREAM}}, id="no sandbox in it"
+        ),
         pytest.param({"status": 201, "body": []}, id="a list"),
-        pytest.param({"status": 302, "headers": {"Location": "/elsewhere"}}, id="redirect"),
+        pytest.param(
+            {"status": 302, "headers": {"Location": "/elsewhere"}}, id="redirect"
+        ),
         pytest.param({"status": 200, "body": ""}, id="empty"),
     ],
 )
@@ -312,7 +346,9 @@ def test_create_succeeds_but_its_reply_is_lost_the_retry_carries_the_same_idempo
     e2b.set_script({"create": [{"fault": "lost_reply"}, {}], "run": OK_RUN})
     assert_reply(service.execute(), "ok", "ok\n", e2b=e2b)
     e2b.wait_for(lambda state: state["alive"] == 0, 30)
-    keys = [request["headers"]["idempotency-key"] for request in since.requests("create")]
+    keys = [
+        request["headers"]["idempotency-key"] for request in since.requests("create")
+    ]
     assert len(keys) == 2
     assert re.fullmatch("[a-z0-9-]{1,255}", keys[0])
     assert len(set(keys)) == 1
@@ -325,8 +361,12 @@ def test_run_never_ends_it_ends_at_the_limit_and_what_was_printed_until_then_is_
 ) -> None:
     response, took_s = slow_rows[name].result()
     limit_s = LOOP_LIMIT_S if name == "loop" else 1
-    text = assert_reply(response, "timeout", "printed before", f"{limit_s} s", e2b=slow_e2b)
-    assert text.startswith("**Console Output:**\n```\nprinted before\n```\n\n**Execution Error:**")
+    text = assert_reply(
+        response, "timeout", "printed before", f"{limit_s} s", e2b=slow_e2b
+    )
+    assert text.startswith(
+        "**Console Output:**\n```\nprinted before\n```\n\n**Execution Error:**"
+    )
     assert limit_s <= took_s < limit_s + 1
 
 
@@ -348,7 +388,9 @@ def test_run_hangs_or_falls_silent_and_the_kill_does_not_end_it_either(
     faults = ["hang", "silent", "forever", "drip"]
     with ThreadPoolExecutor(4) as threads:
         rows = [
-            threads.submit(best_of_three, service, answered_as({"fault": fault}), timeout=1)
+            threads.submit(
+                best_of_three, service, answered_as({"fault": fault}), timeout=1
+            )
             for fault in faults
         ]
         for row in rows:
@@ -367,26 +409,43 @@ def test_run_hangs_or_falls_silent_and_the_kill_does_not_end_it_either(
     [
         pytest.param("cut", "the connection ended before", id="stream cut mid-line"),
         pytest.param("not_json", "could not be read", id="a line that is not JSON"),
-        pytest.param("no_end", "ended before the run did", id="an end without the end marker"),
+        pytest.param(
+            "no_end", "ended before the run did", id="an end without the end marker"
+        ),
     ],
 )
 def test_stream_is_broken_it_is_said_plainly_and_partial_output_is_kept(
     service: Service, e2b: LocalE2B, since: Since, fault: str, words: str
 ) -> None:
     e2b.set_script({"run": {"events": [out("printed before\n")], "fault": fault}})
-    assert_reply(service.execute(), "error", "printed before", "The run broke off", words, e2b=e2b)
+    assert_reply(
+        service.execute(),
+        "error",
+        "printed before",
+        "The run broke off",
+        words,
+        e2b=e2b,
+    )
     assert len(since.requests("run")) == 1
 
 
 @pytest.mark.parametrize(
     "raw",
     [
-        pytest.param('{"type": "stdout", "text": "a"}\n[1, 2]\n', id="a line that is a list"),
+        pytest.param(
+            '{"type": "stdout", "text": "a"}\n[1, 2]\n', id="a line that is a list"
+        ),
         pytest.param('{"type": "stdout"}\n', id="output without text"),
-        pytest.param('{"type": "result", "extra": 3, "png": 4}\n', id="a result of numbers"),
-        pytest.param('{"type": "error", "name": "E"}\n', id="an error of half its fields"),
+        pytest.param(
+            '{"type": "result", "extra": 3, "png": 4}\n', id="a result of numbers"
+        ),
+        pytest.param(
+            '{"type": "error", "name": "E"}\n', id="an error of half its fields"
+        ),
         pytest.param("[" * 200_000 + "\n", id="nested 200,000 deep"),
-        pytest.param('{"type": "stdout", "text": ' + "9" * 5000 + "}\n", id="5,000 digits"),
+        pytest.param(
+            '{"type": "stdout", "text": ' + "9" * 5000 + "}\n", id="5,000 digits"
+        ),
         pytest.param('{"type": "stdout", "text": "\\ud800"}\n', id="a lone surrogate"),
         pytest.param('{"type": "new in a later version"}\n', id="an unknown kind"),
         pytest.param("\0\n\n\r\n", id="NUL and blank lines"),
@@ -400,7 +459,9 @@ def test_stream_of_anything_at_all_gives_a_reply_and_never_a_500(
     assert_reply(service.execute(), "error", "**Execution Error:**", e2b=e2b)
 
 
-@pytest.mark.parametrize("fault", ["gone", "not_found"], ids=["answered 502", "answered 404"])
+@pytest.mark.parametrize(
+    "fault", ["gone", "not_found"], ids=["answered 502", "answered 404"]
+)
 def test_sandbox_gone_before_the_run_began_one_retry_on_a_fresh_one(
     service: Service, e2b: LocalE2B, since: Since, fault: str
 ) -> None:
@@ -412,7 +473,9 @@ def test_sandbox_gone_before_the_run_began_one_retry_on_a_fresh_one(
     assert since.count("created") == 2
 
 
-@pytest.mark.parametrize("fault", ["gone", "not_found"], ids=["answered 502", "answered 404"])
+@pytest.mark.parametrize(
+    "fault", ["gone", "not_found"], ids=["answered 502", "answered 404"]
+)
 def test_sandbox_gone_before_the_run_began_twice_is_said_and_not_tried_a_third_time(
     service: Service, e2b: LocalE2B, since: Since, fault: str
 ) -> None:
@@ -434,7 +497,9 @@ def test_sandbox_vanishes_once_the_run_has_begun_error_no_second_run(
 def test_run_is_refused_it_is_said_and_nothing_is_tried_again(
     service: Service, e2b: LocalE2B, since: Since, status: int
 ) -> None:
-    e2b.set_script({"run": {"status": status, "body": {"message": f"{UPSTREAM} {E2B_KEY}"}}})
+    e2b.set_script(
+        {"run": {"status": status, "body": {"message": f"{UPSTREAM} {E2B_KEY}"}}}
+    )
     assert_reply(service.execute(), "unavailable", "did not run", e2b=e2b)
     assert len(since.requests("run")) == 1
 
@@ -470,7 +535,9 @@ def test_kill_fails_the_result_is_returned_all_the_same_and_it_is_counted_and_lo
     response, took_s = timed_execute(service, "1")
     assert_reply(response, "ok", "ok\n", e2b=e2b)
     assert took_s < 1
-    e2b.wait_for(lambda state: since.count("kill_requests") >= tries and not state["alive"], 10)
+    e2b.wait_for(
+        lambda state: since.count("kill_requests") >= tries and not state["alive"], 10
+    )
     if fault["fault"] == "hang":
         # It is known to have failed once its time is over; the second try finds nothing to kill.
         e2b.wait_for(lambda state: since.count("kill_requests") == 2, 10)
@@ -488,7 +555,9 @@ class Memory:
     def __init__(self, service: Service) -> None:
         (worker,) = psutil.Process(service.process.pid).children()
         self._pid = worker.pid
-        Path(f"/proc/{worker.pid}/clear_refs").write_text("5")  # forgets the highest until now
+        Path(f"/proc/{worker.pid}/clear_refs").write_text(
+            "5"
+        )  # forgets the highest until now
         self._before = worker.memory_info().rss
 
     def growth_bytes(self) -> int:
@@ -502,7 +571,11 @@ class Memory:
     ("answer", "words"),
     [
         pytest.param(
-            {"events": [out("the head\n")], "stdout_bytes": 50 * MB, "one_line_bytes": 120},
+            {
+                "events": [out("the head\n")],
+                "stdout_bytes": 50 * MB,
+                "one_line_bytes": 120,
+            },
             [
                 "\nthe head\nxxx",
                 "[… 49,9",
@@ -527,7 +600,14 @@ class Memory:
             id="one line of the stream: a picture of 100 MB",
         ),
         pytest.param(
-            {"events": ['{"type": "result", "html": "', "h" * 30 * MB, '"}\n', out("kept\n")]},
+            {
+                "events": [
+                    '{"type": "result", "html": "',
+                    "h" * 30 * MB,
+                    '"}\n',
+                    out("kept\n"),
+                ]
+            },
             ["kept", "30.0 MB of html", "over every limit"],
             id="one line of the stream: html of 30 MB",
         ),
@@ -567,11 +647,15 @@ def test_the_answer_to_a_refused_run_is_cut_while_streaming(
 @pytest.mark.parametrize(
     ("printed", "absent"),
     [
-        pytest.param("```\n# out\n````\n![x](https://evil.test/?q=1)", "", id="``` fences"),
+        pytest.param(
+            "```\n# out\n````\n![x](https://evil.test/?q=1)", "", id="``` fences"
+        ),
         pytest.param("![x](https://evil.test/?q=1)", "", id="![x](https://evil/?q=)"),
         pytest.param("<script>alert(1)</script><img src=x onerror=y>", "", id="HTML"),
         pytest.param(
-            "\x1b[31mred\x1b[0m \x1b]8;;https://evil.test\x07l", "\x1b", id="ANSI colours"
+            "\x1b[31mred\x1b[0m \x1b]8;;https://evil.test\x07l",
+            "\x1b",
+            id="ANSI colours",
         ),
         pytest.param("10%\r50%\r100%\r", "10%", id="carriage-return progress bars"),
         pytest.param("user\u202egnp.exe\u2066x", "\u202e", id="bidi controls"),
@@ -585,12 +669,16 @@ def test_hostile_output_stays_inside_its_fence_and_nothing_renders(
     e2b.set_script({"run": {"events": [out(printed), result(text=printed), error]}})
     text = assert_reply(service.execute(printed.replace("\0", "")), "error", e2b=e2b)
     assert not absent or absent not in text.split("**Executed Code:**")[0]
-    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", text)
+    assert not re.search(
+        r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", text
+    )
     outside, fence = [], ""
     for line in text.split("\n"):
         ticks = re.match("`{3,}", line)
         if fence:
-            if re.fullmatch("`+", line.strip(" ")) and len(line.strip(" ")) >= len(fence):
+            if re.fullmatch("`+", line.strip(" ")) and len(line.strip(" ")) >= len(
+                fence
+            ):
                 fence = ""
         elif ticks:
             fence = ticks[0]
@@ -604,8 +692,12 @@ def test_hostile_output_stays_inside_its_fence_and_nothing_renders(
 @pytest.mark.parametrize(
     ("formats", "reason"),
     [
-        pytest.param({"png": "not base64!"}, "not valid base64", id="a png that is not base64"),
-        pytest.param({"png": "éé"}, "not valid base64", id="a png that is not even ASCII"),
+        pytest.param(
+            {"png": "not base64!"}, "not valid base64", id="a png that is not base64"
+        ),
+        pytest.param(
+            {"png": "éé"}, "not valid base64", id="a png that is not even ASCII"
+        ),
         pytest.param(
             {"png": base64.b64encode(b"<html>").decode()},
             "neither PNG",
@@ -613,22 +705,30 @@ def test_hostile_output_stays_inside_its_fence_and_nothing_renders(
         ),
         pytest.param({"png": png_bytes(9, 1, 30 * MB)}, "of png", id="a png of 30 MB"),
         pytest.param(
-            {"png": png_bytes(9, 1, 6 * MB)}, "the limit is 5,242,880", id="a png of 6 MB"
+            {"png": png_bytes(9, 1, 6 * MB)},
+            "the limit is 5,242,880",
+            id="a png of 6 MB",
         ),
-        pytest.param({"png": png_bytes(100_000, 100_000)}, "pixels", id="100000 x 100000 pixels"),
+        pytest.param(
+            {"png": png_bytes(100_000, 100_000)}, "pixels", id="100000 x 100000 pixels"
+        ),
         pytest.param({"png": png_bytes(0, 5)}, "pixels", id="a png of no pixels"),
     ],
 )
 def test_a_picture_that_is_none_is_left_out_with_the_reason_in_the_text(
     service: Service, e2b: LocalE2B, formats: dict[str, str], reason: str
 ) -> None:
-    e2b.set_script({"run": {"events": [out("kept\n"), result(text="<Figure>", **formats)]}})
+    e2b.set_script(
+        {"run": {"events": [out("kept\n"), result(text="<Figure>", **formats)]}}
+    )
     response = service.execute()
     assert_reply(response, "ok", "kept", "left out", reason, e2b=e2b)
     assert urls_of(response) == []
 
 
-def test_the_type_of_a_picture_comes_from_the_bytes(service: Service, e2b: LocalE2B) -> None:
+def test_the_type_of_a_picture_comes_from_the_bytes(
+    service: Service, e2b: LocalE2B
+) -> None:
     e2b.set_script({"run": {"events": [result(jpeg=base64.b64encode(PNG).decode())]}})
     (url,) = urls_of(service.execute())
     assert url == "data:image/png;base64," + base64.b64encode(PNG).decode()
@@ -639,7 +739,9 @@ def test_200_figures_the_first_10_and_how_many_were_left_out(
 ) -> None:
     e2b.set_script({"run": {"pngs": 200, "png_bytes": 900}})
     response = service.execute()
-    assert_reply(response, "ok", "Note: 190 pictures left out: a reply holds at most 10", e2b=e2b)
+    assert_reply(
+        response, "ok", "Note: 190 pictures left out: a reply holds at most 10", e2b=e2b
+    )
     assert len(set(urls_of(response))) == 10
 
 
@@ -648,10 +750,14 @@ def call_tool(service: Service) -> list[dict[str, Any]]:
     call = {"name": "execute_python_code", "arguments": {"code": "1"}}
     listed = {"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {}}
     headers = {"Accept": "application/json, text/event-stream"}
-    tools = requests.post(f"{service.url}/mcp", json=listed, headers=headers, timeout=30).json()
+    tools = requests.post(
+        f"{service.url}/mcp", json=listed, headers=headers, timeout=30
+    ).json()
     call["name"] = tools["result"]["tools"][0]["name"]
     message = {"jsonrpc": "2.0", "id": 2, "method": "tools/call", "params": call}
-    answer = requests.post(f"{service.url}/mcp", json=message, headers=headers, timeout=60)
+    answer = requests.post(
+        f"{service.url}/mcp", json=message, headers=headers, timeout=60
+    )
     assert answer.status_code == 200, answer.text
     return list(answer.json()["result"]["content"])
 
@@ -662,12 +768,18 @@ SVG = '<svg xmlns="http://www.w3.org/2000/svg" width="20" height="10">{}</svg>'
 @pytest.mark.parametrize(
     ("formats", "named"),
     [
-        pytest.param({"svg": SVG.format("<script>alert(1)</script>")}, "", id="SVG with script"),
         pytest.param(
-            {"html": "<script>alert(1)</script>", "text": "<a.B object>"}, "html", id="HTML"
+            {"svg": SVG.format("<script>alert(1)</script>")}, "", id="SVG with script"
         ),
         pytest.param(
-            {"javascript": "alert(1)", "text": "<a.B object>"}, "javascript", id="JavaScript"
+            {"html": "<script>alert(1)</script>", "text": "<a.B object>"},
+            "html",
+            id="HTML",
+        ),
+        pytest.param(
+            {"javascript": "alert(1)", "text": "<a.B object>"},
+            "javascript",
+            id="JavaScript",
         ),
     ],
 )
@@ -698,16 +810,20 @@ def test_svg_with_script_html_and_javascript_are_never_active_content(
                 "<defs>"
                 + '<g id="a0"><rect width="1" height="1"/></g>'
                 + "".join(
-                    f'<g id="a{n}">' + f'<use href="#a{n - 1}"/>' * 10 + "</g>" for n in range(1, 9)
+                    f'<g id="a{n}">' + f'<use href="#a{n - 1}"/>' * 10 + "</g>"
+                    for n in range(1, 9)
                 )
                 + '</defs><use href="#a8"/>'
             ),
             id="SVG that is slow to draw",
         ),
         pytest.param(
-            SVG.format('<image href="file:///etc/passwd"/>'), id="SVG that refers to files"
+            SVG.format('<image href="file:///etc/passwd"/>'),
+            id="SVG that refers to files",
         ),
-        pytest.param(SVG.format('<image href="{address}"/>'), id="SVG that refers to addresses"),
+        pytest.param(
+            SVG.format('<image href="{address}"/>'), id="SVG that refers to addresses"
+        ),
         pytest.param(SVG.format("<g>") + "<svg", id="SVG that is broken"),
     ],
 )
@@ -734,7 +850,10 @@ def test_the_same_bytes_shown_twice_are_one_picture_and_a_figure_as_the_last_val
 ) -> None:
     png = base64.b64encode(PNG).decode()
     figure = "<Figure size 640x480 with 1 Axes>"
-    twice = [result(png=png, text=figure), result(png=png, text=figure, is_main_result=True)]
+    twice = [
+        result(png=png, text=figure),
+        result(png=png, text=figure, is_main_result=True),
+    ]
     e2b.set_script({"run": {"events": twice}})
     response = service.execute("1")
     assert len(urls_of(response)) == 1
@@ -745,8 +864,16 @@ def test_the_same_bytes_shown_twice_are_one_picture_and_a_figure_as_the_last_val
 def test_a_traceback_of_2_mb_coloured_is_stripped_and_cut_its_last_lines_kept(
     service: Service, e2b: LocalE2B
 ) -> None:
-    traceback = "\x1b[31mframe of the traceback\x1b[0m\n" * 60_000 + "RecursionError: \x1b[1mdeep"
-    error = {"type": "error", "name": "RecursionError", "value": "deep", "traceback": traceback}
+    traceback = (
+        "\x1b[31mframe of the traceback\x1b[0m\n" * 60_000
+        + "RecursionError: \x1b[1mdeep"
+    )
+    error = {
+        "type": "error",
+        "name": "RecursionError",
+        "value": "deep",
+        "traceback": traceback,
+    }
     e2b.set_script({"run": {"events": [error]}})
     text = assert_reply(service.execute(), "error", "characters cut", e2b=e2b)
     assert "\nframe of the traceback\nRecursionError: deep\n```" in text
@@ -764,20 +891,31 @@ def test_one_more_run_than_the_cap_is_refused_in_under_100_ms_with_retry_after(
     with requests.Session() as session, ThreadPoolExecutor(20) as threads:
         session.get(f"{service.url}/health", timeout=5)
         running = [threads.submit(service.execute) for _ in range(20)]
-        e2b.wait_for(lambda state: sum(s["alive"] for s in state["sandboxes"]) == 20, 30)
         e2b.wait_for(
-            lambda state: len([r for r in state["requests"] if r["kind"] == "run"]) >= 20, 30
+            lambda state: sum(s["alive"] for s in state["sandboxes"]) == 20, 30
+        )
+        e2b.wait_for(
+            lambda state: (
+                len([r for r in state["requests"] if r["kind"] == "run"]) >= 20
+            ),
+            30,
         )
         fastest_s = {"refusal": 9.0, "health": 9.0}
         for _ in range(3):
-            refusal = session.post(f"{service.url}/execute", json={"code": "1"}, timeout=5)
+            refusal = session.post(
+                f"{service.url}/execute", json={"code": "1"}, timeout=5
+            )
             assert refusal.status_code == 503
             assert int(refusal.headers["Retry-After"]) >= 1
             assert refusal.json()["error"]["code"] == "service_unavailable"
             health = session.get(f"{service.url}/health", timeout=5)
             assert health.json()["runs_in_flight"] == 20
-            fastest_s["refusal"] = min(fastest_s["refusal"], refusal.elapsed.total_seconds())
-            fastest_s["health"] = min(fastest_s["health"], health.elapsed.total_seconds())
+            fastest_s["refusal"] = min(
+                fastest_s["refusal"], refusal.elapsed.total_seconds()
+            )
+            fastest_s["health"] = min(
+                fastest_s["health"], health.elapsed.total_seconds()
+            )
         assert max(fastest_s.values()) < 0.1
         assert {row.result().headers["X-Run-Outcome"] for row in running} == {"ok"}
 
@@ -795,7 +933,9 @@ def test_500_runs_in_a_row_memory_threads_and_files_flat_as_many_kills_as_create
 
         def run(times: int) -> None:
             for _ in range(times):
-                reply = session.post(f"{service.url}/execute", json={"code": "1"}, timeout=10)
+                reply = session.post(
+                    f"{service.url}/execute", json={"code": "1"}, timeout=10
+                )
                 assert reply.headers["X-Run-Outcome"] == "ok"
 
         run(50)
@@ -804,7 +944,12 @@ def test_500_runs_in_a_row_memory_threads_and_files_flat_as_many_kills_as_create
         assert used()[0] - rss < 5 * MB
         assert used()[1] <= threads + 2
         assert used()[2] <= files + 4
-    assert since.count("created") == since.count("killed") == since.count("kill_requests") == 500
+    assert (
+        since.count("created")
+        == since.count("killed")
+        == since.count("kill_requests")
+        == 500
+    )
 
 
 # --- last, for they last longest -----------------------------------------------------

@@ -17,15 +17,20 @@ from typing import Any
 
 import pytest
 import requests
+from local_e2b import LocalE2B
 from PIL import Image
 
 from config import LIFETIME_MARGIN_S, MAX_BODY_BYTES, MAX_REPLY_IMAGE_BYTES, VERSION
 from conftest import E2B_KEY, OK_RUN, Service, http
-from local_e2b import LocalE2B
 
 API_KEY = "a-key-that-is-long-enough-to-be-one"
 VERSIONS = ["2025-11-25", "2025-06-18", "2025-03-26", "2024-11-05", "2024-10-07"]
-PARSE_ERROR, INVALID_REQUEST, UNKNOWN_METHOD, INVALID_PARAMS = -32700, -32600, -32601, -32602
+PARSE_ERROR, INVALID_REQUEST, UNKNOWN_METHOD, INVALID_PARAMS = (
+    -32700,
+    -32600,
+    -32601,
+    -32602,
+)
 # LibreChat takes an error with one of these in it for a failed login.
 LOGIN_WORDS = re.compile("401|oauth|authentication", re.IGNORECASE)
 SVG = (
@@ -59,15 +64,22 @@ def guarded(start: Callable[..., Service]) -> Service:
 
 def post(service: Service, body: bytes | str, **headers: str) -> requests.Response:
     data = body.encode() if isinstance(body, str) else body
-    accepts = {"Content-Type": "application/json", "Accept": "application/json, text/event-stream"}
-    return http.post(f"{service.url}/mcp", data=data, headers=accepts | headers, timeout=30)
+    accepts = {
+        "Content-Type": "application/json",
+        "Accept": "application/json, text/event-stream",
+    }
+    return http.post(
+        f"{service.url}/mcp", data=data, headers=accepts | headers, timeout=30
+    )
 
 
 def send(service: Service, message: object, **headers: str) -> requests.Response:
     return post(service, json.dumps(message), **headers)
 
 
-def message(method: str, params: object = None, message_id: object = 1) -> dict[str, Any]:
+def message(
+    method: str, params: object = None, message_id: object = 1
+) -> dict[str, Any]:
     asked = {"jsonrpc": "2.0", "id": message_id, "method": method}
     return asked if params is None else asked | {"params": params}
 
@@ -110,7 +122,10 @@ def images_of(result: dict[str, Any]) -> list[tuple[str, bytes]]:
     """(media type, bytes) of each picture of a result."""
     images = [part for part in result["content"] if part["type"] == "image"]
     assert all(part.keys() == {"type", "data", "mimeType"} for part in images)
-    return [(part["mimeType"], base64.b64decode(part["data"], validate=True)) for part in images]
+    return [
+        (part["mimeType"], base64.b64decode(part["data"], validate=True))
+        for part in images
+    ]
 
 
 # --- what a sandbox answers -------------------------------------------------------------------
@@ -125,7 +140,9 @@ def result_event(**formats: Any) -> dict[str, Any]:
 
 
 def exception(name: str, value: str) -> dict[str, Any]:
-    traceback = f"Traceback (most recent call last)\nCell In[1], line 1\n{name}: {value}"
+    traceback = (
+        f"Traceback (most recent call last)\nCell In[1], line 1\n{name}: {value}"
+    )
     return {"type": "error", "name": name, "value": value, "traceback": traceback}
 
 
@@ -149,7 +166,9 @@ def one_run_under_way(e2b: LocalE2B, service: Service) -> Iterator[None]:
     """The only place of the service is taken for as long as the block lasts."""
     e2b.wait_for(lambda state: state["alive"] == 0)
     e2b.set_script({"run": {"fault": "silent"}})
-    caller = threading.Thread(target=call, args=(service,), kwargs={"code": "1", "timeout": 20})
+    caller = threading.Thread(
+        target=call, args=(service,), kwargs={"code": "1", "timeout": 20}
+    )
     caller.start()
     try:
         [sandbox] = [s for s in e2b.wait_for(is_running)["sandboxes"] if s["alive"]]
@@ -168,24 +187,36 @@ def is_running(state: dict[str, Any]) -> bool:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_initialize_agrees_to_each_version_that_is_served(service: Service, version: str) -> None:
+def test_initialize_agrees_to_each_version_that_is_served(
+    service: Service, version: str
+) -> None:
     client = {"name": "client", "version": "1"}
     params = {"protocolVersion": version, "capabilities": {}, "clientInfo": client}
     assert ask(service, "initialize", params)["protocolVersion"] == version
 
 
-@pytest.mark.parametrize("version", ["2099-01-01", "", None, 3, ["2025-11-25"], {}], ids=repr)
+@pytest.mark.parametrize(
+    "version", ["2099-01-01", "", None, 3, ["2025-11-25"], {}], ids=repr
+)
 def test_initialize_offers_the_newest_version_for_an_unknown_one(
     service: Service, version: object
 ) -> None:
     assert (
-        ask(service, "initialize", {"protocolVersion": version})["protocolVersion"] == VERSIONS[0]
+        ask(service, "initialize", {"protocolVersion": version})["protocolVersion"]
+        == VERSIONS[0]
     )
 
 
-def test_initialize_says_who_serves_and_gives_instructions_for_a_model(service: Service) -> None:
+def test_initialize_says_who_serves_and_gives_instructions_for_a_model(
+    service: Service,
+) -> None:
     result = ask(service, "initialize", {"protocolVersion": VERSIONS[0]})
-    assert result.keys() == {"protocolVersion", "capabilities", "serverInfo", "instructions"}
+    assert result.keys() == {
+        "protocolVersion",
+        "capabilities",
+        "serverInfo",
+        "instructions",
+    }
     assert result["capabilities"] == {"tools": {}}
     assert result["serverInfo"]["name"] == "e2b-proxy"
     assert result["serverInfo"]["version"] == VERSION
@@ -224,7 +255,9 @@ def test_there_is_no_session(service: Service) -> None:
 @pytest.mark.parametrize(
     "message_id", [0, -1, 7, 2**70, "", "1", "a b", "ż\N{PARTY POPPER}", "\ud800"]
 )
-def test_the_answer_has_the_id_of_the_request(service: Service, message_id: object) -> None:
+def test_the_answer_has_the_id_of_the_request(
+    service: Service, message_id: object
+) -> None:
     answer = send(service, message("ping", None, message_id)).json()
     assert answer == {"jsonrpc": "2.0", "id": message_id, "result": {}}
     assert type(answer["id"]) is type(message_id)
@@ -232,7 +265,12 @@ def test_the_answer_has_the_id_of_the_request(service: Service, message_id: obje
 
 @pytest.mark.parametrize(
     "method",
-    ["notifications/initialized", "notifications/cancelled", "notifications/unknown", "tools/call"],
+    [
+        "notifications/initialized",
+        "notifications/cancelled",
+        "notifications/unknown",
+        "tools/call",
+    ],
 )
 def test_a_notification_is_202_without_a_body_and_runs_nothing(
     service: Service, e2b: LocalE2B, method: str
@@ -244,7 +282,9 @@ def test_a_notification_is_202_without_a_body_and_runs_nothing(
     assert e2b.state()["created"] == created_before
 
 
-@pytest.mark.parametrize("answer", [{"result": {}}, {"error": {"code": -1, "message": "no"}}])
+@pytest.mark.parametrize(
+    "answer", [{"result": {}}, {"error": {"code": -1, "message": "no"}}]
+)
 def test_a_response_to_what_was_never_asked_is_202(
     service: Service, answer: dict[str, Any]
 ) -> None:
@@ -253,7 +293,9 @@ def test_a_response_to_what_was_never_asked_is_202(
 
 
 @pytest.mark.parametrize("method", ["GET", "DELETE", "PUT"])
-def test_another_method_is_405_and_says_which_is_allowed(service: Service, method: str) -> None:
+def test_another_method_is_405_and_says_which_is_allowed(
+    service: Service, method: str
+) -> None:
     headers = {"Accept": "text/event-stream"}
     response = http.request(method, f"{service.url}/mcp", headers=headers, timeout=5)
     assert response.status_code == 405
@@ -276,7 +318,10 @@ MALFORMED = {
     "no JSON": ("{jsonrpc: 2.0}", PARSE_ERROR),
     "cut short": ('{"jsonrpc": "2.0", "id": 1, "meth', PARSE_ERROR),
     "no UTF-8": (b'{"jsonrpc": "2.0", "id": 1, "method": "\xff"}', PARSE_ERROR),
-    "an integer of 5,000 digits": ('{"jsonrpc": "2.0", "id": ' + "9" * 5000 + "}", PARSE_ERROR),
+    "an integer of 5,000 digits": (
+        '{"jsonrpc": "2.0", "id": ' + "9" * 5000 + "}",
+        PARSE_ERROR,
+    ),
     "nested 100,000 deep": ("[" * 100_000 + "]" * 100_000, PARSE_ERROR),
     "null": ("null", INVALID_REQUEST),
     "a number": ("3", INVALID_REQUEST),
@@ -285,7 +330,10 @@ MALFORMED = {
     "an empty batch": ("[]", INVALID_REQUEST),
     "no version": ('{"id": 1, "method": "ping"}', INVALID_REQUEST),
     "version 1.0": ('{"jsonrpc": "1.0", "id": 1, "method": "ping"}', INVALID_REQUEST),
-    "version as a number": ('{"jsonrpc": 2.0, "id": 1, "method": "ping"}', INVALID_REQUEST),
+    "version as a number": (
+        '{"jsonrpc": 2.0, "id": 1, "method": "ping"}',
+        INVALID_REQUEST,
+    ),
     "neither method nor result": ('{"jsonrpc": "2.0", "id": 1}', INVALID_REQUEST),
     "method null": ('{"jsonrpc": "2.0", "id": 1, "method": null}', INVALID_REQUEST),
     "method a number": ('{"jsonrpc": "2.0", "id": 1, "method": 3}', INVALID_REQUEST),
@@ -307,7 +355,9 @@ def test_what_is_no_request_is_a_json_rpc_error(service: Service, row: str) -> N
 def test_an_id_that_json_cannot_send_back_is_an_invalid_request(
     service: Service, message_id: str
 ) -> None:
-    response = post(service, f'{{"jsonrpc": "2.0", "id": {message_id}, "method": "ping"}}')
+    response = post(
+        service, f'{{"jsonrpc": "2.0", "id": {message_id}, "method": "ping"}}'
+    )
     assert error_of(response)["code"] == INVALID_REQUEST
     assert response.json()["id"] is None
 
@@ -317,11 +367,23 @@ UNKNOWN = {
     "method empty": (message(""), UNKNOWN_METHOD),
     "method in capitals": (message("PING"), UNKNOWN_METHOD),
     "method with login words": (message("401/OAuth/authentication"), UNKNOWN_METHOD),
-    "tool": (message("tools/call", {"name": "execute_bash", "arguments": {}}), INVALID_PARAMS),
-    "tool missing": (message("tools/call", {"arguments": {"code": "1"}}), INVALID_PARAMS),
+    "tool": (
+        message("tools/call", {"name": "execute_bash", "arguments": {}}),
+        INVALID_PARAMS,
+    ),
+    "tool missing": (
+        message("tools/call", {"arguments": {"code": "1"}}),
+        INVALID_PARAMS,
+    ),
     "tool null": (message("tools/call", {"name": None}), INVALID_PARAMS),
-    "tool a list": (message("tools/call", {"name": ["execute_python"]}), INVALID_PARAMS),
-    "tool with login words": (message("tools/call", {"name": "OAuth 401"}), INVALID_PARAMS),
+    "tool a list": (
+        message("tools/call", {"name": ["execute_python"]}),
+        INVALID_PARAMS,
+    ),
+    "tool with login words": (
+        message("tools/call", {"name": "OAuth 401"}),
+        INVALID_PARAMS,
+    ),
     "params missing": (message("tools/call"), INVALID_PARAMS),
     "params a list": (message("tools/call", ["execute_python"]), INVALID_PARAMS),
 }
@@ -360,7 +422,9 @@ def test_a_body_over_1_mib_is_413_before_it_is_sent(service: Service) -> None:
 # --- the tool ---------------------------------------------------------------------------------
 
 
-def test_the_text_comes_without_the_echo_of_the_code(service: Service, e2b: LocalE2B) -> None:
+def test_the_text_comes_without_the_echo_of_the_code(
+    service: Service, e2b: LocalE2B
+) -> None:
     answer_with(e2b, stdout("Hello, World!\n"), result_event(text="42"))
     text = "**Console Output:**\n```\nHello, World!\n```\n\n**Result:**\n```\n42\n```"
     expected = {"content": [{"type": "text", "text": text}], "isError": False}
@@ -379,7 +443,10 @@ def test_each_picture_is_an_image_part_after_the_text_in_the_order_of_display(
 ) -> None:
     png, jpeg = picture("PNG"), picture("JPEG")
     answer_with(
-        e2b, result_event(png=encoded(png)), stdout("between\n"), result_event(jpeg=encoded(jpeg))
+        e2b,
+        result_event(png=encoded(png)),
+        stdout("between\n"),
+        result_event(jpeg=encoded(jpeg)),
     )
     result = call(service, code="draw()")
     assert [part["type"] for part in result["content"]] == ["text", "image", "image"]
@@ -388,8 +455,12 @@ def test_each_picture_is_an_image_part_after_the_text_in_the_order_of_display(
     assert result["isError"] is False
 
 
-def test_a_picture_alone_still_comes_with_a_text(service: Service, e2b: LocalE2B) -> None:
-    answer_with(e2b, result_event(text="<Figure size 8x6>", png=encoded(picture("PNG"))))
+def test_a_picture_alone_still_comes_with_a_text(
+    service: Service, e2b: LocalE2B
+) -> None:
+    answer_with(
+        e2b, result_event(text="<Figure size 8x6>", png=encoded(picture("PNG")))
+    )
     result = call(service, code="draw()")
     assert len(images_of(result)) == 1
     assert text_of(result).strip()
@@ -435,7 +506,9 @@ def test_as_many_pictures_as_fit_arrive_in_under_16_mib(
     sizes = [len(data) for _, data in images_of(result)]
     assert sizes == [size_bytes] * fitting
     assert sum(sizes) + size_bytes > MAX_REPLY_IMAGE_BYTES >= sum(sizes)
-    assert re.search(rf"Note: {sent - fitting} pictures? left out: .*11,534,336", text_of(result))
+    assert re.search(
+        rf"Note: {sent - fitting} pictures? left out: .*11,534,336", text_of(result)
+    )
 
 
 # --- what the model should act on is a result with isError ------------------------------------
@@ -448,7 +521,9 @@ def error_text(result: dict[str, Any]) -> str:
     return text_of(result)
 
 
-def test_an_exception_is_a_result_with_its_traceback(service: Service, e2b: LocalE2B) -> None:
+def test_an_exception_is_a_result_with_its_traceback(
+    service: Service, e2b: LocalE2B
+) -> None:
     answer_with(e2b, stdout("before\n"), exception("ValueError", "no"))
     assert error_text(call(service, code="raise ValueError('no')")) == (
         "**Console Output:**\n```\nbefore\n```\n\n**Execution Error:**\n```\n"
@@ -529,17 +604,23 @@ def test_a_timeout_shortens_a_run_and_never_lengthens_it(
     service: Service, e2b: LocalE2B, timeout: object, limit_s: int
 ) -> None:
     assert call(service, code="1", timeout=timeout)["isError"] is False
-    creates = [request for request in e2b.state()["requests"] if request["kind"] == "create"]
+    creates = [
+        request for request in e2b.state()["requests"] if request["kind"] == "create"
+    ]
     assert creates[-1]["body"]["timeout"] == limit_s + LIFETIME_MARGIN_S
 
 
 def test_unknown_arguments_are_never_forwarded(service: Service, e2b: LocalE2B) -> None:
     number_before = len(e2b.state()["requests"])
-    assert call(service, code="1", template="EVIL", envs={"A": "EVIL"})["isError"] is False
+    assert (
+        call(service, code="1", template="EVIL", envs={"A": "EVIL"})["isError"] is False
+    )
     assert "EVIL" not in json.dumps(e2b.state()["requests"][number_before:])
 
 
-def test_a_call_is_logged_by_length_and_hash_and_never_with_its_code(service: Service) -> None:
+def test_a_call_is_logged_by_length_and_hash_and_never_with_its_code(
+    service: Service,
+) -> None:
     params = {"name": "execute_python", "arguments": {"code": "secret_plan()"}}
     send(service, message("tools/call", params), **{"X-Request-Id": "the-logged-call"})
     line = json.loads(service.wait_for_log("the-logged-call"))
@@ -548,7 +629,9 @@ def test_a_call_is_logged_by_length_and_hash_and_never_with_its_code(service: Se
     assert not [line for line in service.lines if "secret_plan" in line]
 
 
-@pytest.mark.parametrize("given", [None, "Bearer wrong", f"Basic {API_KEY}", API_KEY, ""])
+@pytest.mark.parametrize(
+    "given", [None, "Bearer wrong", f"Basic {API_KEY}", API_KEY, ""]
+)
 @pytest.mark.parametrize("method", ["initialize", "tools/list", "tools/call"])
 def test_without_the_api_key_nothing_is_answered(
     guarded: Service, e2b: LocalE2B, method: str, given: str | None

@@ -1,6 +1,6 @@
 """A stand-in for E2B on one machine, for trying the service out and for its tests.
 
-`python local_e2b.py --port N` serves E2B's control plane and its sandboxes on one loopback port,
+`python dev/local_e2b.py --port N` serves E2B's control plane and its sandboxes on one loopback port,
 to the unmodified SDK: point E2B_API_URL and E2B_SANDBOX_URL both at it. Code runs in real Jupyter
 kernels, one per sandbox, WITHOUT ANY ISOLATION: as this user, on this machine.
 
@@ -149,17 +149,26 @@ def _now() -> str:
 
 
 def _line(event: Any) -> bytes:
-    return event.encode() if isinstance(event, str) else json.dumps(event).encode() + b"\n"
+    return (
+        event.encode() if isinstance(event, str) else json.dumps(event).encode() + b"\n"
+    )
 
 
 @functools.lru_cache(maxsize=16)
 def _stdout_line(text_bytes: int, line_bytes: int) -> bytes:
-    text = (("x" * (line_bytes - 1) + "\n") * (text_bytes // line_bytes + 1))[:text_bytes]
+    text = (("x" * (line_bytes - 1) + "\n") * (text_bytes // line_bytes + 1))[
+        :text_bytes
+    ]
     return _line({"type": "stdout", "text": text, "timestamp": _now()})
 
 
 def _png_chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    return (
+        struct.pack(">I", len(data))
+        + kind
+        + data
+        + struct.pack(">I", zlib.crc32(kind + data))
+    )
 
 
 def _png(number: int, size_bytes: int) -> bytes:
@@ -180,11 +189,19 @@ def _png(number: int, size_bytes: int) -> bytes:
 def _png_line(number: int, size_bytes: int) -> bytes:
     png = base64.b64encode(_png(number, size_bytes)).decode()
     text = "<Figure size 16x16 with 1 Axes>"
-    result = {"type": "result", "text": text, "png": png, "extra": {}, "is_main_result": False}
+    result = {
+        "type": "result",
+        "text": text,
+        "png": png,
+        "extra": {},
+        "is_main_result": False,
+    }
     return _line(result)
 
 
-def _filled(before: bytes, filler: bytes, after: bytes, line_bytes: int) -> Iterator[bytes]:
+def _filled(
+    before: bytes, filler: bytes, after: bytes, line_bytes: int
+) -> Iterator[bytes]:
     """One line of `line_bytes` bytes (its newline not counted), never whole in memory."""
     missing = line_bytes - len(before) - len(after)
     yield before
@@ -207,13 +224,18 @@ def _scripted_lines(answer: Answer) -> Iterator[bytes]:
         missing -= message_bytes
     if "one_line_bytes" in answer:
         after = f'", "timestamp": "{_now()}"}}'.encode()
-        yield from _filled(b'{"type": "stdout", "text": "', b"x", after, answer["one_line_bytes"])
+        yield from _filled(
+            b'{"type": "stdout", "text": "', b"x", after, answer["one_line_bytes"]
+        )
     for number in range(answer.get("pngs", 1 if "png_bytes" in answer else 0)):
         yield _png_line(number, answer.get("png_bytes", 0))
     if "big_png_line_bytes" in answer:
         png = _png(0, 0)
         start = base64.b64encode(png + bytes(-len(png) % 3))
-        before = b'{"type": "result", "text": "<Figure size 16x16 with 1 Axes>", "png": "' + start
+        before = (
+            b'{"type": "result", "text": "<Figure size 16x16 with 1 Axes>", "png": "'
+            + start
+        )
         after = b'", "extra": {}, "is_main_result": false}'
         missing = answer["big_png_line_bytes"] - len(start)
         line_bytes = len(before) + len(after) + missing - missing % 4
@@ -262,7 +284,9 @@ def _kernel_process() -> None:
             if isinstance(value, (list, dict)):
                 options = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
                 with contextlib.suppress(TypeError):
-                    return orjson.loads(orjson.dumps(value, option=options)), {"expanded": True}
+                    return orjson.loads(orjson.dumps(value, option=options)), {
+                        "expanded": True
+                    }
             return super().__call__(value)
 
     config = Config()
@@ -307,14 +331,28 @@ def _kernel_process() -> None:
     ImageShow._viewers[:] = [ImageShow.IPythonViewer()]
     # E2B's startup scripts leave these names behind.
     shell.user_ns.update(
-        pandas=pandas, orjson=orjson, IPython=IPython, ip=shell, Figure=Figure, Image=Image.Image
+        pandas=pandas,
+        orjson=orjson,
+        IPython=IPython,
+        ip=shell,
+        Figure=Figure,
+        Image=Image.Image,
     )
     app.start()  # type: ignore[no-untyped-call]
 
 
 def _kernel_environment(home: Path, ipython_dir: Path) -> dict[str, str]:
     """An allowlist: neither keys nor proxies nor settings of the parent's reach a kernel."""
-    kept = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "SYSTEMROOT")
+    kept = (
+        "PATH",
+        "LANG",
+        "LC_ALL",
+        "LC_CTYPE",
+        "TZ",
+        "TMPDIR",
+        "LD_LIBRARY_PATH",
+        "SYSTEMROOT",
+    )
     caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return {
         **{name: os.environ[name] for name in kept if name in os.environ},
@@ -546,13 +584,20 @@ def _event(message: dict[str, Any]) -> dict[str, Any] | None:
     kind, content = message["msg_type"], message["content"]
     if kind == "stream":
         timestamp = message["header"]["date"].isoformat()
-        return {"type": content["name"], "text": content["text"], "timestamp": timestamp}
+        return {
+            "type": content["name"],
+            "text": content["text"],
+            "timestamp": timestamp,
+        }
     if kind in ("display_data", "execute_result"):
         return _result(dict(content["data"]), kind == "execute_result")
     if kind == "error":
         return _error(content)
     if kind == "execute_input":
-        return {"type": "number_of_executions", "execution_count": content["execution_count"]}
+        return {
+            "type": "number_of_executions",
+            "execution_count": content["execution_count"],
+        }
     return None
 
 
@@ -579,7 +624,9 @@ def _result(data: dict[str, Any], is_main_result: bool) -> dict[str, Any]:
 
 
 def _assignments(envs: dict[str, str]) -> str:
-    return "\n".join(f"import os; os.environ['{name}'] = '{envs[name]}'" for name in envs)
+    return "\n".join(
+        f"import os; os.environ['{name}'] = '{envs[name]}'" for name in envs
+    )
 
 
 def _with_envs(code: str, sandbox_envs: dict[str, str], envs: dict[str, str]) -> str:
@@ -595,7 +642,9 @@ def _with_envs(code: str, sandbox_envs: dict[str, str], envs: dict[str, str]) ->
 
 def _without_envs(envs: dict[str, str], sandbox_envs: dict[str, str]) -> str:
     known = {name: sandbox_envs[name] for name in envs if name in sandbox_envs}
-    removals = [f"import os; del os.environ['{name}']" for name in envs if name not in known]
+    removals = [
+        f"import os; del os.environ['{name}']" for name in envs if name not in known
+    ]
     return "\n".join([_assignments(known), *removals])
 
 
@@ -701,7 +750,13 @@ class _Server:
         self.newest: deque[Sandbox] = deque(maxlen=KEPT_NEWEST)
         self.requests: deque[dict[str, Any]] = deque(maxlen=KEPT_NEWEST)
         self.by_idempotency_key: dict[str, Sandbox] = {}
-        self.counts = {"created": 0, "killed": 0, "expired": 0, "kill_requests": 0, "max_alive": 0}
+        self.counts = {
+            "created": 0,
+            "killed": 0,
+            "expired": 0,
+            "kill_requests": 0,
+            "max_alive": 0,
+        }
         self.ended_seconds = 0.0
 
     # state
@@ -747,7 +802,9 @@ class _Server:
             if idempotency_key:
                 self.by_idempotency_key[idempotency_key] = sandbox
             self.counts["created"] += 1
-            self.counts["max_alive"] = max(self.counts["max_alive"], len(self.sandboxes))
+            self.counts["max_alive"] = max(
+                self.counts["max_alive"], len(self.sandboxes)
+            )
             self.changed.notify_all()
         self.set_lifetime(sandbox, sandbox.timeout_s)
         if not self.script.has("run"):
@@ -760,7 +817,9 @@ class _Server:
 
     def start_kernel(self, sandbox: Sandbox) -> Kernel:
         if sandbox.kernel is None:
-            sandbox.kernel = self.kernels_ahead.popleft() if self.kernels_ahead else Kernel()
+            sandbox.kernel = (
+                self.kernels_ahead.popleft() if self.kernels_ahead else Kernel()
+            )
             self.keep_ahead()
         return sandbox.kernel
 
@@ -783,7 +842,9 @@ class _Server:
         sandbox.timeout_s = timeout_s
         sandbox.deadline_s = time.monotonic() + timeout_s
         loop = asyncio.get_running_loop()
-        sandbox.expiry = loop.call_later(timeout_s, self.end_sandbox, sandbox, "lifetime")
+        sandbox.expiry = loop.call_later(
+            timeout_s, self.end_sandbox, sandbox, "lifetime"
+        )
 
     def end_sandbox(self, sandbox: Sandbox, ended_by: str) -> None:
         if sandbox.ended_by:
@@ -815,7 +876,9 @@ class _Server:
             except (ValueError, TypeError, AttributeError) as error:
                 return _api_error(400, f"not a script: {error}")
             return web.Response(status=204)
-        kind, sandbox_id = _kind(method, path, request.headers.get("e2b-sandbox-id", ""))
+        kind, sandbox_id = _kind(
+            method, path, request.headers.get("e2b-sandbox-id", "")
+        )
         if kind is None:
             return _api_error(404, "no such route")
         text = (await request.read()).decode("utf-8", "replace")
@@ -852,13 +915,20 @@ class _Server:
         if kind == "run":
             response = await self._guarded_run(request, sandbox_id, body, answer)
         else:
-            response = await self._control(request, kind, sandbox_id, body, answer or {})
+            response = await self._control(
+                request, kind, sandbox_id, body, answer or {}
+            )
         if not fault:
             self._note(record, answer=response.status)
         return response
 
     async def _control(
-        self, request: web.BaseRequest, kind: str, sandbox_id: str, body: Any, answer: Answer
+        self,
+        request: web.BaseRequest,
+        kind: str,
+        sandbox_id: str,
+        body: Any,
+        answer: Answer,
     ) -> web.StreamResponse:
         fault = answer.get("fault")
         sandbox = self.sandboxes.get(sandbox_id)
@@ -923,7 +993,11 @@ class _Server:
     # runs
 
     async def _guarded_run(
-        self, request: web.BaseRequest, sandbox_id: str, body: Any, answer: Answer | None
+        self,
+        request: web.BaseRequest,
+        sandbox_id: str,
+        body: Any,
+        answer: Answer | None,
     ) -> web.StreamResponse:
         """A run that is cut off when its sandbox ends; `answer` None is the truth."""
         answer = answer or ({"kernel": True} if answer is None else {})
@@ -977,7 +1051,9 @@ class _Server:
         pending = b"" if answer.get("raw") else _line(count)
         if answer.get("delay_after_headers_s"):
             await stream.prepare(request)
-            await asyncio.sleep(answer["delay_after_headers_s"] + answer.get("delay_s", 0))
+            await asyncio.sleep(
+                answer["delay_after_headers_s"] + answer.get("delay_s", 0)
+            )
         if answer.get("run_s"):
             await stream.prepare(request)
             await stream.write(pending)
@@ -1008,7 +1084,9 @@ class _Server:
         elif fault == "silent":
             await _hang()
         elif fault in ("forever", "drip"):
-            interval_s = 0.1 if fault == "drip" else answer.get("keepalive_s", KEEPALIVE_S)
+            interval_s = (
+                0.1 if fault == "drip" else answer.get("keepalive_s", KEEPALIVE_S)
+            )
             drop = b"x" if fault == "drip" else _line({"type": "keepalive"})
             while True:
                 await asyncio.sleep(interval_s)
@@ -1018,7 +1096,11 @@ class _Server:
         await stream.write_eof()
 
     async def _run_in_kernel(
-        self, request: web.BaseRequest, stream: web.StreamResponse, sandbox: Sandbox, body: Any
+        self,
+        request: web.BaseRequest,
+        stream: web.StreamResponse,
+        sandbox: Sandbox,
+        body: Any,
     ) -> None:
         sandbox_envs = {
             **sandbox.envs,
@@ -1031,7 +1113,9 @@ class _Server:
         if body.get("context_id"):
             raise web.HTTPNotFound(text=f"Context {body['context_id']} not found")
         if (body.get("language") or "python").lower().strip() != "python":
-            raise web.HTTPInternalServerError(text="local_e2b has kernels for Python only")
+            raise web.HTTPInternalServerError(
+                text="local_e2b has kernels for Python only"
+            )
         kernel = self.start_kernel(sandbox)
         try:
             await kernel.until_ready()
@@ -1059,7 +1143,9 @@ def _kind(method: str, path: str, run_sandbox_id: str) -> tuple[str | None, str]
         return "run", run_sandbox_id
     if path == "/health" and method == "GET":
         return "health", run_sandbox_id
-    found = re.fullmatch(r"(?:/v2)?/sandboxes(?:/([^/]+)(?:/(connect|timeout))?)?", path)
+    found = re.fullmatch(
+        r"(?:/v2)?/sandboxes(?:/([^/]+)(?:/(connect|timeout))?)?", path
+    )
     if not found:
         return None, ""
     sandbox_id, action = found[1] or "", found[2]
@@ -1074,7 +1160,8 @@ def _kind(method: str, path: str, run_sandbox_id: str) -> tuple[str | None, str]
 async def _serving(server: _Server, port: int) -> AsyncIterator[int]:
     """Listens on loopback; gives the port."""
     runner = web.ServerRunner(
-        web.Server(server.handle, handler_cancellation=True, access_log=None), shutdown_timeout=0.1
+        web.Server(server.handle, handler_cancellation=True, access_log=None),
+        shutdown_timeout=0.1,
     )
     await runner.setup()
     try:
@@ -1090,7 +1177,9 @@ async def _serving(server: _Server, port: int) -> AsyncIterator[int]:
 class LocalE2B:
     """The stand-in, in a thread of the calling process, for as long as the `with` block lasts."""
 
-    def __init__(self, script: dict[str, Any] | None = None, port: int = 0, ahead: int = 0) -> None:
+    def __init__(
+        self, script: dict[str, Any] | None = None, port: int = 0, ahead: int = 0
+    ) -> None:
         self._server = _Server(script or {}, ahead)
         self._port = port
         self.url = ""
@@ -1161,12 +1250,18 @@ BANNER = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--port", type=int, default=0, help="loopback port; 0 picks a free one")
+    parser.add_argument(
+        "--port", type=int, default=0, help="loopback port; 0 picks a free one"
+    )
     parser.add_argument("--script", default="{}", help="JSON, or a file that holds it")
-    parser.add_argument("--ahead", type=int, default=1, help="kernels kept started ahead")
+    parser.add_argument(
+        "--ahead", type=int, default=1, help="kernels kept started ahead"
+    )
     options = parser.parse_args()
     text = options.script
-    script = json.loads(text if text.lstrip().startswith("{") else Path(text).read_text())
+    script = json.loads(
+        text if text.lstrip().startswith("{") else Path(text).read_text()
+    )
 
     async def serve() -> None:
         stop = asyncio.Event()

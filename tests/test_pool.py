@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 import requests
+from local_e2b import LocalE2B
 
 import pool as pool_module
 import sandbox as sandbox_module
 from config import Config
 from conftest import E2B_KEY, OK_RUN, Service
-from local_e2b import LocalE2B
 from pool import Full, Pool
 from run import Run
 
@@ -74,7 +74,11 @@ def runs_sent(count: int) -> Callable[[State], bool]:
 
 
 def callers_runs(state: State) -> list[State]:
-    return [request for request in of_kind(state, "run") if request["body"]["code"] != "pass"]
+    return [
+        request
+        for request in of_kind(state, "run")
+        if request["body"]["code"] != "pass"
+    ]
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float = 30) -> None:
@@ -124,7 +128,9 @@ def test_a_place_counts_as_taken_while_its_sandbox_is_being_made(
     assert running.result().outcome == "ok"
 
 
-def test_a_create_that_failed_leaves_its_place_free(e2b: LocalE2B, make_pool: MakePool) -> None:
+def test_a_create_that_failed_leaves_its_place_free(
+    e2b: LocalE2B, make_pool: MakePool
+) -> None:
     e2b.set_script({"run": OK_RUN, "create": [{"status": 400}] * 3 + [{}]})
     pool = make_pool(max_concurrent_runs=1)
     outcomes = [pool.run("1", 5).outcome for _ in range(4)]
@@ -193,7 +199,9 @@ def test_a_kill_that_fails_is_tried_again_off_the_callers_path(
 ) -> None:
     assert pool_module._KILL_AGAIN_AFTER_S[0] <= 1
     monkeypatch.setattr(pool_module, "_KILL_AGAIN_AFTER_S", (1, 0.1, math.inf))
-    e2b.set_script({"run": OK_RUN, "kill": [{"fault": "ignored"}, {"fault": "reset"}, {}]})
+    e2b.set_script(
+        {"run": OK_RUN, "kill": [{"fault": "ignored"}, {"fault": "reset"}, {}]}
+    )
     pool = make_pool()
     started = time.monotonic()
     assert pool.run("1", 5).outcome == "ok"
@@ -211,14 +219,21 @@ def test_code_that_cannot_be_sent_ends_its_sandbox_and_frees_its_place(
     assert pool.run("1", 5).outcome == "ok"
 
 
-@pytest.mark.parametrize("create", [{"fault": "hang"}, {"delay_s": 0.7}], ids=["hangs", "is slow"])
+@pytest.mark.parametrize(
+    "create", [{"fault": "hang"}, {"delay_s": 0.7}], ids=["hangs", "is slow"]
+)
 def test_a_request_as_a_whole_ends_within_its_overhead_when_the_wait_is_long_and_create(
-    e2b: LocalE2B, make_pool: MakePool, monkeypatch: pytest.MonkeyPatch, create: dict[str, Any]
+    e2b: LocalE2B,
+    make_pool: MakePool,
+    monkeypatch: pytest.MonkeyPatch,
+    create: dict[str, Any],
 ) -> None:
     assert pool_module.OVERHEAD_S == 10
     monkeypatch.setattr(pool_module, "OVERHEAD_S", 3)
     silent = {"fault": "silent"}
-    e2b.set_script({"run": [OK_RUN, silent], "kill": {"delay_s": 0.5}, "create": [{}, create]})
+    e2b.set_script(
+        {"run": [OK_RUN, silent], "kill": {"delay_s": 0.5}, "create": [{}, create]}
+    )
     pool = make_pool(max_concurrent_runs=1)
     pool.run("1", 1)
     started = time.monotonic()
@@ -243,7 +258,9 @@ def test_when_the_days_budget_is_spent_no_run_begins_and_it_says_when_it_is_rese
     e2b.wait_for(lambda state: state["alive"] == 0, 30)
     wait_until(lambda: pool.count("ending") == 0)
     assert 1.1 < pool.seconds_spent() < 5
-    assert pool.seconds_spent() == pytest.approx(e2b.state()["sandbox_seconds"], abs=0.5)
+    assert pool.seconds_spent() == pytest.approx(
+        e2b.state()["sandbox_seconds"], abs=0.5
+    )
 
 
 def test_the_seconds_of_a_sandbox_that_lives_count(
@@ -287,7 +304,9 @@ def test_one_made_ahead_is_used_once_killed_and_made_again(
         assert [request["body"]["code"] for request in runs] == ["pass", "1"]
 
 
-def test_a_caller_is_faster_with_one_made_ahead(e2b: LocalE2B, make_pool: MakePool) -> None:
+def test_a_caller_is_faster_with_one_made_ahead(
+    e2b: LocalE2B, make_pool: MakePool
+) -> None:
     e2b.set_script({"run": OK_RUN, "create": {"delay_s": 0.8}})
     pool = make_pool(warm_sandboxes=1)
     is_ready(pool)
@@ -322,7 +341,9 @@ def test_one_made_ahead_is_primed_so_lines_are_right_and_magics_work(
     kernel_e2b: LocalE2B, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use(kernel_e2b, monkeypatch)
-    monkeypatch.setattr(sandbox_module, "KILL_BUDGET_S", 30)  # of priming: kernels start late here
+    monkeypatch.setattr(
+        sandbox_module, "KILL_BUDGET_S", 30
+    )  # of priming: kernels start late here
     pool = Pool(Config(e2b_api_key=E2B_KEY, warm_sandboxes=1))
     try:
         is_ready(pool)
@@ -345,7 +366,9 @@ def test_the_end_of_one_that_waits_is_put_off_so_a_whole_run_always_fits(
     pool = make_pool(warm_sandboxes=1, run_timeout_s=5)
     state = e2b.wait_for(lambda state: len(of_kind(state, "timeout")) >= 3, 30)
     assert of_kind(state, "create")[0]["body"]["timeout"] == 5 + 15
-    assert {request["body"]["timeout"] for request in of_kind(state, "timeout")} == {5 + 15}
+    assert {request["body"]["timeout"] for request in of_kind(state, "timeout")} == {
+        5 + 15
+    }
     assert state["created"] == 1
     assert pool.run("1", 5).outcome == "ok"
 
@@ -371,7 +394,9 @@ def test_one_that_turns_out_dead_is_replaced_without_the_caller_seeing_it(
     e2b.set_script({"run": [{"fault": "gone"}, OK_RUN]})
     run = pool.run("1", 5)
     assert (run.outcome, run.stdout.head, run.problem) == ("ok", "ok\n", "")
-    assert "create" in run.durations_s  # not the other one made ahead: it may be dead as well
+    assert (
+        "create" in run.durations_s
+    )  # not the other one made ahead: it may be dead as well
 
 
 def test_one_that_turns_out_dead_when_its_end_is_put_off_is_made_again(
@@ -417,12 +442,17 @@ def test_close_leaves_none_whatever_they_were_doing(
     e2b: LocalE2B, make_pool: MakePool, threads: ThreadPoolExecutor
 ) -> None:
     e2b.set_script(
-        {"run": [OK_RUN, OK_RUN, {"fault": "silent"}], "create": [{}, {}, {"delay_s": 0.5}]}
+        {
+            "run": [OK_RUN, OK_RUN, {"fault": "silent"}],
+            "create": [{}, {}, {"delay_s": 0.5}],
+        }
     )
     pool = make_pool(warm_sandboxes=2)
     is_ready(pool, 2)
     running = threads.submit(pool.run, "1", 20)  # takes one; another is then being made
-    e2b.wait_for(lambda state: len(of_kind(state, "create")) == 3 and runs_sent(1)(state), 30)
+    e2b.wait_for(
+        lambda state: len(of_kind(state, "create")) == 3 and runs_sent(1)(state), 30
+    )
     assert pool.count("making") == 1
     pool.close()
     state = e2b.state()
@@ -441,13 +471,17 @@ def test_close_tries_a_kill_again_and_gives_up_within_its_budget(
     e2b.set_script({"run": OK_RUN, "kill": {"fault": "hang_alive"}})
     pool = make_pool(warm_sandboxes=1)
     is_ready(pool)
-    monkeypatch.setattr(sandbox_module, "KILL_BUDGET_S", 1.5)  # until the end of this test
+    monkeypatch.setattr(
+        sandbox_module, "KILL_BUDGET_S", 1.5
+    )  # until the end of this test
     started = time.monotonic()
     pool.close(0.5)
     assert time.monotonic() - started < 1.4
 
 
-def test_a_run_that_comes_after_close_leaves_no_sandbox(e2b: LocalE2B, make_pool: MakePool) -> None:
+def test_a_run_that_comes_after_close_leaves_no_sandbox(
+    e2b: LocalE2B, make_pool: MakePool
+) -> None:
     pool = make_pool(max_concurrent_runs=1)
     pool.close()
     assert pool.run("1", 1).outcome == "unavailable"
@@ -460,7 +494,9 @@ def test_sigterm_while_some_are_being_made_leaves_none(
 ) -> None:
     e2b.set_script({"run": OK_RUN, "create": [{}, {}, {"delay_s": 1}]})
     service = start_service({"WARM_SANDBOXES": "4"})
-    e2b.wait_for(lambda state: len(of_kind(state, "create")) == 4 and state["created"] == 2, 30)
+    e2b.wait_for(
+        lambda state: len(of_kind(state, "create")) == 4 and state["created"] == 2, 30
+    )
     service.stop()
     assert service.process.returncode == 0
     state = e2b.wait_for(lambda state: state["alive"] == 0, 30)
@@ -471,11 +507,20 @@ def test_creates_and_kills_balance_after_a_mix_of_faults(
     e2b: LocalE2B, make_pool: MakePool, threads: ThreadPoolExecutor
 ) -> None:
     mix: dict[str, list[list[Any]]] = {
-        "run": [[6, OK_RUN], [1, {"fault": "cut"}], [1, {"fault": "gone"}], [1, {"fault": "reset"}],
-                [1, {"fault": "not_json"}]],
+        "run": [
+            [6, OK_RUN],
+            [1, {"fault": "cut"}],
+            [1, {"fault": "gone"}],
+            [1, {"fault": "reset"}],
+            [1, {"fault": "not_json"}],
+        ],
         "create": [[8, {}], [1, {"status": 429}], [1, {"status": 500}]],
-        "kill": [[8, {}], [1, {"fault": "ignored"}], [1, {"fault": "not_found", "really": True}]],
-    }  # fmt: skip
+        "kill": [
+            [8, {}],
+            [1, {"fault": "ignored"}],
+            [1, {"fault": "not_found", "really": True}],
+        ],
+    }
     e2b.set_script({kind: {"mix": answers, "seed": 7} for kind, answers in mix.items()})
     pool = make_pool(warm_sandboxes=3)
     runs: list[Future[Run]] = [threads.submit(pool.run, "1", 5) for _ in range(15)]
@@ -483,14 +528,18 @@ def test_creates_and_kills_balance_after_a_mix_of_faults(
     assert outcomes <= {"ok", "error", "unavailable"}
     assert "ok" in outcomes
     pool.close()
-    wait_until(lambda: not any(map(pool.count, ("making", "ready", "running", "ending"))))
+    wait_until(
+        lambda: not any(map(pool.count, ("making", "ready", "running", "ending")))
+    )
     assert e2b.wait_for(lambda state: state["alive"] == 0, 30)["created"] > 15
 
 
 def test_what_was_spent_and_who_runs_is_on_health(
     e2b: LocalE2B, start_service: Callable[..., Service]
 ) -> None:
-    service = start_service({"WARM_SANDBOXES": "1", "SANDBOX_SECONDS_PER_DAY": "100000"})
+    service = start_service(
+        {"WARM_SANDBOXES": "1", "SANDBOX_SECONDS_PER_DAY": "100000"}
+    )
     e2b.wait_for(lambda state: of_kind(state, "run"), 30)
 
     def health() -> dict[str, Any]:

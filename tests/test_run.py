@@ -14,7 +14,17 @@ import pytest
 from PIL import Image
 
 from config import MAX_REPLY_IMAGE_BYTES, Config
-from run import JPEG, MAX_PIXELS, PNG, SVG, BadPicture, Clipped, Run, StreamReader, picture_from
+from run import (
+    JPEG,
+    MAX_PIXELS,
+    PNG,
+    SVG,
+    BadPicture,
+    Clipped,
+    Run,
+    StreamReader,
+    picture_from,
+)
 
 LONG = 300 * 1024  # more than the reader decodes at a time
 LIMIT = 30_000
@@ -31,7 +41,9 @@ def out(text: str, kind: str = "stdout") -> bytes:
 
 
 def result(**fields: Any) -> bytes:
-    return line("result", **fields, **{name: MAIN[name] for name in MAIN if name not in fields})
+    return line(
+        "result", **fields, **{name: MAIN[name] for name in MAIN if name not in fields}
+    )
 
 
 END = line("end_of_execution")
@@ -54,7 +66,9 @@ def run_of(*chunks: bytes, **settings: Any) -> Run:
 def facts(reader: StreamReader) -> tuple[object, ...]:
     """All that a stream came to, in a form that can be compared."""
     run = reader.run
-    outputs = [(p.head, p.tail, p.missing) for p in (run.stdout, run.stderr, run.values)]
+    outputs = [
+        (p.head, p.tail, p.missing) for p in (run.stdout, run.stderr, run.values)
+    ]
     error = (run.error_name, run.error_value, run.traceback)
     return (*outputs, error, run.pictures, run.left_out, reader.ended, reader.broken)
 
@@ -73,7 +87,9 @@ def padded_png(size_bytes: int, shade: int = 0) -> bytes:
     """A valid PNG of exactly so many bytes."""
     png = picture(shade=shade)
     body = b"tEXt" + b"x" * (size_bytes - len(png) - 12)
-    chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+    chunk = (
+        struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+    )
     return png[:-12] + chunk + png[-12:]
 
 
@@ -127,11 +143,17 @@ class TestChunks:
 
     def test_the_stream_is_read(self) -> None:
         run = run_of(STREAM)
-        assert run.stdout.head == 'héllo \U0001f600 \\ " \u2028 \ud800\nraw é \U0001f600'
+        assert (
+            run.stdout.head == 'héllo \U0001f600 \\ " \u2028 \ud800\nraw é \U0001f600'
+        )
         assert run.stderr.head == "oops"
         assert run.values.head == "3"
         assert [picture.media_type for picture in run.pictures] == [PNG]
-        assert (run.error_name, run.error_value, run.traceback) == ("ValueError", "x", "a\nb")
+        assert (run.error_name, run.error_value, run.traceback) == (
+            "ValueError",
+            "x",
+            "a\nb",
+        )
         assert read(STREAM).ended
 
     def test_it_may_be_cut_at_any_byte(self) -> None:
@@ -160,7 +182,11 @@ class TestChunks:
     def test_a_long_line_of_output_may_be_cut_at_any_byte(
         self, kind: str, text: str, ascii_only: bool
     ) -> None:
-        event = {"type": kind, "text": text, "timestamp": "2026-11-22T18:24:32.893974+00:00"}
+        event = {
+            "type": kind,
+            "text": text,
+            "timestamp": "2026-11-22T18:24:32.893974+00:00",
+        }
         stream = json.dumps(event, ensure_ascii=ascii_only).encode() + b"\n" + END
         near = [256 * 1024 + offset for offset in range(13)]
         end = len(stream) - len(END)
@@ -176,10 +202,14 @@ class TestChunks:
 class TestLongOutput:
     @pytest.mark.parametrize("kind", ["stdout", "stderr"])
     @pytest.mark.parametrize("lines", ["many", "one"])
-    def test_head_and_tail_are_kept_and_the_rest_is_counted(self, kind: str, lines: str) -> None:
+    def test_head_and_tail_are_kept_and_the_rest_is_counted(
+        self, kind: str, lines: str
+    ) -> None:
         text = "".join(f"{number:09}\n" for number in range(500_000))  # 5 MB
         pieces = (
-            [text] if lines == "one" else [text[i : i + 4000] for i in range(0, len(text), 4000)]
+            [text]
+            if lines == "one"
+            else [text[i : i + 4000] for i in range(0, len(text), 4000)]
         )
         stream = b"".join(out(piece, kind) for piece in pieces if piece) + END
         chunks = [stream[at : at + 65_536] for at in range(0, len(stream), 65_536)]
@@ -207,9 +237,13 @@ class TestLongOutput:
         assert reader.ended and not reader.broken
 
     @pytest.mark.parametrize("name", ["png", "jpeg", "svg", "html", "text", "pdf"])
-    def test_a_result_over_every_limit_is_dropped_with_its_kind_and_size(self, name: str) -> None:
+    def test_a_result_over_every_limit_is_dropped_with_its_kind_and_size(
+        self, name: str
+    ) -> None:
         fields = (
-            result(text="<Figure>", **{name: "MARK"}) if name != "text" else result(text="MARK")
+            result(text="<Figure>", **{name: "MARK"})
+            if name != "text"
+            else result(text="MARK")
         )
         start, end = fields.split(b"MARK")
         piece = b"x" * 65_536
@@ -228,7 +262,9 @@ class TestLongOutput:
 
     def test_an_error_of_2_mb_keeps_its_last_lines(self) -> None:
         traceback = "\x1b[31mframe\x1b[0m\n" * 150_000 + "ValueError: the end"
-        run = run_of(line("error", name="n" * 9999, value="v" * 2_000_000, traceback=traceback))
+        run = run_of(
+            line("error", name="n" * 9999, value="v" * 2_000_000, traceback=traceback)
+        )
         assert run.traceback.endswith("frame\x1b[0m\nValueError: the end")
         assert len(run.traceback) < 10 * LIMIT
         assert "characters cut" in run.traceback
@@ -265,12 +301,16 @@ class TestBrokenStreams:
             b"\xef\xbb\xbf{}",
         ],
     )
-    def test_a_line_that_is_no_event_is_said_and_what_came_before_is_kept(self, bad: bytes) -> None:
+    def test_a_line_that_is_no_event_is_said_and_what_came_before_is_kept(
+        self, bad: bytes
+    ) -> None:
         reader = read(out("before"), bad + b"\n", END)
         assert reader.run.stdout.head == "before"
         assert reader.broken.startswith("a line of E2B's answer could not be read (")
 
-    @pytest.mark.parametrize("kind", ["chart", "number_of_executions", "unexpected_endpoint", 7])
+    @pytest.mark.parametrize(
+        "kind", ["chart", "number_of_executions", "unexpected_endpoint", 7]
+    )
     def test_an_unknown_kind_of_event_is_passed_over(self, kind: object) -> None:
         reader = read(json.dumps({"type": kind}).encode() + b"\n", out("after"), END)
         assert reader.run.stdout.head == "after"
@@ -287,7 +327,9 @@ class TestBrokenStreams:
             b'{"type":"stdout","text":"' + b"\\" * (LONG + 1),
         ],
     )
-    def test_a_long_line_that_only_begins_like_output_does_no_harm(self, start: bytes) -> None:
+    def test_a_long_line_that_only_begins_like_output_does_no_harm(
+        self, start: bytes
+    ) -> None:
         reader = read(out("before"), start, b"\n", END)
         assert reader.run.stdout.head.startswith("before")
         assert reader.broken or reader.ended
@@ -304,7 +346,9 @@ class TestPictures:
             ("png", SVG_PICTURE.encode(), SVG),
         ],
     )
-    def test_are_known_by_their_first_bytes(self, label: str, data: bytes, media_type: str) -> None:
+    def test_are_known_by_their_first_bytes(
+        self, label: str, data: bytes, media_type: str
+    ) -> None:
         [kept] = run_of(result(**{label: in_base64(data)})).pictures
         assert (kept.media_type, kept.data) == (media_type, data)
 
@@ -324,7 +368,9 @@ class TestPictures:
     @pytest.mark.parametrize("newline", ["\n", "\r\n", " "])
     def test_base64_may_have_newlines(self, newline: str) -> None:
         text = in_base64(picture())
-        wrapped = newline.join(text[at : at + 60] for at in range(0, len(text), 60)) + newline
+        wrapped = (
+            newline.join(text[at : at + 60] for at in range(0, len(text), 60)) + newline
+        )
         assert run_of(result(png=wrapped)).pictures[0].data == picture()
 
     @pytest.mark.parametrize(
@@ -336,39 +382,56 @@ class TestPictures:
             ("\ud800", "not valid base64"),
             (in_base64(picture())[:-2], "not valid base64"),
             (in_base64(b"MZ\x90\x00 an executable"), "neither PNG, JPEG nor SVG"),
-            (in_base64(b"<html><script>alert(1)</script><svg></svg>"), "neither PNG, JPEG nor SVG"),
+            (
+                in_base64(b"<html><script>alert(1)</script><svg></svg>"),
+                "neither PNG, JPEG nor SVG",
+            ),
             (in_base64(b"GIF89a" + bytes(40)), "neither PNG, JPEG nor SVG"),
-            (in_base64(picture()[:20]), "8 x 0 pixels (the limit is 50,000,000 in all)"),
+            (
+                in_base64(picture()[:20]),
+                "8 x 0 pixels (the limit is 50,000,000 in all)",
+            ),
         ],
     )
-    def test_what_is_none_is_left_out_with_the_reason(self, text: str, reason: str) -> None:
+    def test_what_is_none_is_left_out_with_the_reason(
+        self, text: str, reason: str
+    ) -> None:
         run = run_of(result(text="<Figure>", png=text), out("after"))
         assert run.pictures == []
         assert run.left_out == {("picture", reason): 1}
         assert run.stdout.head == "after"
 
-    @pytest.mark.parametrize("svg", ["<b>no</b>", "", "<script>1</script><svg></svg>", "\ud800"])
+    @pytest.mark.parametrize(
+        "svg", ["<b>no</b>", "", "<script>1</script><svg></svg>", "\ud800"]
+    )
     def test_an_svg_that_is_none_is_no_picture(self, svg: str) -> None:
         assert run_of(result(text="<Figure>", svg=svg)).pictures == []
 
     @pytest.mark.parametrize(
-        ("width", "height"), [(100_000, 100_000), (MAX_PIXELS + 1, 1), (0, 5), (2**32 - 1, 1)]
+        ("width", "height"),
+        [(100_000, 100_000), (MAX_PIXELS + 1, 1), (0, 5), (2**32 - 1, 1)],
     )
     def test_a_png_that_claims_too_many_pixels_or_none_is_refused(
         self, width: int, height: int
     ) -> None:
-        with pytest.raises(BadPicture, match=rf"{width} x {height} pixels .*50,000,000 in all"):
+        with pytest.raises(
+            BadPicture, match=rf"{width} x {height} pixels .*50,000,000 in all"
+        ):
             picture_from(png_of_pixels(width, height))
 
     def test_a_png_of_as_many_pixels_as_allowed_is_taken(self) -> None:
         assert picture_from(png_of_pixels(MAX_PIXELS // 2, 2)).media_type == PNG
 
     @pytest.mark.parametrize(("width", "height"), [(65_500, 65_500), (60_000, 1_000)])
-    def test_a_jpeg_that_claims_too_many_pixels_is_refused(self, width: int, height: int) -> None:
+    def test_a_jpeg_that_claims_too_many_pixels_is_refused(
+        self, width: int, height: int
+    ) -> None:
         with pytest.raises(BadPicture, match=rf"{width} x {height} pixels"):
             picture_from(jpeg_of_pixels(width, height))
 
-    @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"exif": b"x" * 60_000}])
+    @pytest.mark.parametrize(
+        "options", [{}, {"progressive": True}, {"exif": b"x" * 60_000}]
+    )
     def test_a_jpeg_of_any_make_is_taken(self, options: dict[str, Any]) -> None:
         file = io.BytesIO()
         Image.new("RGB", (300, 20)).save(file, "JPEG", **options)
@@ -376,7 +439,9 @@ class TestPictures:
 
     def test_the_first_format_that_is_good_is_the_one_picture(self) -> None:
         png, jpeg = in_base64(picture("PNG")), in_base64(picture("JPEG"))
-        both = run_of(result(text="<PIL.Image.Image>", jpeg=jpeg, png=png, svg=SVG_PICTURE))
+        both = run_of(
+            result(text="<PIL.Image.Image>", jpeg=jpeg, png=png, svg=SVG_PICTURE)
+        )
         assert [kept.media_type for kept in both.pictures] == [PNG]
         second = run_of(result(png="broken!", jpeg=jpeg, svg=SVG_PICTURE))
         assert [kept.media_type for kept in second.pictures] == [JPEG]
@@ -385,7 +450,9 @@ class TestPictures:
         assert [kept.media_type for kept in third.pictures] == [SVG]
 
     def test_the_text_beside_a_picture_is_not_a_result(self) -> None:
-        run = run_of(result(text="<Figure size 640x480 with 1 Axes>", png=in_base64(picture())))
+        run = run_of(
+            result(text="<Figure size 640x480 with 1 Axes>", png=in_base64(picture()))
+        )
         assert run.values.head == ""
 
     def test_the_same_bytes_twice_are_one_picture_without_a_note(self) -> None:
@@ -414,19 +481,29 @@ class TestPictures:
         limit = Config().max_image_bytes
         assert len(run_of(result(png=in_base64(padded_png(limit)))).pictures) == 1
         run = run_of(result(png=in_base64(padded_png(limit + 1))))
-        assert run.left_out == {("picture", "5,242,881 bytes (the limit is 5,242,880)"): 1}
+        assert run.left_out == {
+            ("picture", "5,242,881 bytes (the limit is 5,242,880)"): 1
+        }
 
     def test_a_30_mb_one_is_left_out(self) -> None:
         stream = result(text="<Figure>", png=in_base64(padded_png(30_000_000))) + END
-        run = run_of(*(stream[at : at + 65_536] for at in range(0, len(stream), 65_536)))
+        run = run_of(
+            *(stream[at : at + 65_536] for at in range(0, len(stream), 65_536))
+        )
         assert run.pictures == []
-        assert run.left_out == {("output", "40.0 MB of png, which is over every limit"): 1}
+        assert run.left_out == {
+            ("output", "40.0 MB of png, which is over every limit"): 1
+        }
 
     def test_all_together_have_a_limit_and_a_smaller_one_still_fits(self) -> None:
         sizes = [4_000_000, 4_000_000, 4_000_000, MAX_REPLY_IMAGE_BYTES - 8_000_000]
         pngs = [padded_png(size, shade) for shade, size in enumerate(sizes)]
         run = run_of(*(result(png=in_base64(png)) for png in pngs))
-        assert [len(kept.data) for kept in run.pictures] == [sizes[0], sizes[1], sizes[3]]
+        assert [len(kept.data) for kept in run.pictures] == [
+            sizes[0],
+            sizes[1],
+            sizes[3],
+        ]
         reason = f"a reply holds at most {MAX_REPLY_IMAGE_BYTES:,} bytes of pictures"
         assert run.left_out == {("picture", reason): 1}
 
@@ -441,10 +518,19 @@ class TestValues:
             ({"text": "3"}, "3"),
             ({"text": ""}, ""),
             ({"text": "[1, 2]", "json": [1, 2]}, "[1, 2]"),
-            ({"text": "   a\n0  1", "html": "<table>", "data": {"a": [1]}}, "   a\n0  1"),
-            ({"text": "<IPython.core.display.Markdown object>", "markdown": "# m"}, "# m"),
+            (
+                {"text": "   a\n0  1", "html": "<table>", "data": {"a": [1]}},
+                "   a\n0  1",
+            ),
+            (
+                {"text": "<IPython.core.display.Markdown object>", "markdown": "# m"},
+                "# m",
+            ),
             ({"text": "<IPython.core.display.Latex object>", "latex": "$x$"}, "$x$"),
-            ({"text": "<IPython.core.display.JSON object>", "json": {"a": 1}}, '{"a": 1}'),
+            (
+                {"text": "<IPython.core.display.JSON object>", "json": {"a": 1}},
+                '{"a": 1}',
+            ),
             ({"text": "<IPython.core.display.JSON object>", "json": []}, "[]"),
             ({"text": "<IPython.core.display.JSON object>", "json": 0}, "0"),
             ({"text": "<a.B object at 0x7f00>", "markdown": "m", "latex": "l"}, "m"),
@@ -453,7 +539,10 @@ class TestValues:
                 {"text": "<__main__.Thing object at 0x7f001234>"},
                 "<__main__.Thing object at 0x7f001234>",
             ),
-            ({"text": "see <a.B object at 0x1>", "markdown": "m"}, "see <a.B object at 0x1>"),
+            (
+                {"text": "see <a.B object at 0x1>", "markdown": "m"},
+                "see <a.B object at 0x1>",
+            ),
         ],
     )
     def test_the_text_says_it_unless_it_only_stands_for_something(
@@ -470,21 +559,30 @@ class TestValues:
     @pytest.mark.parametrize(
         ("fields", "name"),
         [
-            ({"text": "<IPython.core.display.HTML object>", "html": "<b>h</b>"}, "html"),
+            (
+                {"text": "<IPython.core.display.HTML object>", "html": "<b>h</b>"},
+                "html",
+            ),
             ({"html": "<b>h</b>"}, "html"),
-            ({"text": "<IPython.core.display.Javascript object>", "javascript": "1"}, "javascript"),
+            (
+                {"text": "<IPython.core.display.Javascript object>", "javascript": "1"},
+                "javascript",
+            ),
             ({"extra": {"image/gif": "R0lGOD"}}, "gif"),
             ({"text": "<x.Image object>", "extra": {"image/webp": "UklGR"}}, "webp"),
             ({"text": "<x.Pdf object>", "pdf": "JVBERi"}, "pdf"),
         ],
     )
-    def test_a_format_that_is_not_shown_is_named(self, fields: dict[str, Any], name: str) -> None:
+    def test_a_format_that_is_not_shown_is_named(
+        self, fields: dict[str, Any], name: str
+    ) -> None:
         run = run_of(result(**fields))
         assert run.values.head == ""
         assert run.left_out == {(f"{name} output", "this format is not shown"): 1}
 
     @pytest.mark.parametrize(
-        ("fields", "name"), [({"pdf": "JVBERi"}, "pdf"), ({"extra": {"image/gif": "R0"}}, "gif")]
+        ("fields", "name"),
+        [({"pdf": "JVBERi"}, "pdf"), ({"extra": {"image/gif": "R0"}}, "gif")],
     )
     def test_a_lost_picture_is_named_even_beside_a_text(
         self, fields: dict[str, Any], name: str
@@ -495,7 +593,8 @@ class TestValues:
 
     def test_html_beside_a_text_or_a_picture_is_no_loss(self) -> None:
         run = run_of(
-            result(text="table", html="<table>"), result(png=in_base64(picture()), html="x")
+            result(text="table", html="<table>"),
+            result(png=in_base64(picture()), html="x"),
         )
         assert not run.left_out
 

@@ -11,11 +11,13 @@ import contextlib
 import gc
 import io
 import json
+import os
 import re
 import subprocess
 import sys
 import time
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -31,7 +33,9 @@ PREFIX = (
     "\n"
 )
 SHORT_PREFIX = "import os; os.environ['E2B_SANDBOX'] = 'true'\n\n"
-LONG_PREFIX = PREFIX.replace("\n\n", "\n" + "import os; os.environ['A'] = 'b'\n" * 3 + "\n")
+LONG_PREFIX = PREFIX.replace(
+    "\n\n", "\n" + "import os; os.environ['A'] = 'b'\n" * 3 + "\n"
+)
 
 
 def heading(name: str) -> str:
@@ -39,7 +43,9 @@ def heading(name: str) -> str:
 
 
 def quoted(prefix: str) -> str:
-    return "".join(f"{number:>7} {text}\n" for number, text in enumerate(prefix.splitlines(), 1))
+    return "".join(
+        f"{number:>7} {text}\n" for number, text in enumerate(prefix.splitlines(), 1)
+    )
 
 
 def mended(code: str, traceback: str) -> str:
@@ -49,10 +55,13 @@ def mended(code: str, traceback: str) -> str:
 
 class TestRecordings:
     def test_headings_stand_on_lines_of_their_own(self) -> None:
-        glued = (
-            f"{DASHES}{heading('ZeroDivisionError')}Cell In[2], line 1\n----> 1 1/0\nZ: division"
-        )
-        lines = [DASHES, heading("ZeroDivisionError"), "Cell In[2], line 1", "----> 1 1/0"]
+        glued = f"{DASHES}{heading('ZeroDivisionError')}Cell In[2], line 1\n----> 1 1/0\nZ: division"
+        lines = [
+            DASHES,
+            heading("ZeroDivisionError"),
+            "Cell In[2], line 1",
+            "----> 1 1/0",
+        ]
         assert GLUED.sub("\n", glued).split("\n") == [*lines, "Z: division"]
 
     def test_an_error_of_the_first_cell_counts_from_the_callers_code(self) -> None:
@@ -61,20 +70,28 @@ class TestRecordings:
             "----> 5 1/0\nZeroDivisionError: division by zero"
         )
         assert mended("1/0", glued).split("\n") == [
-            *(DASHES, heading("ZeroDivisionError"), "Cell In[1], line 1", "----> 1 1/0"),
+            *(
+                DASHES,
+                heading("ZeroDivisionError"),
+                "Cell In[1], line 1",
+                "----> 1 1/0",
+            ),
             "ZeroDivisionError: division by zero",
         ]
 
     def test_a_syntax_error_does_so_in_its_heading_and_in_its_value(self) -> None:
-        mend = unprefixed("def f(:\n  pass", "  Cell In[1], line 5\n    def f(:\n          ^\n")
-        assert mend("  Cell In[1], line 5\n    def f(:") == "  Cell In[1], line 1\n    def f(:"
+        mend = unprefixed(
+            "def f(:\n  pass", "  Cell In[1], line 5\n    def f(:\n          ^\n"
+        )
+        assert (
+            mend("  Cell In[1], line 5\n    def f(:")
+            == "  Cell In[1], line 1\n    def f(:"
+        )
         value = "invalid syntax (1159740971.py, line 5)"
         assert mend(value) == "invalid syntax (1159740971.py, line 1)"
 
     def test_a_warning_does_so_on_stderr(self) -> None:
-        text = (
-            "/tmp/ipykernel_304/1510321324.py:6: UserWarning: careful\n  warnings.warn('careful')\n"
-        )
+        text = "/tmp/ipykernel_304/1510321324.py:6: UserWarning: careful\n  warnings.warn('careful')\n"
         mend = unprefixed("import warnings\nwarnings.warn('careful')\n'v'", text)
         assert mend(text) == text.replace(".py:6:", ".py:2:")
 
@@ -88,7 +105,10 @@ class TestRecordings:
             "      2 if x:\n   1273     pass\n-> 1274     raise E(msg)\n   1275 return 1\n"
         )
         text = f"Cell In[1], line 5\n{quoted(PREFIX)}----> 5 input()\n{library}E: no"
-        assert mended("input()", text) == f"Cell In[1], line 1\n----> 1 input()\n{library}E: no"
+        assert (
+            mended("input()", text)
+            == f"Cell In[1], line 1\n----> 1 input()\n{library}E: no"
+        )
 
     def test_a_frame_goes_on_across_a_gap(self) -> None:
         text = "Cell In[1], line 25, in f(a)\n      5 def f(a):\n   (...)\n---> 25     1/0\nE: x"
@@ -113,8 +133,13 @@ class TestRecordings:
 
     def test_no_row_of_the_prefix_is_left_even_with_a_wrong_number(self) -> None:
         """Seen under Python 3.11: the rows of a class's frame are counted from its first line."""
-        rows = [f"{number + 4:>7} {text}" for number, text in enumerate(PREFIX.splitlines(), 1)]
-        text = "\n".join(["Cell In[1], line 7, in A()", *rows, "      9 class A:", "E: x"])
+        rows = [
+            f"{number + 4:>7} {text}"
+            for number, text in enumerate(PREFIX.splitlines(), 1)
+        ]
+        text = "\n".join(
+            ["Cell In[1], line 7, in A()", *rows, "      9 class A:", "E: x"]
+        )
         assert "environ" not in mended("class A:\n    x = 1\n    y = x / 0", text)
 
 
@@ -143,13 +168,18 @@ class TestHostileTexts:
     )
     def test_a_message_is_left_alone(self, message: str) -> None:
         text = f"Cell In[1], line 5\n----> 5 f()\nValueError: {message}"
-        assert mended("f()", text) == f"Cell In[1], line 1\n----> 1 f()\nValueError: {message}"
+        assert (
+            mended("f()", text)
+            == f"Cell In[1], line 1\n----> 1 f()\nValueError: {message}"
+        )
 
     @pytest.mark.parametrize(
         "text",
         [
             "Cell In[1], line 5\n" + "1\n" * 60_000 + "9\n" * 60_000,
-            "Cell In[1], line 5\n" + "".join(f"{n} x\n" for n in range(5, 20_000)) + "100 y",
+            "Cell In[1], line 5\n"
+            + "".join(f"{n} x\n" for n in range(5, 20_000))
+            + "100 y",
             *(" " * 200_000, "-" * 200_000, "ipykernel_1/" * 20_000, "(1" * 100_000),
             "ipykernel_" + "9" * 200_000,
             "Cell In[1], line 5\n" + " " * 100_000 + "-" * 100_000,
@@ -251,7 +281,10 @@ with m():
     "unknown escape": "x = 1\ny = '\\d'",
     "traceback printed": "import traceback\ntry:\n    1/0\nexcept:\n    traceback.print_exc()\n",
 }
-if sys.version_info >= (3, 13):  # as on E2B; under older Pythons IPython quotes other rows here
+if sys.version_info >= (
+    3,
+    13,
+):  # as on E2B; under older Pythons IPython quotes other rows here
     CODES["comprehension"] = "xs = [1, 2, 0]\nys = list(\n    1 / x\n    for x in xs\n)"
     CODES["class body"] = "class A:\n    x = 1\n    y = x / 0\n"
 
@@ -282,12 +315,17 @@ def tell_tracebacks() -> None:
     shell = Shell.instance(config=config, compiler_class=XCachingCompiler)
     told = []
     gc.freeze()  # each reset collects: what is there by now need not be looked through
-    sys.setrecursionlimit(400)  # of endless recursion each frame costs, and no more are quoted
+    sys.setrecursionlimit(
+        400
+    )  # of endless recursion each frame costs, and no more are quoted
     for code in json.load(sys.stdin):
         shell.reset(new_session=True)
         said[:] = ["", ""]
         stderr = io.StringIO()
-        with contextlib.redirect_stderr(stderr), contextlib.redirect_stdout(io.StringIO()):
+        with (
+            contextlib.redirect_stderr(stderr),
+            contextlib.redirect_stdout(io.StringIO()),
+        ):
             warnings.resetwarnings()
             warnings.simplefilter("always", UserWarning)
             shell.run_cell(code, store_history=True)
@@ -298,17 +336,24 @@ def tell_tracebacks() -> None:
 def as_first_cell(code: str, prefix: str) -> str:
     """The cell that E2B runs: the prefix is indented like the first line of the code."""
     indent = re.match(r"\s*", next(filter(str.strip, code.split("\n"))))
-    lines = [f"{indent[0] if indent and line else ''}{line}" for line in prefix.split("\n")]
+    lines = [
+        f"{indent[0] if indent and line else ''}{line}" for line in prefix.split("\n")
+    ]
     return "\n".join(lines) + code
 
 
 @pytest.fixture(scope="module")
 def told(untraced: None) -> dict[str, Any]:
     """What IPython says to each cell: value, traceback and stderr, without what varies."""
-    cells = [as_first_cell(code, prefix) for prefix in ("", PREFIX) for code in CODES.values()]
+    cells = [
+        as_first_cell(code, prefix)
+        for prefix in ("", PREFIX)
+        for code in CODES.values()
+    ]
     cells += [as_first_cell(CODES[name], prefix) for name, prefix in OTHER_PREFIXES]
     child = subprocess.run(
         [sys.executable, "-W", "ignore", __file__],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
         input=json.dumps(cells),
         capture_output=True,
         text=True,

@@ -1,6 +1,6 @@
 """`make bench`: how the service compares with the bare SDK, in time, CPU, memory and money.
 
-    python bench.py [--quick] [--e2b [--max-sandbox-seconds 60]]
+    python dev/bench.py [--quick] [--e2b [--max-sandbox-seconds 60]]
 
 The bare SDK is `with Sandbox.create() as s: s.run_code(...)`. Both ask the stand-in for E2B, which
 answers after fixed delays; the service, the stand-in and what makes the load are processes of
@@ -31,7 +31,7 @@ from typing import IO, Any, Self, cast
 
 import psutil
 
-HERE = Path(__file__).resolve().parent
+ROOT = Path(__file__).resolve().parent.parent
 LOOPBACK = "127.0.0.1"
 START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 40.0
@@ -71,10 +71,21 @@ QUICK = Scale(0.03, 0.01, 0.01, 2, ((4, 1),), 8, 0.3, 1, 3, 1)
 
 def clean_environ(e2b_url: str = "") -> dict[str, str]:
     """This environment, without proxies; with an address, E2B is the stand-in there."""
-    unwanted = ("http_proxy", "https_proxy", "all_proxy", *(("e2b_",) if e2b_url else ()))
-    environ = {k: v for k, v in os.environ.items() if not k.lower().startswith(unwanted)}
+    unwanted = (
+        "http_proxy",
+        "https_proxy",
+        "all_proxy",
+        *(("e2b_",) if e2b_url else ()),
+    )
+    environ = {
+        k: v for k, v in os.environ.items() if not k.lower().startswith(unwanted)
+    }
     if e2b_url:
-        environ |= {"E2B_API_KEY": "local", "E2B_API_URL": e2b_url, "E2B_SANDBOX_URL": e2b_url}
+        environ |= {
+            "E2B_API_KEY": "local",
+            "E2B_API_URL": e2b_url,
+            "E2B_SANDBOX_URL": e2b_url,
+        }
     return environ
 
 
@@ -96,7 +107,7 @@ class Child:
         self.started_at = time.monotonic()
         self.process = subprocess.Popen(
             [sys.executable, *command],
-            cwd=HERE,
+            cwd=ROOT,
             env=dict(environ),
             stdin=subprocess.DEVNULL,
             stdout=self.log,
@@ -159,7 +170,7 @@ class Child:
 
 class StandIn(Child):
     def __init__(self, script: Job) -> None:
-        command = ("local_e2b.py", "--port", "0", "--script", json.dumps(script))
+        command = ("dev/local_e2b.py", "--port", "0", "--script", json.dumps(script))
         super().__init__(*command, environ=clean_environ())
         self.wait_until(lambda: "\n" in self.log_text())
         self.port = int(self.log_text().partition(f"{LOOPBACK}:")[2].partition(" ")[0])
@@ -247,7 +258,9 @@ class Generator:
             raise BenchError("a load generator died")
         result: dict[str, Any] = json.loads(line)
         if result["failed"]:
-            raise BenchError(f"{len(result['failed'])} calls failed: {result['failed'][0]}")
+            raise BenchError(
+                f"{len(result['failed'])} calls failed: {result['failed'][0]}"
+            )
         return result
 
     def ask(self, do: str, **job: Any) -> dict[str, Any]:
@@ -262,11 +275,15 @@ def generate() -> None:
     """Do jobs, a line of JSON each, until stdin ends; answer each with a line of JSON."""
     for line in sys.stdin:
         job = json.loads(line)
-        do = {"bare": _bare, "alone": _alone, "service": _service, "probe": _probe}[job["do"]]
+        do = {"bare": _bare, "alone": _alone, "service": _service, "probe": _probe}[
+            job["do"]
+        ]
         print(json.dumps(do(job)), flush=True)
 
 
-def _in_threads(job: Job, make_call: Callable[[], Callable[[], float]]) -> dict[str, Any]:
+def _in_threads(
+    job: Job, make_call: Callable[[], Callable[[], float]]
+) -> dict[str, Any]:
     """Have `callers` threads make `calls` calls each; `make_call` gives a thread its call."""
     durations_s: list[float] = []
     failed: list[str] = []
@@ -291,7 +308,12 @@ def _in_threads(job: Job, make_call: Callable[[], Callable[[], float]]) -> dict[
     now_used = resource.getrusage(resource.RUSAGE_SELF)
     cpu_s = now_used.ru_utime + now_used.ru_stime - used.ru_utime - used.ru_stime
     took_s = time.monotonic() - started_at
-    return {"durations_s": durations_s, "failed": failed, "took_s": took_s, "cpu_s": cpu_s}
+    return {
+        "durations_s": durations_s,
+        "failed": failed,
+        "took_s": took_s,
+        "cpu_s": cpu_s,
+    }
 
 
 def _bare(job: Job) -> dict[str, Any]:
@@ -335,7 +357,9 @@ def _service(job: Job) -> dict[str, Any]:
     headers = {"Content-Type": "application/json"}
 
     def make_call() -> Callable[[], float]:
-        connection = http.client.HTTPConnection(LOOPBACK, job["port"], timeout=REQUEST_TIMEOUT_S)
+        connection = http.client.HTTPConnection(
+            LOOPBACK, job["port"], timeout=REQUEST_TIMEOUT_S
+        )
 
         def is_warm() -> bool:
             connection.request("GET", "/health")
@@ -397,11 +421,15 @@ def median(values: Sequence[float]) -> float:
 
 
 def spread_ms(durations_s: Sequence[float]) -> str:
-    parts = [f"{percentile(durations_s, percent) * 1000:,.0f}" for percent in (50, 95, 99)]
+    parts = [
+        f"{percentile(durations_s, percent) * 1000:,.0f}" for percent in (50, 95, 99)
+    ]
     return " / ".join(parts) + " ms"
 
 
-def against(what: str, bare: Sequence[float], ours: Sequence[float], limit: float = 0) -> Row:
+def against(
+    what: str, bare: Sequence[float], ours: Sequence[float], limit: float = 0
+) -> Row:
     """The ratio of the medians, which may be `limit` (0: any)."""
     ratio = median(ours) / median(bare)
     target = f"≤ {limit:.2f}" if limit else ""
@@ -411,11 +439,15 @@ def against(what: str, bare: Sequence[float], ours: Sequence[float], limit: floa
 
 def below(what: str, value: float, limit: float, form: str) -> Row:
     """A figure that has to stay below a limit; `form` formats both."""
-    return Row(what, "", form.format(value), "", f"< {form.format(limit)}", value >= limit)
+    return Row(
+        what, "", form.format(value), "", f"< {form.format(limit)}", value >= limit
+    )
 
 
 def table(rows: Sequence[Row]) -> str:
-    heading = Row("p50 / p95 / p99, or as said", "Bare SDK", "e2b-proxy", "Ratio", "Target")
+    heading = Row(
+        "p50 / p95 / p99, or as said", "Bare SDK", "e2b-proxy", "Ratio", "Target"
+    )
     lines = [
         f"| {row.what} | {row.bare} | {row.ours} | {row.ratio} | {row.target} |"
         for row in [heading, *rows]
@@ -458,18 +490,29 @@ class Bench:
     def rows(self) -> list[Row]:
         with Service(self.environ) as service:
             start_s, idle_mb = service.start_s, service.memory_mb()
-            self.bare.ask("bare", callers=1, calls=2, code=printed(0))  # imports, and connects
-            self.load.ask("service", port=service.port, callers=1, calls=2, code=printed(0))
+            self.bare.ask(
+                "bare", callers=1, calls=2, code=printed(0)
+            )  # imports, and connects
+            self.load.ask(
+                "service", port=service.port, callers=1, calls=2, code=printed(0)
+            )
             long_runs = self._long_runs(service)
             bare_s, cold_s = self._both(service, callers=1, calls=self.scale.calls)
             crowds = [
-                against(f"{callers} callers", *self._both(service, callers=callers, calls=calls))
+                against(
+                    f"{callers} callers",
+                    *self._both(service, callers=callers, calls=calls),
+                )
                 for callers, calls in self.scale.crowds
             ]
             pictures = [self._picture(service, megabytes) for megabytes in (1, 5)]
             effort = self._effort(service)
         with Service(self.environ | {"WARM_SANDBOXES": "1"}) as service:
-            job = {"callers": 1, "calls": self.scale.calls, "code": printed(self.scale.run_s)}
+            job = {
+                "callers": 1,
+                "calls": self.scale.calls,
+                "code": printed(self.scale.run_s),
+            }
             alone_s = self.bare.ask("alone", **job)["durations_s"]
             job |= {"port": service.port, "warm": True}
             warm_s = self.load.ask("service", **job)["durations_s"]
@@ -493,9 +536,13 @@ class Bench:
         return bare["durations_s"], ours["durations_s"]
 
     def _picture(self, service: Service, megabytes: int) -> Row:
-        code = answered(delay_s=self.scale.run_s, pngs=1, png_bytes=megabytes * 1_000_000)
+        code = answered(
+            delay_s=self.scale.run_s, pngs=1, png_bytes=megabytes * 1_000_000
+        )
         calls, least = self.scale.picture_calls, megabytes * 1_333_000
-        both = self._both(service, callers=1, calls=calls, code=code, min_reply_bytes=least)
+        both = self._both(
+            service, callers=1, calls=calls, code=code, min_reply_bytes=least
+        )
         return against(f"a picture of {megabytes} MB", *both)
 
     def _effort(self, service: Service) -> list[Row]:
@@ -532,7 +579,12 @@ class Bench:
         """As many callers at once as the cap allows, and what they do to others."""
         cap, run_s = self.scale.cap, self.scale.long_run_s
         # Threads and connections of as many callers are made once, and not measured.
-        job = {"port": service.port, "callers": cap, "calls": 1, "code": printed(self.scale.run_s)}
+        job = {
+            "port": service.port,
+            "callers": cap,
+            "calls": 1,
+            "code": printed(self.scale.run_s),
+        }
         self.load.ask("service", **job)
         before_s = self.e2b.seconds_when_idle()
         job |= {"callers": 1, "calls": 3, "code": printed(run_s)}
@@ -573,9 +625,17 @@ class Bench:
                 250,
                 "{:.0f} MB",
             ),
-            below("/health meanwhile, p95", percentile(health_s, 95) * 1000, 50, "{:.0f} ms"),
             below(
-                "a run above the cap is refused, at most", max(refused_s) * 1000, 50, "{:.0f} ms"
+                "/health meanwhile, p95",
+                percentile(health_s, 95) * 1000,
+                50,
+                "{:.0f} ms",
+            ),
+            below(
+                "a run above the cap is refused, at most",
+                max(refused_s) * 1000,
+                50,
+                "{:.0f} ms",
             ),
             below("sandbox seconds billed for a second of code", billed, 1.2, "{:.2f}"),
         ]
@@ -598,14 +658,19 @@ def _refusal(port: int) -> float:
 def real_rows(calls: int, max_sandbox_s: int) -> list[Row]:
     """One caller at the real E2B; a third of the sandbox seconds for each way to ask it."""
     share_s = max(1, max_sandbox_s // 3)
-    environ = clean_environ() | {"SANDBOX_SECONDS_PER_DAY": str(share_s), "RUN_TIMEOUT_S": "10"}
+    environ = clean_environ() | {
+        "SANDBOX_SECONDS_PER_DAY": str(share_s),
+        "RUN_TIMEOUT_S": "10",
+    }
     job = {"callers": 1, "calls": calls, "code": REAL_RUN}
     with Generator(environ) as bare, Generator(environ) as load:
         bare_s = bare.ask("bare", **job, max_sandbox_s=share_s)["durations_s"]
         with Service(environ) as service:
             cold_s = load.ask("service", **job, port=service.port)["durations_s"]
         with Service(environ | {"WARM_SANDBOXES": "1"}) as service:
-            warm_s = load.ask("service", **job, port=service.port, warm=True)["durations_s"]
+            warm_s = load.ask("service", **job, port=service.port, warm=True)[
+                "durations_s"
+            ]
     return [
         against("one caller, cold", bare_s, cold_s),
         against("one caller, warm (WARM_SANDBOXES=1)", bare_s, warm_s),
@@ -613,11 +678,20 @@ def real_rows(calls: int, max_sandbox_s: int) -> list[Row]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Compare the service with the bare SDK.")
-    parser.add_argument("--quick", action="store_true", help="try it out: the figures mean little")
-    parser.add_argument("--e2b", action="store_true", help="ask the real E2B (E2B_API_KEY)")
+    parser = argparse.ArgumentParser(
+        description="Compare the service with the bare SDK."
+    )
     parser.add_argument(
-        "--max-sandbox-seconds", type=int, default=60, help="spend no more (default: %(default)s)"
+        "--quick", action="store_true", help="try it out: the figures mean little"
+    )
+    parser.add_argument(
+        "--e2b", action="store_true", help="ask the real E2B (E2B_API_KEY)"
+    )
+    parser.add_argument(
+        "--max-sandbox-seconds",
+        type=int,
+        default=60,
+        help="spend no more (default: %(default)s)",
     )
     parser.add_argument("--generate", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
@@ -629,10 +703,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--e2b needs E2B_API_KEY")
     try:
         if options.e2b:
-            rows, e2b = real_rows(3 if options.quick else 10, options.max_sandbox_seconds), "E2B"
+            rows, e2b = (
+                real_rows(3 if options.quick else 10, options.max_sandbox_seconds),
+                "E2B",
+            )
         else:
             scale = QUICK if options.quick else FULL
-            times_ms = [f"{s * 1000:.0f} ms" for s in (scale.create_s, scale.run_s, scale.kill_s)]
+            times_ms = [
+                f"{s * 1000:.0f} ms"
+                for s in (scale.create_s, scale.run_s, scale.kill_s)
+            ]
             e2b = "a stand-in for E2B (create {}, run {}, kill {})".format(*times_ms)
             with ExitStack() as stack:
                 rows = Bench(scale, stack).rows()

@@ -21,9 +21,9 @@ from typing import Any
 import psutil
 import pytest
 import requests
-
-from conftest import E2B_KEY, HERE, OK_RUN, Service, e2b_at, free_port, text_of
 from local_e2b import LocalE2B
+
+from conftest import E2B_KEY, OK_RUN, ROOT, Service, e2b_at, free_port, text_of
 
 PROXY_KEY = "proxy-key-0123456789-abcdef"
 Start = Callable[..., Service]
@@ -77,13 +77,19 @@ def answer_to(service: Service, sent: bytes, half_close: bool = True) -> bytes:
 
 
 def post(body: bytes, *headers: str, length: int | None = None) -> bytes:
-    lines = ["POST /execute HTTP/1.1", "Host: localhost", "Content-Type: application/json"]
+    lines = [
+        "POST /execute HTTP/1.1",
+        "Host: localhost",
+        "Content-Type: application/json",
+    ]
     lines += [f"Content-Length: {len(body) if length is None else length}", *headers]
     return "\r\n".join([*lines, "", ""]).encode() + body
 
 
 def get(path: str = "/health", *headers: str) -> bytes:
-    return "\r\n".join([f"GET {path} HTTP/1.1", "Host: localhost", *headers, "", ""]).encode()
+    return "\r\n".join(
+        [f"GET {path} HTTP/1.1", "Host: localhost", *headers, "", ""]
+    ).encode()
 
 
 def one_answer(connection: socket.socket) -> bytes:
@@ -101,7 +107,9 @@ def one_answer(connection: socket.socket) -> bytes:
     return head + b"\r\n\r\n" + body
 
 
-CHUNKED = "POST /execute HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+CHUNKED = (
+    "POST /execute HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+)
 SMUGGLED = "POST /execute HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
@@ -109,7 +117,9 @@ SMUGGLED = "POST /execute HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
 @pytest.fixture(scope="module")
-def long_waits(e2b: LocalE2B, shared: Service) -> Iterator[dict[str, Future[tuple[bytes, float]]]]:
+def long_waits(
+    e2b: LocalE2B, shared: Service
+) -> Iterator[dict[str, Future[tuple[bytes, float]]]]:
     """What became of clients that take long: the answer, and when it was over, s."""
 
     def idle_client() -> bytes:
@@ -147,13 +157,17 @@ def long_waits(e2b: LocalE2B, shared: Service) -> Iterator[dict[str, Future[tupl
 
     clients = {
         "idle": idle_client,
-        "drips headers": dripping(b"GET /health HTTP/1.1\r\nHost: localhost\r\n", b"X-A: b\r\n"),
+        "drips headers": dripping(
+            b"GET /health HTTP/1.1\r\nHost: localhost\r\n", b"X-A: b\r\n"
+        ),
         "drips a body": dripping(post(b"", length=100_000), b" "),
         "drips chunks": dripping(
             (CHUNKED + "Transfer-Encoding: chunked\r\n\r\n").encode(), b"1\r\n \r\n"
         ),
         "sends half a line": lambda: answer_to(shared, b"GET /hea", half_close=False),
-        "sends half a body": lambda: answer_to(shared, post(b'{"co', length=50), half_close=False),
+        "sends half a body": lambda: answer_to(
+            shared, post(b'{"co', length=50), half_close=False
+        ),
     }
     stopped = threading.Event()
     with ThreadPoolExecutor(len(clients)) as threads:
@@ -163,7 +177,11 @@ def long_waits(e2b: LocalE2B, shared: Service) -> Iterator[dict[str, Future[tupl
 
 @pytest.fixture(scope="module", autouse=True)
 def long_waits_go_first(request: pytest.FixtureRequest) -> None:
-    names = {name for item in request.session.items for name in getattr(item, "fixturenames", ())}
+    names = {
+        name
+        for item in request.session.items
+        for name in getattr(item, "fixturenames", ())
+    }
     for fixture in ("left_behind", "long_waits"):
         if fixture in names:
             request.getfixturevalue(fixture)
@@ -178,7 +196,9 @@ def left_behind() -> Iterator[LocalE2B]:
             service.wait_until_ready()
             with ThreadPoolExecutor(1) as threads:
                 running = threads.submit(service.execute, timeout=1)
-                stand_in.wait_for(lambda state: any(r["kind"] == "run" for r in state["requests"]))
+                stand_in.wait_for(
+                    lambda state: any(r["kind"] == "run" for r in state["requests"])
+                )
                 workers = psutil.Process(service.process.pid).children()
                 for process in (service.process, *workers):
                     process.kill()
@@ -205,11 +225,13 @@ def test_it_boots_on_the_port_of_the_environment_on_loopback(shared: Service) ->
 def ended(environ: dict[str, str], *options: str) -> tuple[int, str]:
     """gunicorn that does not come up: its exit code and all that it said."""
     clean = {
-        k: v for k, v in os.environ.items() if not k.startswith("E2B") and "proxy" not in k.lower()
+        k: v
+        for k, v in os.environ.items()
+        if not k.startswith("E2B") and "proxy" not in k.lower()
     }
     done = subprocess.run(
         [sys.executable, "-m", "gunicorn", *options, "proxy:app"],
-        cwd=HERE,
+        cwd=ROOT,
         env=clean | {"PORT": str(free_port())} | environ,
         capture_output=True,
         text=True,
@@ -219,7 +241,12 @@ def ended(environ: dict[str, str], *options: str) -> tuple[int, str]:
 
 
 def test_bad_settings_are_all_named_in_one_line_and_it_exits_at_once() -> None:
-    environ = {"RUN_TIMEOUT_S": "soon", "MAX_IMAGES": "-1", "LOG_LEVEL": "loud", "PORT": "0"}
+    environ = {
+        "RUN_TIMEOUT_S": "soon",
+        "MAX_IMAGES": "-1",
+        "LOG_LEVEL": "loud",
+        "PORT": "0",
+    }
     code, said = ended(environ)
     assert code != 0
     (line,) = said.strip().splitlines()
@@ -268,7 +295,9 @@ def test_sigterm_in_the_middle_of_a_run_the_run_finishes_and_is_answered(
     service = start_service()
     with ThreadPoolExecutor(2) as threads:
         running = threads.submit(service.execute)
-        scripted_e2b.wait_for(lambda state: any(r["kind"] == "run" for r in state["requests"]))
+        scripted_e2b.wait_for(
+            lambda state: any(r["kind"] == "run" for r in state["requests"])
+        )
         service.process.send_signal(signal.SIGTERM)
         response = running.result()
     assert "ok\n" in text_of(response)
@@ -301,7 +330,9 @@ def test_a_worker_that_dies_is_replaced_and_the_service_goes_on(
     worker.kill()
     worker.wait(5)
     assert text_of(service.execute())
-    assert [child.pid for child in psutil.Process(service.process.pid).children()] != [worker.pid]
+    assert [child.pid for child in psutil.Process(service.process.pid).children()] != [
+        worker.pid
+    ]
 
 
 # --- hostile bytes -----------------------------------------------------
@@ -311,29 +342,42 @@ def test_a_worker_that_dies_is_replaced_and_the_service_goes_on(
     "sent",
     [
         pytest.param(b"GARBAGE\r\n\r\n", id="garbage"),
-        pytest.param(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(40), id="TLS"),
+        pytest.param(
+            b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(40), id="TLS"
+        ),
         pytest.param(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", id="HTTP/2"),
         pytest.param(b"GET /health\r\n\r\n", id="HTTP/0.9"),
         pytest.param(post(b'{"code": "1', length=100), id="short body"),
-        pytest.param(post(b'{"code": "1"}', length=100), id="short body that could be a whole one"),
+        pytest.param(
+            post(b'{"code": "1"}', length=100),
+            id="short body that could be a whole one",
+        ),
         pytest.param(post(b"", length=-1), id="negative length"),
         pytest.param(post(b'{"code": "1"}', "Content-Length: 5"), id="two lengths"),
         pytest.param(
-            (CHUNKED + "Content-Length: +5\r\n\r\nabcde").encode(), id="a length with a sign"
+            (CHUNKED + "Content-Length: +5\r\n\r\nabcde").encode(),
+            id="a length with a sign",
         ),
         pytest.param(
-            (CHUNKED + "Transfer-Encoding: chunked\r\n\r\nzz\r\n{}\r\n0\r\n\r\n").encode(),
+            (
+                CHUNKED + "Transfer-Encoding: chunked\r\n\r\nzz\r\n{}\r\n0\r\n\r\n"
+            ).encode(),
             id="bad chunk size",
         ),
         pytest.param(
-            (CHUNKED + "Transfer-Encoding: chunked\r\n\r\n2\r\n{}XX\r\n0\r\n\r\n").encode(),
+            (
+                CHUNKED + "Transfer-Encoding: chunked\r\n\r\n2\r\n{}XX\r\n0\r\n\r\n"
+            ).encode(),
             id="bad chunk end",
         ),
         pytest.param(
-            (CHUNKED + "Transfer-Encoding: chunked\r\n\r\n5\r\n{}").encode(), id="chunk cut short"
+            (CHUNKED + "Transfer-Encoding: chunked\r\n\r\n5\r\n{}").encode(),
+            id="chunk cut short",
         ),
         pytest.param(
-            (CHUNKED + "Transfer-Encoding: chunked\r\n\r\n" + "f" * 40 + "\r\n{}").encode(),
+            (
+                CHUNKED + "Transfer-Encoding: chunked\r\n\r\n" + "f" * 40 + "\r\n{}"
+            ).encode(),
             id="endless chunk",
         ),
         pytest.param(
@@ -346,11 +390,15 @@ def test_a_worker_that_dies_is_replaced_and_the_service_goes_on(
             id="smuggling by length and chunks",
         ),
         pytest.param(
-            (CHUNKED + "Transfer-Encoding: identity, chunked, identity\r\n\r\n").encode(),
+            (
+                CHUNKED + "Transfer-Encoding: identity, chunked, identity\r\n\r\n"
+            ).encode(),
             id="smuggling by codings",
         ),
         pytest.param(
-            (CHUNKED + "Transfer-Encoding : chunked\r\n\r\n0\r\n\r\n" + SMUGGLED).encode(),
+            (
+                CHUNKED + "Transfer-Encoding : chunked\r\n\r\n0\r\n\r\n" + SMUGGLED
+            ).encode(),
             id="smuggling by a space before the colon",
         ),
         pytest.param(get("/health", "X-A: a\r\n b"), id="folded header"),
@@ -359,14 +407,23 @@ def test_a_worker_that_dies_is_replaced_and_the_service_goes_on(
         pytest.param(get("/health", *["X-A: b"] * 1000), id="a thousand headers"),
         pytest.param(get("/" + "a" * 70_000), id="huge path"),
         pytest.param(b"BREW /execute HTTP/1.1\r\nHost: localhost\r\n\r\n", id="BREW"),
-        pytest.param(b"DELETE /execute HTTP/1.1\r\nHost: localhost\r\n\r\n", id="DELETE"),
+        pytest.param(
+            b"DELETE /execute HTTP/1.1\r\nHost: localhost\r\n\r\n", id="DELETE"
+        ),
         pytest.param(b"TRACE / HTTP/1.1\r\nHost: localhost\r\n\r\n", id="TRACE"),
-        pytest.param(b"CONNECT evil.test:443 HTTP/1.1\r\nHost: evil.test\r\n\r\n", id="CONNECT"),
-        pytest.param(b"POST /health HTTP/1.1\r\nHost: localhost\r\n\r\n", id="POST /health"),
+        pytest.param(
+            b"CONNECT evil.test:443 HTTP/1.1\r\nHost: evil.test\r\n\r\n", id="CONNECT"
+        ),
+        pytest.param(
+            b"POST /health HTTP/1.1\r\nHost: localhost\r\n\r\n", id="POST /health"
+        ),
         pytest.param(get("/../../etc/passwd"), id="a path that climbs"),
         pytest.param(get("/images/..%2f..%2fetc%2fpasswd"), id="a name that climbs"),
         pytest.param(get("/%ff%00"), id="a path of any bytes"),
-        pytest.param(post(b'{"code": "1"}', "Expect: 200-ok"), id="an expectation that is unknown"),
+        pytest.param(
+            post(b'{"code": "1"}', "Expect: 200-ok"),
+            id="an expectation that is unknown",
+        ),
     ],
 )
 def test_hostile_bytes_are_the_callers_mistake_never_ours_and_run_nothing(
@@ -439,16 +496,31 @@ def test_a_request_has_one_line_in_the_log_with_what_an_operator_asks_for_and_no
     said = {"type": "stdout", "text": "words-of-output\n", "timestamp": "T"}
     scripted_e2b.set_script({"run": {"events": [said], "pngs": 1, "png_bytes": 2000}})
     service = start_service({"PROXY_API_KEY": PROXY_KEY, "LOG_LEVEL": "debug"})
-    headers = {"Authorization": f"Bearer {PROXY_KEY}", "X-Request-Id": "id-of-the-caller.1"}
+    headers = {
+        "Authorization": f"Bearer {PROXY_KEY}",
+        "X-Request-Id": "id-of-the-caller.1",
+    }
     code = "print('words-of-code')"
     url = f"{service.url}/execute"
     response = requests.post(url, json={"code": code}, headers=headers, timeout=20)
     assert "words-of-output" in text_of(response)
     assert response.headers["X-Request-Id"] == "id-of-the-caller.1"
     line = json.loads(service.wait_for_log("id-of-the-caller.1"))
-    assert {"time", "level", "message", "took_ms", "queue_ms", "create_ms", "run_ms"} <= set(line)
+    assert {
+        "time",
+        "level",
+        "message",
+        "took_ms",
+        "queue_ms",
+        "create_ms",
+        "run_ms",
+    } <= set(line)
     assert (line["method"], line["path"], line["status"]) == ("POST", "/execute", 200)
-    assert (line["outcome"], line["code_chars"], line["pictures"]) == ("ok", len(code), 1)
+    assert (line["outcome"], line["code_chars"], line["pictures"]) == (
+        "ok",
+        len(code),
+        1,
+    )
     assert re.fullmatch("[0-9a-f]{16,64}", line["code_sha256"])
     assert line["picture_bytes"] == 2000
     assert line["text_chars"] > 0
@@ -456,7 +528,10 @@ def test_a_request_has_one_line_in_the_log_with_what_an_operator_asks_for_and_no
     bodies = ["{", '{"code": 3}', json.dumps({"code": "words-of-code", "timeout": 0})]
     for body in bodies:
         requests.post(
-            url, data=body, headers={**headers, "Content-Type": "application/json"}, timeout=20
+            url,
+            data=body,
+            headers={**headers, "Content-Type": "application/json"},
+            timeout=20,
         )
     wrong = {"Authorization": "Bearer words-of-a-wrong-key"}
     assert requests.post(url, json={}, headers=wrong, timeout=20).status_code == 401
@@ -465,7 +540,12 @@ def test_a_request_has_one_line_in_the_log_with_what_an_operator_asks_for_and_no
     log = "".join(service.lines)
     for line_text in service.lines:
         json.loads(line_text)
-    for private in (E2B_KEY, PROXY_KEY, "words-of", scripted_e2b.state()["sandboxes"][0]["id"]):
+    for private in (
+        E2B_KEY,
+        PROXY_KEY,
+        "words-of",
+        scripted_e2b.state()["sandboxes"][0]["id"],
+    ):
         assert private not in log
 
 
@@ -502,7 +582,9 @@ def test_the_services_key_is_in_no_reply_no_log_and_nothing_that_a_sandbox_gets(
 )
 def test_a_request_id_that_could_forge_is_replaced(shared: Service, given: str) -> None:
     response = requests.get(
-        f"{shared.url}/nothing", headers={"X-Request-Id": given.encode("latin-1")}, timeout=5
+        f"{shared.url}/nothing",
+        headers={"X-Request-Id": given.encode("latin-1")},
+        timeout=5,
     )
     request_id = response.headers["X-Request-Id"]
     assert re.fullmatch("[0-9a-f]{32}", request_id)
@@ -525,7 +607,9 @@ def test_a_forward_proxy_in_the_environment_is_the_way_to_e2b(
     """The SDK heeds HTTP_PROXY, for loopback too: an operator's proxy may be the only way out."""
     with LocalE2B(script={"run": OK_RUN}) as proxy:
         names = ("HTTP_PROXY", "http_proxy")
-        service = start_service(dict.fromkeys(names, proxy.url) | {"NO_PROXY": "", "no_proxy": ""})
+        service = start_service(
+            dict.fromkeys(names, proxy.url) | {"NO_PROXY": "", "no_proxy": ""}
+        )
         assert text_of(service.execute())
         proxy.wait_for(lambda state: state["killed"] == 1)
         assert scripted_e2b.state()["requests"] == []

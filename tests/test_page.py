@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 import pytest
 import requests
 import yaml
+from local_e2b import LocalE2B
 from selenium import webdriver
 from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver.common.by import By
@@ -32,7 +33,6 @@ from selenium.webdriver.support import expected_conditions
 from selenium.webdriver.support.wait import WebDriverWait
 
 from conftest import OK_RUN, Service, e2b_at, free_port
-from local_e2b import LocalE2B
 
 CHROMIUM, CHROMEDRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = [
@@ -98,7 +98,9 @@ return [...document.body.querySelectorAll('*')].filter(hasWords).map((element) =
 def launch(profile: Path, *flags: str) -> webdriver.Chrome:
     options = webdriver.ChromeOptions()
     options.binary_location = str(CHROMIUM)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    options.set_capability(
+        "goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"}
+    )
     for flag in (
         "--headless=new",
         "--no-sandbox",
@@ -152,7 +154,9 @@ def service(e2b: LocalE2B) -> Iterator[Service]:
 
 
 @pytest.fixture(scope="module")
-def keyed_service(e2b: LocalE2B, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+def keyed_service(
+    e2b: LocalE2B, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Service]:
     """It asks for KEY, has one place, and serves the pictures of its runs at PICTURES_HOST."""
     port = free_port()
     environ = {
@@ -173,7 +177,9 @@ def browser(
 ) -> Iterator[webdriver.Chrome]:
     """After the services, to end before them: they wait for connections that are kept open."""
     names = f"MAP code.test:80 127.0.0.1:{service.port}, MAP *.test 127.0.0.1"
-    driver = launch(tmp_path_factory.mktemp("chromium"), f"--host-resolver-rules={names}")
+    driver = launch(
+        tmp_path_factory.mktemp("chromium"), f"--host-resolver-rules={names}"
+    )
     driver.get("about:blank")
     yield driver
     driver.quit()
@@ -200,7 +206,9 @@ class Page:
         return self.driver.find_element(By.ID, element_id)
 
     def wait(self, condition: Callable[[], object]) -> None:
-        replaced = [StaleElementReferenceException]  # by the page, while it was looked at
+        replaced = [
+            StaleElementReferenceException
+        ]  # by the page, while it was looked at
         WebDriverWait(self.driver, WAIT_S, 0.1, replaced).until(lambda _: condition())
 
     def script(self, text: str, *arguments: object) -> Any:
@@ -213,7 +221,12 @@ class Page:
         media = [{"name": "prefers-color-scheme", "value": scheme}]
         self.devtools("Emulation.setEmulatedMedia", features=media)
         if width:
-            size = {"width": width, "height": 800, "deviceScaleFactor": 2, "mobile": True}
+            size = {
+                "width": width,
+                "height": 800,
+                "deviceScaleFactor": 2,
+                "mobile": True,
+            }
             self.devtools("Emulation.setDeviceMetricsOverride", **size)
 
     def run(self, code: str | None = None) -> Page:
@@ -245,10 +258,13 @@ class Page:
     def requested(self) -> list[str]:
         """Each address asked for since the last call, by whatever part of the page."""
         messages = [
-            json.loads(line["message"])["message"] for line in self.driver.get_log("performance")
+            json.loads(line["message"])["message"]
+            for line in self.driver.get_log("performance")
         ]
         sent = [
-            each["params"] for each in messages if each["method"] == "Network.requestWillBeSent"
+            each["params"]
+            for each in messages
+            if each["method"] == "Network.requestWillBeSent"
         ]
         return [each["request"]["url"] for each in sent]
 
@@ -262,7 +278,9 @@ class Page:
 
     def focused(self) -> str:
         return str(
-            self.script("return document.activeElement.id || document.activeElement.tagName")
+            self.script(
+                "return document.activeElement.id || document.activeElement.tagName"
+            )
         )
 
 
@@ -277,7 +295,9 @@ def page(browser: webdriver.Chrome, e2b: LocalE2B) -> Iterator[Page]:
     page.requested()
     browser.get_log("browser")
     yield page
-    elsewhere = [url for url in page.requested() if urlsplit(url).netloc not in page.opened_at]
+    elsewhere = [
+        url for url in page.requested() if urlsplit(url).netloc not in page.opened_at
+    ]
     complaints = [line["message"] for line in browser.get_log("browser")]
     stored = page.script(FORGET)
     page.devtools("Emulation.setEmulatedMedia", features=[])
@@ -308,7 +328,10 @@ def drawn(width: int = 8) -> dict[str, Any]:
         (b"IEND", b""),
     )
     png = b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        struct.pack(">I", len(data))
+        + kind
+        + data
+        + struct.pack(">I", zlib.crc32(kind + data))
         for kind, data in chunks
     )
     text = "<Figure size 640x480 with 1 Axes>"
@@ -373,7 +396,9 @@ def test_while_it_runs_seconds_are_counted_and_the_button_is_off(
     assert page.shown()[0] == "so far"
 
 
-def test_an_exception_is_shown_in_words(page: Page, e2b: LocalE2B, service: Service) -> None:
+def test_an_exception_is_shown_in_words(
+    page: Page, e2b: LocalE2B, service: Service
+) -> None:
     error = {
         "type": "error",
         "name": "ZeroDivisionError",
@@ -393,7 +418,9 @@ def test_hostile_output_stays_text(
 ) -> None:
     page.open(service.url)
     others = "return document.querySelectorAll(':not(#result, #result *)').length"
-    tags = "return [...document.querySelectorAll('#result *')].map((each) => each.tagName)"
+    tags = (
+        "return [...document.querySelectorAll('#result *')].map((each) => each.tagName)"
+    )
     before = page.script(others)
     for output in HOSTILE_OUTPUTS:
         e2b.set_script(run_answers(printed(output + "\n")))
@@ -419,21 +446,30 @@ def test_a_wrong_key_is_named_and_the_right_one_works(
     page.run()
     assert page.shown(".failure") == ["The service does not accept this API key."]
     assert "status 401" in page.shown("p")[1]
-    assert (page.focused(), page["key"].get_attribute("aria-invalid")) == ("key", "true")
+    assert (page.focused(), page["key"].get_attribute("aria-invalid")) == (
+        "key",
+        "true",
+    )
     page.fill("key", KEY)
     page["key"].send_keys(Keys.ENTER)
     page.wait(lambda: page["state"].text == "Done.")
     assert page.finished().shown() == ["hello"]
     assert page["key"].get_attribute("aria-invalid") is None
-    kept = page.script("return [localStorage.length, sessionStorage.length, document.cookie]")
+    kept = page.script(
+        "return [localStorage.length, sessionStorage.length, document.cookie]"
+    )
     assert kept == [0, 0, ""]
     assert "the-right" not in page["mcp"].text
 
 
-def test_a_request_that_is_refused_says_why_and_which_it_was(page: Page, service: Service) -> None:
+def test_a_request_that_is_refused_says_why_and_which_it_was(
+    page: Page, service: Service
+) -> None:
     url = service.url
     page.open(url).run(" ")
-    refusal = requests.post(f"{url}/execute", json={"code": " "}, timeout=10).json()["error"]
+    refusal = requests.post(f"{url}/execute", json={"code": " "}, timeout=10).json()[
+        "error"
+    ]
     assert page.shown(".failure") == [refusal["message"]]
     assert page.shown("p")[1].startswith("status 400 · request ")
     assert page["state"].text == "No result."
@@ -474,7 +510,9 @@ def test_a_lost_network_is_said_in_words(
     )
 
 
-@pytest.mark.parametrize(("status", "body"), [(502, "<html>Bad gateway"), (200, "[1, {}]")])
+@pytest.mark.parametrize(
+    ("status", "body"), [(502, "<html>Bad gateway"), (200, "[1, {}]")]
+)
 def test_an_answer_that_is_not_the_services_is_said_in_words(
     page: Page, service: Service, status: int, body: str
 ) -> None:
@@ -485,17 +523,24 @@ def test_an_answer_that_is_not_the_services_is_said_in_words(
         body,
     )
     page.run()
-    said = {502: "Something between this page and the service", 200: "The answer has not the form"}
+    said = {
+        502: "Something between this page and the service",
+        200: "The answer has not the form",
+    }
     assert page.shown(".failure")[0].startswith(said[status])
     assert page["state"].text == "No result."
 
 
-def test_pictures_are_taken_from_data_and_web_addresses_only(page: Page, service: Service) -> None:
+def test_pictures_are_taken_from_data_and_web_addresses_only(
+    page: Page, service: Service
+) -> None:
     page.open(service.url)
     for address in FOREIGN_ADDRESSES:
         page.script("result.replaceChildren(); showPicture(arguments[0], 1)", address)
         assert page.shown("img") == [], address
-        assert page.shown("p") == ["Picture 1 has an address that this page does not open."]
+        assert page.shown("p") == [
+            "Picture 1 has an address that this page does not open."
+        ]
 
 
 def test_a_picture_published_for_librechat_is_explained_with_its_address(
@@ -520,7 +565,9 @@ def test_a_picture_published_at_an_address_of_its_own_is_shown_and_its_link_is_n
     assert page.shown("h3, pre, p") == ["Console Output:", "words"]
 
 
-def test_everything_can_be_done_by_keyboard(page: Page, e2b: LocalE2B, service: Service) -> None:
+def test_everything_can_be_done_by_keyboard(
+    page: Page, e2b: LocalE2B, service: Service
+) -> None:
     e2b.set_script(run_answers(printed("by keys\n")))
     page.open(service.url)
 
@@ -532,12 +579,23 @@ def test_everything_can_be_done_by_keyboard(page: Page, e2b: LocalE2B, service: 
     press(Keys.CONTROL, Keys.ENTER)
     assert page.finished().shown() == ["by keys"]
     assert press(Keys.TAB) == "run", "Tab leaves the code box"
-    outline = page.script("return getComputedStyle(document.activeElement).outlineStyle")
+    outline = page.script(
+        "return getComputedStyle(document.activeElement).outlineStyle"
+    )
     assert outline == "solid"
     press(Keys.SPACE)
     page.finished()
     page.wait(lambda: page.focused() == "run")
-    for shown in ("PRE", "BUTTON", "mcp", "BUTTON", "openapi", "A", "BUTTON", "actions"):
+    for shown in (
+        "PRE",
+        "BUTTON",
+        "mcp",
+        "BUTTON",
+        "openapi",
+        "A",
+        "BUTTON",
+        "actions",
+    ):
         assert press(Keys.TAB) == shown
 
 
@@ -546,11 +604,16 @@ def test_what_can_be_used_has_a_name_and_the_state_is_announced(
 ) -> None:
     page.open(keyed_service.url)
     page.wait(lambda: page["key"].is_displayed())
-    controls = page.driver.find_elements(By.CSS_SELECTOR, "textarea, input, button, a, [tabindex]")
+    controls = page.driver.find_elements(
+        By.CSS_SELECTOR, "textarea, input, button, a, [tabindex]"
+    )
     assert len(controls) == 10
     assert all(each.accessible_name for each in controls)
     assert len({each.accessible_name for each in controls}) == len(controls)
-    assert (page["state"].aria_role, page["code"].accessible_name) == ("status", "Python code")
+    assert (page["state"].aria_role, page["code"].accessible_name) == (
+        "status",
+        "Python code",
+    )
 
 
 def test_a_phone_of_360_pixels_never_scrolls_sideways(
@@ -564,14 +627,21 @@ def test_a_phone_of_360_pixels_never_scrolls_sideways(
     page.wait(lambda: page.script("return document.images[0]?.naturalWidth") == 1600)
     assert page.script("return document.documentElement.scrollWidth") == 360
     rights = "(each) => each.getBoundingClientRect().right"
-    rights = page.script(f"return [...document.body.querySelectorAll('*')].map({rights})")
+    rights = page.script(
+        f"return [...document.body.querySelectorAll('*')].map({rights})"
+    )
     assert max(rights) <= 360
 
 
 def test_words_stand_out_from_their_background_light_and_dark(
     page: Page, e2b: LocalE2B, service: Service
 ) -> None:
-    error = {"type": "error", "name": "ValueError", "value": "no", "traceback": "ValueError: no"}
+    error = {
+        "type": "error",
+        "name": "ValueError",
+        "value": "no",
+        "traceback": "ValueError: no",
+    }
     e2b.set_script(run_answers(printed("words\n"), error))
     page.open(service.url).run()
     for scheme in ("light", "dark"):
@@ -579,7 +649,9 @@ def test_words_stand_out_from_their_background_light_and_dark(
         contrasts = page.script(CONTRAST_OF_WORDS)
         assert len(contrasts) > 20
         assert [each for each in contrasts if each[1] < 4.5] == []
-        background = page.script("return getComputedStyle(document.body).backgroundColor")
+        background = page.script(
+            "return getComputedStyle(document.body).backgroundColor"
+        )
         assert (int(re.findall(r"\d+", background)[0]) < 100) == (scheme == "dark")
 
 
@@ -603,7 +675,9 @@ def test_what_to_paste_follows_the_address_that_the_page_was_opened_at(
         }
         # Without its port as well: so LibreChat's Action builder asks for it.
         allowed = [address.split(":")[0] + ":80", address]
-        assert yaml.safe_load(page["actions"].text) == {"actions": {"allowedAddresses": allowed}}
+        assert yaml.safe_load(page["actions"].text) == {
+            "actions": {"allowedAddresses": allowed}
+        }
         assert not page["key"].is_displayed(), "no key is asked for where none is set"
 
 
@@ -653,17 +727,28 @@ def test_copy_leaves_the_text_selected_where_copying_is_forbidden(
 @pytest.mark.skipif(not SCREENSHOT_DIR, reason="SCREENSHOT_DIR is not set")
 @pytest.mark.parametrize(
     ("name", "scheme", "width"),
-    [("page-light", "light", None), ("page-dark", "dark", None), ("page-phone", "light", 360)],
+    [
+        ("page-light", "light", None),
+        ("page-dark", "dark", None),
+        ("page-phone", "light", 360),
+    ],
 )
 def test_screenshots_for_the_readme(
-    page: Page, e2b: LocalE2B, service: Service, name: str, scheme: str, width: int | None
+    page: Page,
+    e2b: LocalE2B,
+    service: Service,
+    name: str,
+    scheme: str,
+    width: int | None,
 ) -> None:
     page.look(scheme, width)
     e2b.set_script(REAL)
     page.open(service.url).run()
     page.wait(lambda: page.script("return document.images[0].complete"))
     page.script("document.activeElement.blur()")
-    box = page.script("return document.getElementById('result').getBoundingClientRect().toJSON()")
+    box = page.script(
+        "return document.getElementById('result').getBoundingClientRect().toJSON()"
+    )
     clip = {
         "x": 0,
         "y": 0,
@@ -671,7 +756,9 @@ def test_screenshots_for_the_readme(
         "height": box["bottom"] + 24,
         "scale": 1,
     }
-    shot = page.devtools("Page.captureScreenshot", clip=clip, captureBeyondViewport=True)
+    shot = page.devtools(
+        "Page.captureScreenshot", clip=clip, captureBeyondViewport=True
+    )
     target = Path(str(SCREENSHOT_DIR)) / f"{name}.png"
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_bytes(base64.b64decode(shot["data"]))

@@ -29,7 +29,9 @@ def run(**fields: Any) -> Run:
 def shown(text: str) -> str:
     """What is shown of a text that was printed."""
     reply = format_run(run(stdout=text), LIMIT)
-    match = re.fullmatch(r"\*\*Console Output:\*\*\n(`{3,})\n(.*)\n\1", reply, re.DOTALL)
+    match = re.fullmatch(
+        r"\*\*Console Output:\*\*\n(`{3,})\n(.*)\n\1", reply, re.DOTALL
+    )
     assert match, reply
     return match[2]
 
@@ -93,13 +95,19 @@ class TestErrors:
             ({"traceback": "T\nValueError: y"}, "T\nValueError: y\nValueError: x"),
         ],
     )
-    def test_name_and_value_are_always_in_it(self, fields: dict[str, str], text: str) -> None:
+    def test_name_and_value_are_always_in_it(
+        self, fields: dict[str, str], text: str
+    ) -> None:
         made = run(**{"error_name": "ValueError", "error_value": "x"} | fields)
         assert format_run(made, LIMIT) == f"**Execution Error:**\n```\n{text}\n```"
 
-    def test_a_coloured_traceback_of_2_mb_is_stripped_and_cut_and_its_last_lines_kept(self) -> None:
+    def test_a_coloured_traceback_of_2_mb_is_stripped_and_cut_and_its_last_lines_kept(
+        self,
+    ) -> None:
         traceback = "\x1b[31mframe\x1b[0m of a file\n" * 100_000 + "the last line"
-        text = format_run(run(traceback=traceback, error_name="E", error_value="v"), LIMIT)
+        text = format_run(
+            run(traceback=traceback, error_name="E", error_value="v"), LIMIT
+        )
         assert text.endswith(
             "frame of a file\nthe last line\nE: v\n```" + text[-len_of_note(text) :]
         )
@@ -150,7 +158,10 @@ class TestPrintedText:
             ("\x1b[38;2;1;2;3;48:5:6mred\x1b[m", "red"),
             ("\x1b[?25lx\x1b[2J\x1b[1;1H\x1b[ q", "x"),
             ("\x1b]0;a title\x07text", "text"),
-            ("\x1b]8;;https://evil.example/\x1b\\link\x1b]8;;\x1b\\ after", "link after"),
+            (
+                "\x1b]8;;https://evil.example/\x1b\\link\x1b]8;;\x1b\\ after",
+                "link after",
+            ),
             ("\x1bPq#0;2;0\x1b\\sixel", "sixel"),
             ("\x1b(Btext\x1b7\x1b8\x1b=\x1bc", "text"),
             ("a\x1b", "a"),
@@ -164,20 +175,29 @@ class TestPrintedText:
     def test_ansi_escapes_are_removed(self, printed: str, text: str) -> None:
         assert shown(printed) == text
 
-    @pytest.mark.parametrize("start", ["\x1b]8;;https://evil.example", "\x1bP", "\x1b^x", "\x1bX"])
-    def test_an_escape_without_an_end_hides_no_more_than_its_line(self, start: str) -> None:
+    @pytest.mark.parametrize(
+        "start", ["\x1b]8;;https://evil.example", "\x1bP", "\x1b^x", "\x1bX"]
+    )
+    def test_an_escape_without_an_end_hides_no_more_than_its_line(
+        self, start: str
+    ) -> None:
         assert shown(f"before{start}\nafter") == "before\nafter"
 
     def test_control_characters_are_removed(self) -> None:
-        controls = "".join(map(chr, [*range(9), *range(11, 13), *range(14, 32), *range(127, 160)]))
+        controls = "".join(
+            map(chr, [*range(9), *range(11, 13), *range(14, 32), *range(127, 160)])
+        )
         controls = controls.replace("\x1b", "")
         assert shown(f"a{controls}b\u2028c\u2029d\ufeffe\ufffe\uffff\tf") == "abcde\tf"
 
-    @pytest.mark.parametrize("control", "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+    @pytest.mark.parametrize(
+        "control", "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+    )
     def test_what_reorders_the_text_is_made_visible(self, control: str) -> None:
         assert shown(f"a{control}b") == f"a\\u{ord(control):04x}b"
         assert (
-            echo(f"a{control}b") == f"**Executed Code:**\n```python\na\\u{ord(control):04x}b\n```"
+            echo(f"a{control}b")
+            == f"**Executed Code:**\n```python\na\\u{ord(control):04x}b\n```"
         )
 
     @pytest.mark.parametrize("mark", "\u061c\u200e\u200f")
@@ -209,8 +229,12 @@ class TestFences:
         text = shown(f"\n{hidden * 5}\n# out")
         assert text.endswith("\n# out")
 
-    @pytest.mark.parametrize("make", [echo, lambda text: format_run(run(stdout=text), LIMIT)])
-    def test_hold_markdown_html_and_links_that_tell(self, make: Callable[[str], str]) -> None:
+    @pytest.mark.parametrize(
+        "make", [echo, lambda text: format_run(run(stdout=text), LIMIT)]
+    )
+    def test_hold_markdown_html_and_links_that_tell(
+        self, make: Callable[[str], str]
+    ) -> None:
         hostile = "```\n![x](https://evil.example/?q=)\n<img src=x onerror=alert(1)>\n**Stderr:**"
         text = make(hostile)
         assert f"\n{hostile}\n````" in text
@@ -228,7 +252,9 @@ class TestCutting:
 
     def test_nothing_is_cut_at_the_limit_and_something_above_it(self) -> None:
         assert "cut" not in format_run(run(stdout="x" * LIMIT), LIMIT)
-        assert "[… 2 characters cut …]" in format_run(run(stdout="x" * (LIMIT + 2)), LIMIT)
+        assert "[… 2 characters cut …]" in format_run(
+            run(stdout="x" * (LIMIT + 2)), LIMIT
+        )
 
     def test_a_short_part_is_not_cut_on_account_of_a_long_one(self) -> None:
         made = run(stdout="o" * LIMIT, stderr="e" * 5_000, values="v" * 100)
@@ -239,7 +265,10 @@ class TestCutting:
 
     def test_long_parts_share_alike(self) -> None:
         made = run(
-            stdout="ø" * LIMIT, stderr="é" * LIMIT, values="ü" * LIMIT, traceback="å" * LIMIT
+            stdout="ø" * LIMIT,
+            stderr="é" * LIMIT,
+            values="ü" * LIMIT,
+            traceback="å" * LIMIT,
         )
         text = format_run(made, LIMIT)
         assert [text.count(letter) for letter in "øéüå"] == [LIMIT // 4] * 4
@@ -253,7 +282,8 @@ class TestCutting:
     def test_head_and_tail_stay_apart_when_more_is_cut(self) -> None:
         """The mark stands where characters are missing, not where two pieces met by chance."""
         made = run(
-            stdout="\x1b[m" * 4_998 + "HEAD" + "m" * 40_000 + "t" * 15_000, stderr="e" * LIMIT
+            stdout="\x1b[m" * 4_998 + "HEAD" + "m" * 40_000 + "t" * 15_000,
+            stderr="e" * LIMIT,
         )
         head, tail = format_run(made, LIMIT).split("characters cut …]", 1)
         assert "HEAD" in head
@@ -270,7 +300,9 @@ class TestNotes:
         assert format_run(made, LIMIT).endswith(f"```\n\n{note}")
 
 
-@pytest.mark.parametrize("text", ["`" * LIMIT, "`" * 9_000 + "~" * 9_000, "`" * 500_000])
+@pytest.mark.parametrize(
+    "text", ["`" * LIMIT, "`" * 9_000 + "~" * 9_000, "`" * 500_000]
+)
 def test_a_fence_adds_little_however_long_the_run_of_backticks(text: str) -> None:
     made = run(stdout=text, stderr=text, values=text, traceback=text)
     assert len(format_run(made, LIMIT)) <= LIMIT + 6_000

@@ -10,20 +10,19 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-
 from bench import Row, against, below, percentile, table
 from soak import Life, Plan, Report, Restart, Sample, problems
 
 pytestmark = pytest.mark.usefixtures("untraced")
 
-HERE = Path(__file__).parent
+ROOT = Path(__file__).parent.parent
 PLAN = Plan(runs=100, faults=0.1, restarts=1, warm=0, callers=10, quick=False)
 START = Sample(memory_mb=100, threads=20, descriptors=40)
 
 
 def run(*command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, *command], cwd=HERE, capture_output=True, text=True, timeout=60
+        [sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=60
     )
 
 
@@ -34,7 +33,14 @@ def figure(output: str, pattern: str) -> int:
 
 
 def test_faults_restarts_and_load_leave_no_sandbox_and_no_unexplained_reply() -> None:
-    done = run("soak.py", "--runs=150", "--restarts=2", "--warm=2", "--callers=20", "--quick")
+    done = run(
+        "dev/soak.py",
+        "--runs=150",
+        "--restarts=2",
+        "--warm=2",
+        "--callers=20",
+        "--quick",
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert figure(done.stdout, r"runs +([\d,]+)") >= 150
     assert figure(done.stdout, r"faults +([\d,]+)") >= 15
@@ -70,7 +76,10 @@ def test_a_soak_passes_when_all_of_it_is_explained() -> None:
         ({"longest_lifetime_s": 19}, "a lifetime of 19 s"),
         ({"no_sandbox": 4}, "4 runs got no sandbox"),
         ({"unexplained": ["a reply of 500"]}, "a reply of 500"),
-        ({"lives": [Life(50, START, Sample(110, 20, 40))]}, "the last process grew by 10.0 MB"),
+        (
+            {"lives": [Life(50, START, Sample(110, 20, 40))]},
+            "the last process grew by 10.0 MB",
+        ),
     ],
 )
 def test_a_soak_fails_for(change: dict[str, object], problem: str) -> None:
@@ -80,7 +89,7 @@ def test_a_soak_fails_for(change: dict[str, object], problem: str) -> None:
 
 
 def test_the_bench_prints_its_whole_table_and_names_what_was_missed() -> None:
-    done = run("bench.py", "--quick")
+    done = run("dev/bench.py", "--quick")
     assert done.returncode in (0, 1), done.stderr
     lines = done.stdout.splitlines()
     rows = [line.split("|") for line in lines if line.startswith("|")][2:]
@@ -100,7 +109,9 @@ def test_the_bench_prints_its_whole_table_and_names_what_was_missed() -> None:
         "runs a second",
         "CPU",
     ):
-        assert sum(part in name for name in names) >= 1, f"{part!r} is missing in {names}"
+        assert sum(part in name for name in names) >= 1, (
+            f"{part!r} is missing in {names}"
+        )
     for row in rows:
         assert re.search(r"\d", row[3]), f"no figure of ours in {row}"
     missed = lines[-1].removeprefix("Targets missed: ").removesuffix(".")
@@ -115,13 +126,21 @@ def test_a_ratio_is_of_the_medians_and_is_held_against_its_target() -> None:
 
 
 def test_a_figure_misses_its_target_from_the_limit_on() -> None:
-    assert below("x", 50.0, 50, "{:.0f} ms") == Row("x", "", "50 ms", "", "< 50 ms", True)
+    assert below("x", 50.0, 50, "{:.0f} ms") == Row(
+        "x", "", "50 ms", "", "< 50 ms", True
+    )
     assert not below("x", 49.0, 50, "{:.0f} ms").missed
 
 
 def test_a_percentile_is_a_value_that_was_measured() -> None:
     values = [float(value) for value in range(100, 0, -1)]
-    assert [percentile(values, percent) for percent in (0, 50, 95, 99, 100)] == [1, 51, 95, 99, 100]
+    assert [percentile(values, percent) for percent in (0, 50, 95, 99, 100)] == [
+        1,
+        51,
+        95,
+        99,
+        100,
+    ]
 
 
 def test_the_table_is_markdown_that_a_readme_can_take_as_it_is() -> None:

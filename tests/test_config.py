@@ -65,7 +65,11 @@ GOOD = [
 ]
 
 BAD = [
-    *((name, value) for name in RANGES for value in ("x", "-1", "1.5", "1e3", "٣", "9" * 5000)),
+    *(
+        (name, value)
+        for name in RANGES
+        for value in ("x", "-1", "1.5", "1e3", "٣", "9" * 5000)
+    ),
     ("HOST", "http://a"),
     ("HOST", "a b"),
     ("HOST", "é.example"),
@@ -97,7 +101,8 @@ def test_a_key_alone_is_enough_and_the_rest_has_these_defaults() -> None:
 
 def test_an_empty_variable_counts_as_unset() -> None:
     empty = {
-        name.upper(): value for name, value in zip(DEFAULTS, ("", " ", "\n") * 9, strict=False)
+        name.upper(): value
+        for name, value in zip(DEFAULTS, ("", " ", "\n") * 9, strict=False)
     }
     empty |= {"E2B_API_KEY_FILE": "", "PROXY_API_KEY_FILE": ""}
     assert Config.from_env(NEEDED | empty) == Config.from_env(NEEDED)
@@ -116,7 +121,10 @@ def test_a_number_is_taken_from_its_lowest_to_its_highest(name: str) -> None:
         assert getattr(Config.from_env(NEEDED | environ), name.lower()) == value
     for value in (low - 1, high + 1):
         message = problems_of(NEEDED | {name: str(value)})
-        assert f"{name} must be a whole number from {low} to {high}, not '{value}'" in message
+        assert (
+            f"{name} must be a whole number from {low} to {high}, not '{value}'"
+            in message
+        )
 
 
 @pytest.mark.parametrize(("name", "text", "value"), GOOD)
@@ -146,14 +154,22 @@ def test_all_bad_values_are_named_in_one_line() -> None:
 
 
 @pytest.mark.parametrize("name", ["E2B_API_KEY", "PROXY_API_KEY"])
-@pytest.mark.parametrize("secret", ["hush hush", "hüsh", "hush\x00hush", "hush\u2028hush"])
-def test_a_bad_secret_is_named_but_never_shown(name: str, secret: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "secret", ["hush hush", "hüsh", "hush\x00hush", "hush\u2028hush"]
+)
+def test_a_bad_secret_is_named_but_never_shown(
+    name: str, secret: str, tmp_path: Path
+) -> None:
     file = tmp_path / "secret"
     file.write_text(secret, "utf-8")
     for environ in ({name: secret}, {f"{name}_FILE": str(file)}):
         message = problems_of(NEEDED | {name: ""} | environ)
         assert f"{next(iter(environ))} must be" in message
-        assert "hush" not in message and "h\\xfcsh" not in message and "hüsh" not in message
+        assert (
+            "hush" not in message
+            and "h\\xfcsh" not in message
+            and "hüsh" not in message
+        )
 
 
 def test_secrets_are_not_in_the_repr() -> None:
@@ -164,20 +180,31 @@ def test_secrets_are_not_in_the_repr() -> None:
 
 @pytest.mark.parametrize("name", ["E2B_API_KEY", "PROXY_API_KEY"])
 class TestSecretsFromFiles:
-    def test_a_file_is_read_without_its_newline(self, name: str, tmp_path: Path) -> None:
+    def test_a_file_is_read_without_its_newline(
+        self, name: str, tmp_path: Path
+    ) -> None:
         file = tmp_path / "secret"
         file.write_text("from-the-file\n")
         config = Config.from_env(NEEDED | {name: "", f"{name}_FILE": str(file)})
         assert getattr(config, name.lower()) == "from-the-file"
 
-    def test_the_variable_comes_before_the_file(self, name: str, tmp_path: Path) -> None:
-        environ = NEEDED | {name: "from-the-variable", f"{name}_FILE": str(tmp_path / "none")}
+    def test_the_variable_comes_before_the_file(
+        self, name: str, tmp_path: Path
+    ) -> None:
+        environ = NEEDED | {
+            name: "from-the-variable",
+            f"{name}_FILE": str(tmp_path / "none"),
+        }
         assert getattr(Config.from_env(environ), name.lower()) == "from-the-variable"
 
-    def test_a_file_that_cannot_be_read_is_named_once(self, name: str, tmp_path: Path) -> None:
+    def test_a_file_that_cannot_be_read_is_named_once(
+        self, name: str, tmp_path: Path
+    ) -> None:
         for path in (tmp_path / "none", tmp_path):
             message = problems_of(NEEDED | {name: "", f"{name}_FILE": str(path)})
-            assert message.startswith(f"Configuration error: {name}_FILE cannot be read: ")
+            assert message.startswith(
+                f"Configuration error: {name}_FILE cannot be read: "
+            )
             assert str(path) in message
             assert message.count(name) == 1
 
@@ -187,7 +214,9 @@ class TestSecretsFromFiles:
     ) -> None:
         file = tmp_path / "secret"
         file.write_bytes(content)
-        assert f"{name}_FILE must be" in problems_of({name: "", f"{name}_FILE": str(file)})
+        assert f"{name}_FILE must be" in problems_of(
+            {name: "", f"{name}_FILE": str(file)}
+        )
 
 
 def test_only_secrets_are_read_from_files(tmp_path: Path) -> None:
@@ -220,17 +249,41 @@ def test_pictures_are_published_with_a_folder_and_an_address(url: str) -> None:
 @pytest.mark.parametrize(
     "url",
     [
-        *("images", "ftp://a/b", "javascript:alert(1)", "//evil.example/x", "/", "https://"),
-        *("/a b", "/a)b", "/a(b", '/a"b', "/a?b", "/a#b", "/a\\b", "/a<b", "/a//b", "/a\nb"),
+        *(
+            "images",
+            "ftp://a/b",
+            "javascript:alert(1)",
+            "//evil.example/x",
+            "/",
+            "https://",
+        ),
+        *(
+            "/a b",
+            "/a)b",
+            "/a(b",
+            '/a"b',
+            "/a?b",
+            "/a#b",
+            "/a\\b",
+            "/a<b",
+            "/a//b",
+            "/a\nb",
+        ),
     ],
 )
 def test_an_address_that_a_link_could_not_hold_is_refused(url: str) -> None:
-    assert "IMAGE_URL must be" in problems_of(NEEDED | {"IMAGE_DIR": "/srv", "IMAGE_URL": url})
+    assert "IMAGE_URL must be" in problems_of(
+        NEEDED | {"IMAGE_DIR": "/srv", "IMAGE_URL": url}
+    )
 
 
 @pytest.mark.parametrize("environ", [{"IMAGE_DIR": "/srv"}, {"IMAGE_URL": "/images"}])
-def test_a_folder_without_an_address_or_the_reverse_is_refused(environ: dict[str, str]) -> None:
-    assert "IMAGE_DIR and IMAGE_URL must be set together" in problems_of(NEEDED | environ)
+def test_a_folder_without_an_address_or_the_reverse_is_refused(
+    environ: dict[str, str],
+) -> None:
+    assert "IMAGE_DIR and IMAGE_URL must be set together" in problems_of(
+        NEEDED | environ
+    )
 
 
 def test_a_folder_must_be_an_absolute_path() -> None:
@@ -239,5 +292,10 @@ def test_a_folder_must_be_an_absolute_path() -> None:
 
 
 def test_variables_that_are_no_settings_are_left_alone() -> None:
-    environ = {"E2B_DOMAIN": "e2b.example", "PATH": "/bin", "port": "x", "NOT_A_SETTING": "\n"}
+    environ = {
+        "E2B_DOMAIN": "e2b.example",
+        "PATH": "/bin",
+        "port": "x",
+        "NOT_A_SETTING": "\n",
+    }
     assert Config.from_env(NEEDED | environ) == Config.from_env(NEEDED)

@@ -13,14 +13,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import check
 import pytest
 import requests
 import requests_mock
+from local_e2b import LocalE2B
 from PIL import Image
 
-import check
 from conftest import Service
-from local_e2b import LocalE2B
 
 pytestmark = pytest.mark.usefixtures("untraced")
 
@@ -67,11 +67,15 @@ def answers() -> Iterator[requests_mock.Mocker]:
 
 
 def reply(*picture_urls: str, text: str = TEXT) -> list[Any]:
-    pictures = [{"type": "image_url", "image_url": {"url": url}} for url in picture_urls]
+    pictures = [
+        {"type": "image_url", "image_url": {"url": url}} for url in picture_urls
+    ]
     return [[{"type": "text", "text": text}], {"content": pictures}]
 
 
-def answer_run(mocker: requests_mock.Mocker, body: Any, outcome: str = "ok", **more: Any) -> None:
+def answer_run(
+    mocker: requests_mock.Mocker, body: Any, outcome: str = "ok", **more: Any
+) -> None:
     headers = {"X-Run-Outcome": outcome} if outcome else {}
     mocker.post(f"{URL}/execute", json=body, headers=headers, **more)
 
@@ -96,32 +100,51 @@ def drawn(scripted_e2b: LocalE2B) -> bytes:
         png = file.getvalue()
     stamp = "2026-01-01T00:00:00+00:00"
     printed = {"type": "stdout", "text": f"{check.PRINTED}\n", "timestamp": stamp}
-    figure = {"type": "result", "text": "<Figure>", "png": base64.b64encode(png).decode()}
+    figure = {
+        "type": "result",
+        "text": "<Figure>",
+        "png": base64.b64encode(png).decode(),
+    }
     scripted_e2b.set_script({"run": {"events": [printed, figure]}})
     return png
 
 
 def test_the_service_passes_until_e2b_refuses_which_it_tells_in_its_own_words(
-    drawn: bytes, scripted_e2b: LocalE2B, service: Service, run_check: RunCheck, tmp_path: Path
+    drawn: bytes,
+    scripted_e2b: LocalE2B,
+    service: Service,
+    run_check: RunCheck,
+    tmp_path: Path,
 ) -> None:
     code, out, err = run_check("--url", service.url)
     assert (code, err) == (0, "")
     assert check.PRINTED in out
     assert (tmp_path / "sine.png").read_bytes() == drawn
-    scripted_e2b.set_script({"create": {"status": 401, "body": {"code": 401, "message": "no"}}})
+    scripted_e2b.set_script(
+        {"create": {"status": 401, "body": {"code": 401, "message": "no"}}}
+    )
     assert_one_line(run_check("--url", service.url), "unavailable", "E2B")
 
 
 def test_the_service_passes_with_a_key_and_published_pictures(
-    drawn: bytes, start_service: Callable[..., Service], run_check: RunCheck, tmp_path: Path
+    drawn: bytes,
+    start_service: Callable[..., Service],
+    run_check: RunCheck,
+    tmp_path: Path,
 ) -> None:
     folder = tmp_path / "images"
     folder.mkdir()
     service = start_service(
-        {"PROXY_API_KEY": "the-key", "IMAGE_DIR": str(folder), "IMAGE_URL": "/images/e2b"}
+        {
+            "PROXY_API_KEY": "the-key",
+            "IMAGE_DIR": str(folder),
+            "IMAGE_URL": "/images/e2b",
+        }
     )
     assert_one_line(run_check("--url", service.url), "wants a key", "PROXY_API_KEY")
-    assert_one_line(run_check("--url", service.url, "--key", "other"), "refuses this key")
+    assert_one_line(
+        run_check("--url", service.url, "--key", "other"), "refuses this key"
+    )
     code, out, err = run_check("--url", service.url, "--key", "the-key")
     assert (code, err) == (0, "")
     [published] = folder.iterdir()
@@ -148,7 +171,10 @@ def test_a_service_that_works_leaves_its_text_and_the_picture(
 
 @pytest.mark.parametrize("by", ["argument", "variable"])
 def test_the_key_goes_to_the_service_as_a_bearer_token(
-    answers: requests_mock.Mocker, run_check: RunCheck, monkeypatch: pytest.MonkeyPatch, by: str
+    answers: requests_mock.Mocker,
+    run_check: RunCheck,
+    monkeypatch: pytest.MonkeyPatch,
+    by: str,
 ) -> None:
     if by == "variable":
         monkeypatch.setenv("PROXY_API_KEY", "the-key")
@@ -203,7 +229,10 @@ def test_a_picture_that_librechat_serves_is_named_and_not_fetched(
         ({"exc": requests.ConnectionError}, ["nothing answers", "make demo", "--url"]),
         ({"exc": requests.ReadTimeout}, ["no answer", "within 10 s", "log"]),
         ({"exc": requests.TooManyRedirects("lost")}, ["could not be asked", "lost"]),
-        ({"status_code": 503, "json": {"status": "unhealthy"}}, ["503", "unhealthy", "log"]),
+        (
+            {"status_code": 503, "json": {"status": "unhealthy"}},
+            ["503", "unhealthy", "log"],
+        ),
         ({"json": {"status": "starting"}}, ["200", "'starting'"]),
         ({"text": "<html>hello</html>"}, ["another program", "PORT", "--url"]),
         ({"json": ["healthy"]}, ["another program"]),
@@ -212,7 +241,10 @@ def test_a_picture_that_librechat_serves_is_named_and_not_fetched(
     ids=["refused", "hangs", "broken", "503", "starting", "html", "a list", "404"],
 )
 def test_a_service_that_is_not_healthy_is_asked_for_nothing_more(
-    answers: requests_mock.Mocker, run_check: RunCheck, health: dict[str, Any], words: list[str]
+    answers: requests_mock.Mocker,
+    run_check: RunCheck,
+    health: dict[str, Any],
+    words: list[str],
 ) -> None:
     answers.get(f"{URL}/health", **health)
     assert_one_line(run_check(), f"{URL}/health", *words)
@@ -228,10 +260,17 @@ def error(message: str) -> dict[str, Any]:
     [
         ({"status_code": 401, "json": error("no")}, ["wants a key", "PROXY_API_KEY"]),
         (
-            {"status_code": 503, "json": error("full"), "headers": {"Retry-After": "7"}},
+            {
+                "status_code": 503,
+                "json": error("full"),
+                "headers": {"Retry-After": "7"},
+            },
             ["full", "7 seconds", "MAX_CONCURRENT_RUNS"],
         ),
-        ({"status_code": 500, "json": error("our own\nfault")}, ["500", "our own fault"]),
+        (
+            {"status_code": 500, "json": error("our own\nfault")},
+            ["500", "our own fault"],
+        ),
         ({"status_code": 502, "text": "<html>bad gateway"}, ["502", "no reason given"]),
         ({"status_code": 301, "headers": {"Location": "/"}}, ["301"]),
         ({"exc": requests.ConnectionError}, ["nothing answers", "/execute"]),
@@ -240,7 +279,10 @@ def error(message: str) -> dict[str, Any]:
     ids=["401", "503", "500", "502", "301", "refused", "hangs"],
 )
 def test_a_run_that_is_not_answered_is_named_with_its_cure(
-    answers: requests_mock.Mocker, run_check: RunCheck, answer: dict[str, Any], words: list[str]
+    answers: requests_mock.Mocker,
+    run_check: RunCheck,
+    answer: dict[str, Any],
+    words: list[str],
 ) -> None:
     answers.post(f"{URL}/execute", **answer)
     assert_one_line(run_check(), *words)
@@ -250,7 +292,9 @@ def test_a_refused_key_is_told_from_a_missing_one(
     answers: requests_mock.Mocker, run_check: RunCheck
 ) -> None:
     answers.post(f"{URL}/execute", status_code=401, json=error("no"))
-    assert_one_line(run_check("--key", "wrong-key"), "refuses this key", "PROXY_API_KEY")
+    assert_one_line(
+        run_check("--key", "wrong-key"), "refuses this key", "PROXY_API_KEY"
+    )
 
 
 @pytest.mark.parametrize("outcome", ["error", "timeout", "unavailable"])
@@ -276,7 +320,10 @@ def test_another_outcome_is_told_in_the_words_of_the_service(
         [[{"type": "text", "text": TEXT}] * 2, {"content": []}],
         [[{"type": "text", "text": TEXT}], {"content": None}],
         [[{"type": "text", "text": TEXT}], {"content": [{"type": "image_url"}]}],
-        [[{"type": "text", "text": TEXT}], {"content": [{"image_url": {"url": DATA_URI}}]}],
+        [
+            [{"type": "text", "text": TEXT}],
+            {"content": [{"image_url": {"url": DATA_URI}}]},
+        ],
         [*reply(DATA_URI), {}],
     ],
     ids=lambda body: json.dumps(body)[:40],
@@ -327,13 +374,25 @@ def test_a_reply_without_what_was_printed_or_without_its_outcome_is_noticed(
 def test_a_picture_that_cannot_be_written_says_where(
     answers: requests_mock.Mocker, run_check: RunCheck
 ) -> None:
-    assert_one_line(run_check("--out", "no/such/folder/x.png"), "no/such/folder/x.png", "--out")
+    assert_one_line(
+        run_check("--out", "no/such/folder/x.png"), "no/such/folder/x.png", "--out"
+    )
 
 
 @pytest.mark.parametrize(
-    "url", ["127.0.0.1:3001", "localhost", "ftp://x", "http://:1", "http://[::1", "http://x:port"]
+    "url",
+    [
+        "127.0.0.1:3001",
+        "localhost",
+        "ftp://x",
+        "http://:1",
+        "http://[::1",
+        "http://x:port",
+    ],
 )
-def test_an_address_that_is_none_says_what_one_looks_like(run_check: RunCheck, url: str) -> None:
+def test_an_address_that_is_none_says_what_one_looks_like(
+    run_check: RunCheck, url: str
+) -> None:
     assert_one_line(run_check("--url", url), repr(url), "http://127.0.0.1:3001")
 
 
@@ -347,9 +406,16 @@ def test_a_key_that_no_header_can_carry_is_refused_before_anything_is_sent(
 
 @pytest.mark.parametrize(
     ("host", "by_proxy"),
-    [("127.0.0.1", False), ("[::1]", False), ("localhost", False), ("e2b.example", True)],
+    [
+        ("127.0.0.1", False),
+        ("[::1]", False),
+        ("localhost", False),
+        ("e2b.example", True),
+    ],
 )
-def test_only_addresses_of_other_machines_may_go_by_a_proxy(host: str, by_proxy: bool) -> None:
+def test_only_addresses_of_other_machines_may_go_by_a_proxy(
+    host: str, by_proxy: bool
+) -> None:
     with check._session(f"http://{host}:3001", None) as session:
         assert session.trust_env is by_proxy
 
@@ -361,4 +427,6 @@ def test_nothing_listening_is_said_in_one_line_whatever_the_proxy_variables_say(
     with socket.socket() as bound_but_deaf:
         bound_but_deaf.bind(("127.0.0.1", 0))
         port = bound_but_deaf.getsockname()[1]
-        assert_one_line(run_check("--url", f"http://127.0.0.1:{port}"), "nothing answers")
+        assert_one_line(
+            run_check("--url", f"http://127.0.0.1:{port}"), "nothing answers"
+        )

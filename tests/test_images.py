@@ -61,7 +61,9 @@ def colours(data: bytes) -> set[object]:
 def child(document: bytes) -> subprocess.CompletedProcess[bytes]:
     """The renderer alone, without the look that is taken at a document first."""
     command = [sys.executable, "-I", str(SVG_TO_PNG)]
-    return subprocess.run(command, input=document, capture_output=True, env={}, timeout=30)
+    return subprocess.run(
+        command, input=document, capture_output=True, env={}, timeout=30
+    )
 
 
 class TestDrawing:
@@ -97,7 +99,9 @@ class TestDrawing:
         link = f"data:image/{kind.lower()};base64,{data}"
         run = drawn(svg(f'<image width="20" height="20" xlink:href="{link}"/>'))
         assert len(run.pictures) == 1
-        assert any(abs(green - 128) < 3 for _, green, _ in colours(run.pictures[0].data))
+        assert any(
+            abs(green - 128) < 3 for _, green, _ in colours(run.pictures[0].data)
+        )
 
     def test_text_in_fonts_is_missed_with_a_note(self) -> None:
         run = drawn(svg('<text x="1" y="9">hello</text>'))
@@ -143,14 +147,19 @@ BROKEN = {
     "nested 200,000 deep": svg("<g>" * 200_000 + "</g>" * 200_000),
     "uses that multiply": svg(
         '<g id="a0"><rect width="1" height="1"/></g>'
-        + "".join(f'<g id="a{n}">' + f'<use href="#a{n - 1}"/>' * 10 + "</g>" for n in range(1, 12))
+        + "".join(
+            f'<g id="a{n}">' + f'<use href="#a{n - 1}"/>' * 10 + "</g>"
+            for n in range(1, 12)
+        )
     ),
 }
 
 
 class TestLimits:
     @pytest.mark.parametrize("name", BROKEN)
-    def test_an_svg_that_cannot_be_drawn_costs_that_picture_only(self, name: str) -> None:
+    def test_an_svg_that_cannot_be_drawn_costs_that_picture_only(
+        self, name: str
+    ) -> None:
         started = time.monotonic()
         run = drawn(BROKEN[name], svg('<rect width="20" height="20" fill="green"/>'))
         assert time.monotonic() - started < 7
@@ -169,13 +178,17 @@ class TestLimits:
         run.durations_s = {"create": 9.5, "run": 50.0}
         started = time.monotonic()
         rasterize(run, Config())
-        assert time.monotonic() - started < 4  # half a second is left, and 5 s would be the most
+        assert (
+            time.monotonic() - started < 4
+        )  # half a second is left, and 5 s would be the most
         assert run.pictures == []
         assert sum(run.left_out.values()) == 2
 
     def test_many_at_once_wait_for_each_other(self) -> None:
         runs = [run_with(svg("")) for _ in range(4)]
-        threads = [threading.Thread(target=rasterize, args=(run, Config())) for run in runs]
+        threads = [
+            threading.Thread(target=rasterize, args=(run, Config())) for run in runs
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -195,11 +208,15 @@ class TestLimits:
             "    print(*resource.getrlimit(what), file=sys.stderr)\n"
         )
         command = [sys.executable, "-c", probe, str(SVG_TO_PNG)]
-        child = subprocess.run(command, capture_output=True, check=True, timeout=30, env={})
+        child = subprocess.run(
+            command, capture_output=True, check=True, timeout=30, env={}
+        )
         told = child.stderr.decode()
         limits = [tuple(map(int, line.split())) for line in told.splitlines()]
         assert limits == [(1024**3, 1024**3), (5, 5), (3, 3)]
-        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] > 3  # here nothing has changed
+        assert (
+            resource.getrlimit(resource.RLIMIT_NOFILE)[0] > 3
+        )  # here nothing has changed
 
 
 @pytest.fixture(scope="module")
@@ -207,9 +224,15 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Files that show the mark, and a listener that would serve nothing else."""
     folder = tmp_path_factory.mktemp("secret")
     (folder / "mark.png").write_bytes(png())
-    (folder / "mark.svg").write_bytes(svg('<rect id="r" width="20" height="20" fill="#ff00ff"/>'))
+    (folder / "mark.svg").write_bytes(
+        svg('<rect id="r" width="20" height="20" fill="#ff00ff"/>')
+    )
     (folder / "mark.css").write_text("rect, svg { fill: #ff00ff }")
-    return {"png": f"{folder}/mark.png", "svg": f"{folder}/mark.svg", "css": f"{folder}/mark.css"}
+    return {
+        "png": f"{folder}/mark.png",
+        "svg": f"{folder}/mark.svg",
+        "css": f"{folder}/mark.css",
+    }
 
 
 @pytest.fixture(scope="module")
@@ -235,7 +258,9 @@ REFERENCES = {
     "capitals": IMAGE + 'HREF="FILE" Xlink:Href="FILE"/>',
     "character references": IMAGE + 'href="&#47;FILE"/>',
     "all of it in character references": IMAGE + 'href="REFERENCES"/>',
-    "another prefix": '<g xmlns:x="http://www.w3.org/1999/xlink">' + IMAGE + 'x:href="FILE"/></g>',
+    "another prefix": '<g xmlns:x="http://www.w3.org/1999/xlink">'
+    + IMAGE
+    + 'x:href="FILE"/></g>',
     "src": IMAGE + 'src="FILE"/>',
     "data and then a file": IMAGE + 'href="data:image/png;base64," xlink:href="FILE"/>',
     "data of no type": IMAGE + 'href="data:,FILE"/>',
@@ -243,16 +268,21 @@ REFERENCES = {
     "svg as an image": IMAGE + 'href="DRAWING"/>',
     "svg in data, with a file": IMAGE + 'href="data:image/svg+xml;base64,NESTED"/>',
     "svg in data called png": IMAGE + 'href="data:image/png;base64,NESTED"/>',
-    "svg in data, not in base64": IMAGE + "href=\"data:image/svg+xml;utf8,&lt;svg xmlns='http://"
+    "svg in data, not in base64": IMAGE
+    + "href=\"data:image/svg+xml;utf8,&lt;svg xmlns='http://"
     "www.w3.org/2000/svg'>&lt;image width='20' height='20' href='FILE'/>&lt;/svg>\"/>",
     "use": '<use href="DRAWING#r"/>',
-    "feImage": '<filter id="f"><feImage href="FILE"/></filter>' + RECT + ' filter="url(#f)"/>',
+    "feImage": '<filter id="f"><feImage href="FILE"/></filter>'
+    + RECT
+    + ' filter="url(#f)"/>',
     "fill": RECT + ' fill="url(DRAWING#r)"/>',
     "quoted fill": RECT + " fill=\"url( 'FILE' )\"/>",
     "mask": RECT + ' mask="url(file://DRAWING#r)"/>',
     "style": RECT + ' style="fill: url(FILE); background: u\\72l(FILE)"/>',
     "pattern": '<pattern id="p" href="DRAWING#r"/>' + RECT + ' fill="url(#p)"/>',
-    "font": "<style>@font-face { font-family: a; src: url(FILE) }</style>" + RECT + "/>",
+    "font": "<style>@font-face { font-family: a; src: url(FILE) }</style>"
+    + RECT
+    + "/>",
     "@import": "<style>@import 'SHEET';</style>" + RECT + "/>",
     "@IMPORT": "<style>@IMPORT url(SHEET);</style>" + RECT + "/>",
     "escaped import": "<style>@\\69mport 'SHEET';</style>" + RECT + "/>",
@@ -265,7 +295,9 @@ REFERENCES = {
     "http in a style": RECT + ' style="fill: url(HTTP/mark.svg#r)"/>',
     "http import": "<style>@import url(HTTP/mark.css);</style>" + RECT + "/>",
     "entity": ENTITY % "<!ENTITY e SYSTEM 'FILE'>" + f"<svg {XMLNS}>&e;</svg>",
-    "entity in an attribute": ENTITY % "<!ENTITY e 'FILE'>" + f"<svg {XMLNS} width='20' "
+    "entity in an attribute": ENTITY
+    % "<!ENTITY e 'FILE'>"
+    + f"<svg {XMLNS} width='20' "
     "height='20'><image width='20' height='20' href='&e;'/></svg>",
     "parameter entity": ENTITY % "<!ENTITY % e SYSTEM 'SHEET'> %e;" + f"<svg {XMLNS}/>",
     "stylesheet": '<?xml-stylesheet href="SHEET"?>' + SQUARE,
@@ -276,7 +308,11 @@ REFERENCES = {
 def document(row: str, files: dict[str, str], listener: socket.socket) -> bytes:
     host = f"127.0.0.1:{listener.getsockname()[1]}"
     nested = base64.b64encode(svg(f'{IMAGE} href="{files["png"]}"/>')).decode()
-    text = row.replace("NESTED", nested).replace("HTTP", f"http://{host}").replace("HOST", host)
+    text = (
+        row.replace("NESTED", nested)
+        .replace("HTTP", f"http://{host}")
+        .replace("HOST", host)
+    )
     text = text.replace("REFERENCES", "".join(f"&#x{ord(c):x};" for c in files["png"]))
     text = text.replace("FILE", files["png"]).replace("DRAWING", files["svg"])
     text = text.replace("SHEET", files["css"])
@@ -315,7 +351,9 @@ class TestReferences:
         else:
             assert told.stdout == b""
 
-    @pytest.mark.parametrize("name", ["href", "xlink:href", "spaces", "fill", "@import", "http"])
+    @pytest.mark.parametrize(
+        "name", ["href", "xlink:href", "spaces", "fill", "@import", "http"]
+    )
     def test_such_an_svg_is_not_even_given_to_it(
         self, name: str, files: dict[str, str], listener: socket.socket
     ) -> None:
@@ -327,13 +365,20 @@ class TestReferences:
 
 class TestPublishing:
     def config(self, folder: Path, **settings: int) -> Config:
-        return Config(image_dir=folder, image_url="http://pictures.example/x", **settings)
+        return Config(
+            image_dir=folder, image_url="http://pictures.example/x", **settings
+        )
 
-    def test_a_picture_has_a_name_of_its_own_that_nobody_can_guess(self, tmp_path: Path) -> None:
+    def test_a_picture_has_a_name_of_its_own_that_nobody_can_guess(
+        self, tmp_path: Path
+    ) -> None:
         config = self.config(tmp_path)
         run = run_with(png(), png(GREEN), kind=PNG)
         run.pictures.append(Picture(JPEG, png(kind="JPEG")))
-        names = [url.removeprefix("http://pictures.example/x/") for url in publish(run, config)]
+        names = [
+            url.removeprefix("http://pictures.example/x/")
+            for url in publish(run, config)
+        ]
         assert [name.rpartition(".")[2] for name in names] == ["png", "png", "jpg"]
         assert all(re.fullmatch(r"e2b-[\w-]{32}\.(png|jpg)", name) for name in names)
         assert sorted(os.listdir(tmp_path)) == sorted(set(names))
@@ -376,7 +421,13 @@ class TestPublishing:
     ) -> None:
         own = "e2b-" + "A" * 32
         gone = [f"{own}.png", f"{own}.jpg", f"{own}.png.part"]
-        kept = ["mine.png", "e2b-short.png", f"{own}.gif", f"x{own}.png", f"{own}.png.bak"]
+        kept = [
+            "mine.png",
+            "e2b-short.png",
+            f"{own}.gif",
+            f"x{own}.png",
+            f"{own}.png.bak",
+        ]
         young = f"e2b-{'B' * 32}.png"
         for name in (*gone, *kept, young):
             (tmp_path / name).write_bytes(b"x")
@@ -388,10 +439,14 @@ class TestPublishing:
         publish(run_with(), self.config(tmp_path, image_ttl_hours=2))
         assert sorted(os.listdir(tmp_path)) == sorted([*kept, young])
 
-    def test_a_folder_that_is_not_there_costs_the_pictures(self, tmp_path: Path) -> None:
+    def test_a_folder_that_is_not_there_costs_the_pictures(
+        self, tmp_path: Path
+    ) -> None:
         run = run_with(png(), png(GREEN), kind=PNG)
         assert publish(run, self.config(tmp_path / "none", image_ttl_hours=1)) == []
-        assert run.left_out == {("picture", "it could not be stored by this service"): 2}
+        assert run.left_out == {
+            ("picture", "it could not be stored by this service"): 2
+        }
 
     @pytest.mark.parametrize(
         "name",
@@ -418,9 +473,15 @@ class TestPublishing:
 
 
 class TestJsonPieces:
-    @pytest.mark.parametrize("blobs", [[], [b""], [b"a"], [b"ab", b"abc"], [bytes(10_000), b"x"]])
-    def test_they_are_the_body_with_each_blob_in_base64(self, blobs: list[bytes]) -> None:
-        body = [{"url": f"data:image/png;base64,{BLOB}", "n": n} for n in range(len(blobs))]
+    @pytest.mark.parametrize(
+        "blobs", [[], [b""], [b"a"], [b"ab", b"abc"], [bytes(10_000), b"x"]]
+    )
+    def test_they_are_the_body_with_each_blob_in_base64(
+        self, blobs: list[bytes]
+    ) -> None:
+        body = [
+            {"url": f"data:image/png;base64,{BLOB}", "n": n} for n in range(len(blobs))
+        ]
         pieces = json_pieces({"é\u2028": "x", "all": body}, blobs)
         joined = b"".join(pieces)
         assert sum(map(len, pieces)) == len(joined)

@@ -15,12 +15,12 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
+from test_run import facts
 
 from config import Config
 from formatter import echo, format_run
 from mcp_server import handle
 from run import PNG, Clipped, Picture, Run, StreamReader
-from test_run import facts
 from tracebacks import GLUED, unprefixed
 
 LIMIT = 1_000  # the lowest that can be set
@@ -52,14 +52,57 @@ HOSTILE = [
         "\t",
         "> ",
     ),
-    *("- ", "1. ", "# ", "---", "***", "\\", "<!--", "-->", "<script>", "</pre>", "<img src=x>"),
-    *("![x](https://evil.example/?q=)", "[a]: https://evil.example", "<https://evil.example>", "|"),
-    *("\x1b[31m", "\x1b]8;;https://evil.example\x1b\\", "\x1b]", "\x1b", "\x9b", "\x07", "\x00"),
-    *("\u202e", "\u2066", "\u2028", "\u2029", "\ufeff", "\ud800", "\udfff", "\U0001f600", "\x85"),
-    *("**Executed Code:**", "Cell In[1], line 7", "----> 7 x", "(12.py, line 9)", "9" * 5_000),
+    *(
+        "- ",
+        "1. ",
+        "# ",
+        "---",
+        "***",
+        "\\",
+        "<!--",
+        "-->",
+        "<script>",
+        "</pre>",
+        "<img src=x>",
+    ),
+    *(
+        "![x](https://evil.example/?q=)",
+        "[a]: https://evil.example",
+        "<https://evil.example>",
+        "|",
+    ),
+    *(
+        "\x1b[31m",
+        "\x1b]8;;https://evil.example\x1b\\",
+        "\x1b]",
+        "\x1b",
+        "\x9b",
+        "\x07",
+        "\x00",
+    ),
+    *(
+        "\u202e",
+        "\u2066",
+        "\u2028",
+        "\u2029",
+        "\ufeff",
+        "\ud800",
+        "\udfff",
+        "\U0001f600",
+        "\x85",
+    ),
+    *(
+        "**Executed Code:**",
+        "Cell In[1], line 7",
+        "----> 7 x",
+        "(12.py, line 9)",
+        "9" * 5_000,
+    ),
     *("`" * 700, "~" * 700, "x" * 900, " " * 900, "\n" * 900, "\u202e" * 900),
 ]
-texts = st.lists(st.sampled_from(HOSTILE) | st.text(max_size=20), max_size=40).map("".join)
+texts = st.lists(st.sampled_from(HOSTILE) | st.text(max_size=20), max_size=40).map(
+    "".join
+)
 
 
 def clipped(text: str, limit: int = LIMIT) -> Clipped:
@@ -73,7 +116,9 @@ def runs(draw: st.DrawFn) -> Run:
     run = Run(*(clipped(draw(texts)) for _ in range(3)))
     run.error_name, run.error_value = draw(texts)[:200], draw(texts)[: LIMIT // 4]
     run.traceback = clipped(draw(texts), 8 * LIMIT).text()
-    run.problem = draw(st.sampled_from(["", "The run was stopped after 50 s, its time limit."]))
+    run.problem = draw(
+        st.sampled_from(["", "The run was stopped after 50 s, its time limit."])
+    )
     run.pictures = draw(st.sampled_from([[], [Picture(PNG, b"")]]))
     for number in range(draw(st.integers(0, 40))):
         run.leave_out("picture", f"{number:,} bytes (the limit is 5,242,880)")
@@ -107,7 +152,9 @@ def assert_safe(text: str) -> None:
 
 @always
 @given(runs())
-def test_any_run_gives_a_text_that_is_quoted_whole_and_within_its_limit(run: Run) -> None:
+def test_any_run_gives_a_text_that_is_quoted_whole_and_within_its_limit(
+    run: Run,
+) -> None:
     text = format_run(run, LIMIT)
     assert_safe(text)
     assert len(text) <= LIMIT + OURS
@@ -118,13 +165,20 @@ def test_any_run_gives_a_text_that_is_quoted_whole_and_within_its_limit(run: Run
 def test_what_is_quoted_is_what_was_printed(text: str) -> None:
     run = Run(clipped(text, 100 * LIMIT), clipped(""), clipped(""))
     fences = [
-        token for token in MARKDOWN.parse(format_run(run, 100 * LIMIT)) if token.type == "fence"
+        token
+        for token in MARKDOWN.parse(format_run(run, 100 * LIMIT))
+        if token.type == "fence"
     ]
     assert len(fences) <= 1
     letters = re.sub(
         r"[^a-zé]", "", re.sub(r"\x1b\].*", "", text.replace("\r", ""), flags=re.DOTALL)
     )
-    if fences and "\r" not in text and "\x1b" not in text and "\\u" not in fences[0].content:
+    if (
+        fences
+        and "\r" not in text
+        and "\x1b" not in text
+        and "\\u" not in fences[0].content
+    ):
         assert re.sub(r"[^a-zé]", "", fences[0].content) == letters
 
 
@@ -149,7 +203,8 @@ def test_any_traceback_can_be_mended(code: str, text: str) -> None:
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | texts,
     lambda inner: (
-        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.text(max_size=5), inner, max_size=3)
     ),
     max_leaves=5,
 )
@@ -162,8 +217,25 @@ PICTURES = [
 picture_texts = st.sampled_from(
     [base64.b64encode(data).decode() for data in PICTURES] + [SVG, "=="]
 )
-FIELDS = ["text", "name", "value", "traceback", "png", "jpeg", "svg", "html", "json", "pdf"]
-ERROR = {"name": "ValueError", "value": "x", "traceback": "Traceback", "text": "text", "extra": {}}
+FIELDS = [
+    "text",
+    "name",
+    "value",
+    "traceback",
+    "png",
+    "jpeg",
+    "svg",
+    "html",
+    "json",
+    "pdf",
+]
+ERROR = {
+    "name": "ValueError",
+    "value": "x",
+    "traceback": "Traceback",
+    "text": "text",
+    "extra": {},
+}
 events = st.fixed_dictionaries(
     {
         "type": st.sampled_from(
@@ -174,14 +246,18 @@ events = st.fixed_dictionaries(
 )
 
 outputs = st.builds(
-    lambda kind, text: {"type": kind, "text": text}, st.sampled_from(["stdout", "stderr"]), texts
+    lambda kind, text: {"type": kind, "text": text},
+    st.sampled_from(["stdout", "stderr"]),
+    texts,
 )
 good_lines = (outputs | events).map(lambda event: json.dumps(ERROR | event).encode())
 bad_lines = st.one_of(
     events.map(lambda event: json.dumps(event).encode()),
     json_values.map(lambda value: json.dumps(value).encode()),
     st.binary(max_size=40),
-    st.sampled_from([b"[" * 3_000, b'{"type":' * 3_000, b'"\\ud800"', b"{}", b"\xff\xfe"]),
+    st.sampled_from(
+        [b"[" * 3_000, b'{"type":' * 3_000, b'"\\ud800"', b"{}", b"\xff\xfe"]
+    ),
 )
 streams = st.builds(
     lambda good, bad: b"\n".join([*good, *bad]),
@@ -205,7 +281,9 @@ def pieces(stream: bytes, cuts: list[int]) -> list[bytes]:
 
 @always
 @given(streams, st.lists(st.integers(0, 10**6), max_size=20))
-def test_any_bytes_in_any_pieces_give_the_same_run(stream: bytes, cuts: list[int]) -> None:
+def test_any_bytes_in_any_pieces_give_the_same_run(
+    stream: bytes, cuts: list[int]
+) -> None:
     assert facts(read(*pieces(stream, cuts))) == facts(read(stream))
 
 
@@ -225,9 +303,12 @@ def test_any_bytes_give_a_run_that_is_bounded_and_can_be_shown(stream: bytes) ->
 
 @always
 @given(
-    st.sampled_from([b"", b'{"type":"stdout","text":"', b'{"type":"result","png":"']), st.binary()
+    st.sampled_from([b"", b'{"type":"stdout","text":"', b'{"type":"result","png":"']),
+    st.binary(),
 )
-def test_a_line_that_never_ends_is_held_in_bounded_memory(start: bytes, filler: bytes) -> None:
+def test_a_line_that_never_ends_is_held_in_bounded_memory(
+    start: bytes, filler: bytes
+) -> None:
     config = Config(max_image_bytes=1024, max_output_chars=LIMIT)
     reader = StreamReader(Run.empty(LIMIT), config)
     reader.feed(start)
@@ -256,7 +337,9 @@ METHODS = [
     "notifications/x",
     "401",
 ]
-CREDENTIALS = re.compile(r"401|oauth|unauthori[sz]ed|authenticat|token|credential|forbidden", re.I)
+CREDENTIALS = re.compile(
+    r"401|oauth|unauthori[sz]ed|authenticat|token|credential|forbidden", re.I
+)
 params = st.fixed_dictionaries(
     {},
     optional={
@@ -282,7 +365,14 @@ messages = st.fixed_dictionaries(
 
 @settings(always, max_examples=200)
 @given(messages)
-@example({"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": {"protocolVersion": []}})
+@example(
+    {
+        "jsonrpc": "2.0",
+        "id": 1,
+        "method": "initialize",
+        "params": {"protocolVersion": []},
+    }
+)
 @example({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": {}}})
 def test_any_message_has_an_answer_or_wants_none(message: object) -> None:
     check_answer(message)

@@ -17,20 +17,23 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import check
 import psutil
 import pytest
+from local_e2b import LocalE2B
 from PIL import Image
 
-import check
 from conftest import E2B_KEY, e2b_at, free_port
-from local_e2b import LocalE2B
 
 pytestmark = pytest.mark.usefixtures("untraced")
 
-ROOT = Path(__file__).parent
+ROOT = Path(__file__).parent.parent
 DEMO_TIMEOUT_S = 60
 Make = Callable[..., "subprocess.CompletedProcess[str]"]
-PROXIES = {"HTTP_PROXY": "http://proxy.invalid:1", "http_proxy": "http://proxy.invalid:1"}
+PROXIES = {
+    "HTTP_PROXY": "http://proxy.invalid:1",
+    "http_proxy": "http://proxy.invalid:1",
+}
 
 
 def png() -> bytes:
@@ -45,7 +48,9 @@ PICTURE = png()
 class Started:
     """A demo that runs, and everything that it has said so far."""
 
-    def __init__(self, process: subprocess.Popen[str], temporary: Path, out: Path) -> None:
+    def __init__(
+        self, process: subprocess.Popen[str], temporary: Path, out: Path
+    ) -> None:
         self.process = process
         self.temporary = temporary
         self.out = out
@@ -84,13 +89,18 @@ class Started:
 @contextmanager
 def demo(tmp_path: Path, *arguments: str, **environ: str) -> Iterator[Started]:
     out = tmp_path / "sine.png"
-    command = [sys.executable, str(ROOT / "demo.py"), "--out", str(out), *arguments]
+    command = [sys.executable, str(ROOT / "dev/demo.py"), "--out", str(out), *arguments]
     # Not below tmp_path: the kernels' sockets are in it, and a socket's path is a short one.
     with (
         tempfile.TemporaryDirectory() as folder,
         subprocess.Popen(
             command,
-            env={**clean_environ(), "PORT": str(free_port()), "TMPDIR": folder, **environ},
+            env={
+                **clean_environ(),
+                "PORT": str(free_port()),
+                "TMPDIR": folder,
+                **environ,
+            },
             cwd=tmp_path,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -113,7 +123,11 @@ def e2b(scripted_e2b: LocalE2B) -> LocalE2B:
     """E2B for a demo with a key: every run prints and draws what check.py looks for."""
     stamp = "2026-01-01T00:00:00+00:00"
     words = {"type": "stdout", "text": f"{check.PRINTED}\n", "timestamp": stamp}
-    figure = {"type": "result", "text": "<Figure>", "png": base64.b64encode(PICTURE).decode()}
+    figure = {
+        "type": "result",
+        "text": "<Figure>",
+        "png": base64.b64encode(PICTURE).decode(),
+    }
     scripted_e2b.set_script({"run": {"events": [words, figure]}})
     return scripted_e2b
 
@@ -124,11 +138,15 @@ def key_for(e2b: LocalE2B) -> dict[str, str]:
 
 def clean_environ() -> dict[str, str]:
     """Without what the person who runs the tests may have set for the service."""
-    own = re.compile(r"E2B_|PROXY_API_KEY|.*_proxy$|PORT$|HOST$|IMAGE_|MAKE|MFLAGS", re.I)
+    own = re.compile(
+        r"E2B_|PROXY_API_KEY|.*_proxy$|PORT$|HOST$|IMAGE_|MAKE|MFLAGS", re.I
+    )
     return {name: value for name, value in os.environ.items() if not own.match(name)}
 
 
-def test_the_demo_draws_a_sine_wave_whatever_the_proxy_variables_say(tmp_path: Path) -> None:
+def test_the_demo_draws_a_sine_wave_whatever_the_proxy_variables_say(
+    tmp_path: Path,
+) -> None:
     with demo(tmp_path, "--once", **PROXIES) as started:
         assert started.end() == 0, started.said
         assert check.PRINTED in started.said
@@ -155,7 +173,9 @@ def test_with_a_key_the_demo_uses_e2b_and_no_stand_in_and_serves_until_ctrl_c(
         started.assert_nothing_is_left()
 
 
-def test_sigterm_ends_the_demo_while_the_service_starts(tmp_path: Path, e2b: LocalE2B) -> None:
+def test_sigterm_ends_the_demo_while_the_service_starts(
+    tmp_path: Path, e2b: LocalE2B
+) -> None:
     with demo(tmp_path, **key_for(e2b)) as started:
         started.wait_for("E2B_API_KEY is set")
         started.process.send_signal(signal.SIGTERM)
@@ -175,7 +195,9 @@ def heeded_hangups() -> Iterator[None]:
 def test_a_terminal_that_is_closed_in_the_middle_ends_the_demo(tmp_path: Path) -> None:
     with demo(tmp_path) as started:
         started.wait_for("Drawing")
-        assert len(started.family()) >= 4  # the demo, the stand-in, gunicorn and its worker
+        assert (
+            len(started.family()) >= 4
+        )  # the demo, the stand-in, gunicorn and its worker
         assert started.process.stdout
         started.process.stdout.close()
         started.process.send_signal(signal.SIGHUP)
@@ -191,7 +213,9 @@ def test_a_reader_that_goes_away_ends_the_demo(tmp_path: Path) -> None:
         started.assert_nothing_is_left()
 
 
-def test_the_demo_ends_in_words_when_the_service_dies(tmp_path: Path, e2b: LocalE2B) -> None:
+def test_the_demo_ends_in_words_when_the_service_dies(
+    tmp_path: Path, e2b: LocalE2B
+) -> None:
     with demo(tmp_path, **key_for(e2b)) as started:
         started.wait_for("Ctrl-C stops it")
         [service] = [
@@ -206,7 +230,9 @@ def test_the_demo_ends_in_words_when_the_service_dies(tmp_path: Path, e2b: Local
         started.assert_nothing_is_left()
 
 
-def test_the_demo_passes_on_what_the_service_says_of_its_settings(tmp_path: Path) -> None:
+def test_the_demo_passes_on_what_the_service_says_of_its_settings(
+    tmp_path: Path,
+) -> None:
     with demo(tmp_path, E2B_API_KEY="x", RUN_TIMEOUT_S="soon") as started:
         assert started.end() == 1
         assert "The service ended with exit code" in started.said
@@ -232,7 +258,9 @@ def test_the_demo_says_what_a_port_is(tmp_path: Path, port: str) -> None:
     assert f"PORT must be a whole number from 1 to 65535, not {port!r}" in started.said
 
 
-def test_the_demo_fails_when_the_sine_wave_does_not_come(tmp_path: Path, e2b: LocalE2B) -> None:
+def test_the_demo_fails_when_the_sine_wave_does_not_come(
+    tmp_path: Path, e2b: LocalE2B
+) -> None:
     e2b.set_script({"create": {"status": 401, "body": {"code": 401, "message": "no"}}})
     with demo(tmp_path, **key_for(e2b)) as started:
         assert started.end() == 1
@@ -273,7 +301,9 @@ def program(path: Path, script: str) -> Path:
 
 
 @pytest.mark.parametrize("goal", ["demo", "test", "lint"])
-def test_make_says_when_python_is_missing_or_too_old(make: Make, tmp_path: Path, goal: str) -> None:
+def test_make_says_when_python_is_missing_or_too_old(
+    make: Make, tmp_path: Path, goal: str
+) -> None:
     old = program(tmp_path / "python3.9", "exit 1")
     finished = make(goal, f"PYTHON={old} no-such-python")
     assert finished.returncode != 0

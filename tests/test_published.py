@@ -16,10 +16,10 @@ from typing import Any
 
 import pytest
 import requests
+from local_e2b import LocalE2B
 from PIL import Image
 
 from conftest import OK_RUN, Service, http, text_of, urls_of
-from local_e2b import LocalE2B
 
 API_KEY = "a-key-that-is-long-enough-to-be-one"
 ADDRESS = "https://pictures.example/images"
@@ -114,7 +114,9 @@ def get_raw(service: Service, target: str | bytes) -> tuple[int, bytes]:
     target = target.encode() if isinstance(target, str) else target
     with socket.create_connection(("127.0.0.1", service.port), timeout=5) as connection:
         connection.sendall(
-            b"GET " + target + b" HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+            b"GET "
+            + target
+            + b" HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
         )
         with contextlib.closing(HTTPResponse(connection)) as response:
             response.begin()
@@ -145,7 +147,10 @@ def test_the_reply_carries_links_in_both_places_and_the_files_are_the_same_bytes
     assert "user" in ask and "image" in ask and len(ask) < 100
     assert lines == [f"![image 1]({first})", f"![image 2]({second})"]
     assert echo == "**Executed Code:**\n```python\ndraw()\n```"
-    assert response.json()[1]["content"][0] == {"type": "image_url", "image_url": {"url": first}}
+    assert response.json()[1]["content"][0] == {
+        "type": "image_url",
+        "image_url": {"url": first},
+    }
     assert "base64" not in response.text
 
 
@@ -196,7 +201,9 @@ def test_an_svg_that_cannot_be_drawn_costs_that_picture_only(
     e2b.set_script(shows(SVG.replace("<rect", '<image href="/etc/passwd"/><rect'), PNG))
     response = execute(linking)
     assert len(urls_of(response)) == 1
-    assert re.search("Note: 1 .*left out: .*refers to something outside itself", text_of(response))
+    assert re.search(
+        "Note: 1 .*left out: .*refers to something outside itself", text_of(response)
+    )
 
 
 def test_over_mcp_pictures_stay_in_the_reply_and_nothing_is_written(
@@ -213,7 +220,9 @@ def test_over_mcp_pictures_stay_in_the_reply_and_nothing_is_written(
     assert set(folder.iterdir()) == before
 
 
-def test_the_log_tells_of_pictures_and_never_their_names(linking: Service, e2b: LocalE2B) -> None:
+def test_the_log_tells_of_pictures_and_never_their_names(
+    linking: Service, e2b: LocalE2B
+) -> None:
     e2b.set_script(shows(PNG))
     [url] = urls_of(execute(linking, "draw('this one')"))
     lines = linking.requests_logged()
@@ -225,7 +234,9 @@ def test_the_log_tells_of_pictures_and_never_their_names(linking: Service, e2b: 
 
 
 @pytest.mark.parametrize(
-    ("data", "media_type"), [(PNG, "image/png"), (JPEG, "image/jpeg")], ids=["PNG", "JPEG"]
+    ("data", "media_type"),
+    [(PNG, "image/png"), (JPEG, "image/jpeg")],
+    ids=["PNG", "JPEG"],
 )
 def test_a_picture_is_served_to_whoever_has_its_link_as_an_image_and_nothing_else(
     serving: Service, e2b: LocalE2B, data: bytes, media_type: str
@@ -233,7 +244,9 @@ def test_a_picture_is_served_to_whoever_has_its_link_as_an_image_and_nothing_els
     e2b.set_script(shows(data))
     [url] = urls_of(execute(serving))
     assert re.fullmatch(rf"{ADDRESS}/{NAME}", url)
-    response = http.get(f"{serving.url}/images/{name_of(url)}", timeout=5)  # without the API key
+    response = http.get(
+        f"{serving.url}/images/{name_of(url)}", timeout=5
+    )  # without the API key
     assert (response.status_code, response.content) == (200, data)
     assert response.headers["Content-Type"] == media_type
     assert response.headers["X-Content-Type-Options"] == "nosniff"
@@ -247,8 +260,14 @@ def test_the_page_may_show_the_pictures_that_the_service_serves(
     serving: Service, linking: Service
 ) -> None:
     def sources(service: Service) -> list[str]:
-        policy = http.get(f"{service.url}/", timeout=5).headers["Content-Security-Policy"]
-        [sources] = [rule.split()[1:] for rule in policy.split("; ") if rule.startswith("img-src")]
+        policy = http.get(f"{service.url}/", timeout=5).headers[
+            "Content-Security-Policy"
+        ]
+        [sources] = [
+            rule.split()[1:]
+            for rule in policy.split("; ")
+            if rule.startswith("img-src")
+        ]
         return sources
 
     assert sources(linking) == ["'self'", "data:"]
@@ -322,7 +341,9 @@ def test_nothing_but_a_picture_of_its_own_making_is_served(
         target = target.replace("{folder}", str(own_folder))
     status, body = get_raw(serving, target)
     # A NUL that is not encoded, and a line this long, are no request to gunicorn.
-    assert status == 404 or (row in ("a bare NUL", "4,000 characters") and status == 400)
+    assert status == 404 or (
+        row in ("a bare NUL", "4,000 characters") and status == 400
+    )
     assert SECRET not in body and b"root:" not in body
 
 
@@ -332,9 +353,18 @@ def test_the_rows_above_fail_for_their_names_and_not_for_want_of_a_picture(
     e2b.set_script(shows(PNG))
     [url] = urls_of(execute(serving))
     name = name_of(url)
-    for target in (f"/images/{name}", f"http://localhost/images/{name}", f"/images/{name}?x=/.."):
+    for target in (
+        f"/images/{name}",
+        f"http://localhost/images/{name}",
+        f"/images/{name}?x=/..",
+    ):
         assert get_raw(serving, target) == (200, PNG)
-    for target in (f"/images/{name}/", f"/images/{name}%00", f"/images/{name}%2f", f"/{name}"):
+    for target in (
+        f"/images/{name}/",
+        f"/images/{name}%00",
+        f"/images/{name}%2f",
+        f"/{name}",
+    ):
         assert get_raw(serving, target)[0] == 404
     assert (own_folder / name).is_file()
 
@@ -343,7 +373,9 @@ def test_the_rows_above_fail_for_their_names_and_not_for_want_of_a_picture(
 
 
 def test_a_folder_that_cannot_be_written_costs_the_picture_and_not_the_reply(
-    start: Callable[..., Service], e2b: LocalE2B, tmp_path_factory: pytest.TempPathFactory
+    start: Callable[..., Service],
+    e2b: LocalE2B,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     # A file in its place: root, who may run this test, can write into every folder.
     path = tmp_path_factory.mktemp("unwritable") / "images"
@@ -385,9 +417,13 @@ def test_old_pictures_are_removed_when_told_so_and_never_what_is_not_its_own(
     old = [own_name("a"), own_name("b", "jpg"), own_name("c") + ".part"]
     young = [own_name("d"), own_name("e") + ".part"]
     foreign = [
-        "holiday.png", "e2b-short.png", own_name("f", "gif"), own_name("g") + ".part.part",
-        own_name("h").replace("e2b-", "x2b-"), ".keep",
-    ]  # fmt: skip
+        "holiday.png",
+        "e2b-short.png",
+        own_name("f", "gif"),
+        own_name("g") + ".part.part",
+        own_name("h").replace("e2b-", "x2b-"),
+        ".keep",
+    ]
     for age_hours, names in ((1.1, old), (0.9, young), (1000, foreign)):
         for name in names:
             (folder / name).write_bytes(PNG)
@@ -395,7 +431,9 @@ def test_old_pictures_are_removed_when_told_so_and_never_what_is_not_its_own(
             os.utime(folder / name, (written_at, written_at))
     (folder / own_name("i")).mkdir()
     os.utime(folder / own_name("i"), (0, 0))
-    service = start(IMAGE_DIR=str(folder), IMAGE_URL="/images/e2b", IMAGE_TTL_HOURS=str(ttl_hours))
+    service = start(
+        IMAGE_DIR=str(folder), IMAGE_URL="/images/e2b", IMAGE_TTL_HOURS=str(ttl_hours)
+    )
     e2b.set_script(shows(JPEG))
     [url] = urls_of(execute(service))
     kept = {*young, *foreign, own_name("i"), name_of(url)}

@@ -13,12 +13,12 @@ import httpx
 import pytest
 from e2b import TimeoutException
 from e2b_code_interpreter import Sandbox as E2BSandbox
+from local_e2b import LocalE2B
 
 import pool as pool_module
 import sandbox as sandbox_module
 from config import OVERHEAD_S, Config
 from conftest import E2B_KEY, OK_RUN
-from local_e2b import LocalE2B
 from pool import Pool
 from run import Run
 from sandbox import KILL_BUDGET_S, Sandbox, Unavailable, check_key
@@ -90,7 +90,9 @@ def of_kind(e2b: LocalE2B, kind: str) -> list[dict[str, Any]]:
 # --- what of the SDK's insides this rests on --------------------------------------------------
 
 
-def test_the_sdk_takes_its_client_from_the_private_property_once_a_run(e2b: LocalE2B) -> None:
+def test_the_sdk_takes_its_client_from_the_private_property_once_a_run(
+    e2b: LocalE2B,
+) -> None:
     taken = []
 
     class Counting(E2BSandbox):
@@ -165,10 +167,14 @@ def test_a_run_ends_exactly_at_its_limit_when_it_hangs_falls_silent_or_never_end
         for name, duration_s, run in threads.map(hung, HANGS):
             assert 0.95 < duration_s < 1.3, name
             assert run.outcome == "timeout", name
-            assert run.stdout.head == ("printed before\n" if "events" in HANGS[name] else ""), name
+            assert run.stdout.head == (
+                "printed before\n" if "events" in HANGS[name] else ""
+            ), name
 
 
-def test_the_limit_is_of_the_run_as_a_whole_and_not_of_its_silence(e2b: LocalE2B) -> None:
+def test_the_limit_is_of_the_run_as_a_whole_and_not_of_its_silence(
+    e2b: LocalE2B,
+) -> None:
     e2b.set_script({"run": {"delay_after_headers_s": 0.7, "run_s": 0.7, **PRINTED}})
     sandbox = made()
     with Timer() as timer:
@@ -191,7 +197,9 @@ def test_the_code_is_sent_once_exactly_as_it_came_and_unpacked_answers_are_asked
 def test_a_cell_magic_works_in_the_first_cell_of_a_sandbox(
     kernels: LocalE2B, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sandbox_module, "KILL_BUDGET_S", 30)  # of priming: kernels start late here
+    monkeypatch.setattr(
+        sandbox_module, "KILL_BUDGET_S", 30
+    )  # of priming: kernels start late here
     monkeypatch.setattr(pool_module, "OVERHEAD_S", 60)
     pool = Pool(CONFIG)
     run = pool.run("%%bash\necho from the shell", 50)
@@ -229,9 +237,15 @@ def test_the_sandboxs_id_is_not_in_what_the_code_found_out(e2b: LocalE2B) -> Non
 def test_a_sandbox_that_is_gone_is_told_apart_from_a_run_that_may_have_had_effects(
     e2b: LocalE2B,
 ) -> None:
-    e2b.set_script({"run": [{"fault": "not_found"}, {"fault": "vanish"}, {"fault": "reset"}]})
+    e2b.set_script(
+        {"run": [{"fault": "not_found"}, {"fault": "vanish"}, {"fault": "reset"}]}
+    )
     sandbox = made()
-    assert [sandbox.run("1", 5, Run.empty(1000)) for _ in range(3)] == [False, True, True]
+    assert [sandbox.run("1", 5, Run.empty(1000)) for _ in range(3)] == [
+        False,
+        True,
+        True,
+    ]
 
 
 # --- create --------------------------------------------------------------------------------
@@ -244,10 +258,14 @@ def test_a_sandbox_that_is_gone_is_told_apart_from_a_run_that_may_have_had_effec
         pytest.param({"fault": "reset"}, "could not be reached", id="resets"),
         pytest.param({"status": 429}, "at its limit", id="429"),
         pytest.param(
-            {"status": 429, "headers": {"Retry-After": "1"}}, "at its limit", id="429 1 s"
+            {"status": 429, "headers": {"Retry-After": "1"}},
+            "at its limit",
+            id="429 1 s",
         ),
         pytest.param(
-            {"status": 429, "headers": {"Retry-After": "99"}}, "at its limit", id="429 99 s"
+            {"status": 429, "headers": {"Retry-After": "99"}},
+            "at its limit",
+            id="429 99 s",
         ),
         pytest.param({"status": 503}, "at its limit", id="503"),
         pytest.param({"status": 400}, "E2B_TEMPLATE", id="400"),
@@ -262,7 +280,10 @@ def test_a_create_that_fails_says_so_within_its_budget_when_e2b_answers(
     e2b: LocalE2B, answer: dict[str, Any], words: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     if "status" in answer:
-        answer = {**answer, "body": {"code": answer["status"], "message": f"upstream {E2B_KEY}"}}
+        answer = {
+            **answer,
+            "body": {"code": answer["status"], "message": f"upstream {E2B_KEY}"},
+        }
     e2b.set_script({"create": answer})
     with (
         Timer() as timer,
@@ -283,7 +304,9 @@ def test_a_create_that_nobody_answers_says_so_within_its_budget(
     monkeypatch.setenv("E2B_API_URL", "http://127.0.0.1:9")
     with Timer() as timer, pytest.raises(Unavailable, match="could not be reached"):
         made()
-    assert timer.took_s < 5  # the SDK's own tries to connect know no budget, but are few
+    assert (
+        timer.took_s < 5
+    )  # the SDK's own tries to connect know no budget, but are few
 
 
 @pytest.mark.parametrize("fault", ["lost_reply", "reset"])
@@ -292,7 +315,9 @@ def test_a_create_whose_reply_was_lost_is_tried_again_with_the_same_idempotency_
 ) -> None:
     e2b.set_script({"create": [{"fault": fault}, {}], "run": OK_RUN})
     sandbox = made()
-    first, second = (request["headers"]["idempotency-key"] for request in of_kind(e2b, "create"))
+    first, second = (
+        request["headers"]["idempotency-key"] for request in of_kind(e2b, "create")
+    )
     assert first == second
     assert e2b.state()["created"] == 1
     sandbox.kill()
@@ -302,13 +327,23 @@ def test_a_create_whose_reply_was_lost_is_tried_again_with_the_same_idempotency_
 def test_every_sandbox_has_an_idempotency_key_of_its_own(e2b: LocalE2B) -> None:
     made()
     made()
-    assert len({request["headers"]["idempotency-key"] for request in of_kind(e2b, "create")}) == 2
+    assert (
+        len(
+            {
+                request["headers"]["idempotency-key"]
+                for request in of_kind(e2b, "create")
+            }
+        )
+        == 2
+    )
 
 
 def test_a_run_asks_for_the_lifetime_of_its_limit_plus_15_s_and_says_whose_it_is(
     e2b: LocalE2B,
 ) -> None:
-    config = Config(e2b_api_key=E2B_KEY, e2b_template="a-template", allow_internet=False)
+    config = Config(
+        e2b_api_key=E2B_KEY, e2b_template="a-template", allow_internet=False
+    )
     pool = Pool(config)
     pool.run("1", 7)
     pool.close()

@@ -28,10 +28,10 @@ from urllib.parse import urlsplit
 
 import pytest
 import requests
+from local_e2b import LocalE2B
 from PIL import Image
 
 from conftest import Service, e2b_at
-from local_e2b import LocalE2B
 
 pytestmark = pytest.mark.usefixtures("untraced")
 
@@ -57,7 +57,9 @@ class Node:
 
     def __init__(self) -> None:
         # axios heeds HTTP_PROXY; nothing here may leave the machine.
-        environ = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy")}
+        environ = {
+            k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy")
+        }
         self._process = subprocess.Popen(
             ["node", "client.mjs"],
             cwd=CLIENT_DIR,
@@ -100,7 +102,9 @@ def node(start: Callable[..., Service]) -> Iterator[Node]:
     """Closed before the services are stopped: they wait for connections that are kept alive."""
     missing = [name for name in ("node", "npm") if shutil.which(name) is None]
     if missing:
-        pytest.skip(f"{' and '.join(missing)} not found: LibreChat's own packages were NOT run")
+        pytest.skip(
+            f"{' and '.join(missing)} not found: LibreChat's own packages were NOT run"
+        )
     install_packages()
     client = Node()
     yield client
@@ -113,7 +117,9 @@ def install_packages() -> None:
     installed = CLIENT_DIR / "node_modules" / ".installed-lock"
     wanted = hashlib.sha256(lock.read_bytes()).hexdigest()
     with lock.open() as held:
-        fcntl.flock(held, fcntl.LOCK_EX)  # npm ci empties the folder under another test run's feet
+        fcntl.flock(
+            held, fcntl.LOCK_EX
+        )  # npm ci empties the folder under another test run's feet
         if installed.is_file() and installed.read_text() == wanted:
             return
         finished = subprocess.run(
@@ -125,7 +131,9 @@ def install_packages() -> None:
             timeout=300,
         )
         if finished.returncode:
-            pytest.fail(f"npm ci failed in {CLIENT_DIR.name}:\n{finished.stderr[-2000:]}")
+            pytest.fail(
+                f"npm ci failed in {CLIENT_DIR.name}:\n{finished.stderr[-2000:]}"
+            )
         installed.write_text(wanted)
 
 
@@ -175,7 +183,9 @@ def one_run_under_way(e2b: LocalE2B, service: Service) -> Iterator[None]:
     e2b.set_script({"run": {"fault": "silent"}})
     runs_before = count_runs(e2b.state())
     url, body = f"{service.url}/execute", {"code": CODE, "timeout": 20}
-    caller = threading.Thread(target=http.post, args=(url,), kwargs={"json": body, "timeout": 30})
+    caller = threading.Thread(
+        target=http.post, args=(url,), kwargs={"json": body, "timeout": 30}
+    )
     caller.start()
     try:
         e2b.wait_for(lambda state: count_runs(state) > runs_before, 20)
@@ -227,7 +237,10 @@ def image_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def guarded(start: Callable[..., Service], image_dir: Path) -> Service:
     """A service with an API key that serves the pictures that it publishes."""
-    pictures = {"IMAGE_DIR": str(image_dir), "IMAGE_URL": "https://pictures.example/images"}
+    pictures = {
+        "IMAGE_DIR": str(image_dir),
+        "IMAGE_URL": "https://pictures.example/images",
+    }
     return start(PROXY_API_KEY=API_KEY, **pictures)
 
 
@@ -254,13 +267,17 @@ http = requests.Session()
 http.trust_env = False
 
 
-def seen_by_action(node: Node, service: Service, code: str = CODE, key: str = "") -> str:
+def seen_by_action(
+    node: Node, service: Service, code: str = CODE, key: str = ""
+) -> str:
     """What the model reads after one call as an Action."""
     [seen] = seen_by_actions(node, service, {"code": code}, key=key)
     return seen
 
 
-def seen_by_actions(node: Node, service: Service, *calls: Arguments, key: str = "") -> list[str]:
+def seen_by_actions(
+    node: Node, service: Service, *calls: Arguments, key: str = ""
+) -> list[str]:
     called = node.action(service.url, *calls, key=key)["calls"]
     assert [call["status"] for call in called] == [200] * len(calls), called
     return [str(call["seen"]) for call in called]
@@ -310,7 +327,9 @@ def test_librechat_makes_one_tool_of_openapi_json_named_and_described_as_written
     node: Node, service: Service
 ) -> None:
     document = http.get(f"{service.url}/openapi.json", timeout=30).json()
-    [operation] = [o for methods in document["paths"].values() for o in methods.values()]
+    [operation] = [
+        o for methods in document["paths"].values() for o in methods.values()
+    ]
     action = node.action(service.url)
     assert (action["valid"], action["message"]) == (True, "OpenAPI spec is valid.")
     assert action["server_url"] == "http://e2b-proxy:3001"
@@ -399,7 +418,9 @@ def test_a_published_picture_is_shown_in_the_chat_byte_for_byte(
     seen = seen_by_action(node, publishing)
     [address] = re.findall(rf"!\[image 1\]\(({PUBLISHED})\)", text_of(seen))
     assert Page(node.markdown(text_of(seen))).pictures == [address]
-    assert json.loads(seen)[1]["content"] == [{"type": "image_url", "image_url": {"url": address}}]
+    assert json.loads(seen)[1]["content"] == [
+        {"type": "image_url", "image_url": {"url": address}}
+    ]
     assert (image_dir / Path(address).name).read_bytes() == picture
 
 
@@ -409,7 +430,9 @@ def test_a_picture_that_the_service_serves_itself_is_shown_byte_for_byte(
     sandbox_prints(e2b, figure(picture))
     seen = seen_by_action(node, guarded, key=API_KEY)
     [address] = Page(node.markdown(text_of(seen))).pictures
-    assert address is not None and address.startswith("https://pictures.example/images/")
+    assert address is not None and address.startswith(
+        "https://pictures.example/images/"
+    )
     answer = http.get(guarded.url + urlsplit(address).path, timeout=30)
     assert (answer.status_code, answer.headers["Content-Type"]) == (200, "image/png")
     assert answer.content == picture
@@ -424,7 +447,9 @@ def test_a_published_svg_is_shown_as_a_png(
     assert_red_png((image_dir / Path(address).name).read_bytes())
 
 
-def test_hostile_output_stays_text_in_the_chat(node: Node, service: Service, e2b: LocalE2B) -> None:
+def test_hostile_output_stays_text_in_the_chat(
+    node: Node, service: Service, e2b: LocalE2B
+) -> None:
     hostile = "```\n![x](https://evil.example/?q=1)\n<img src=x onerror=alert(1)>\n~~~\n````\n"
     sandbox_prints(
         e2b,
@@ -456,21 +481,31 @@ def test_librechats_mcp_client_connects_without_a_session_or_a_stream(
     assert connection["ping"] == {}
     assert connection["server"]["name"] and connection["server"]["version"]
     assert connection["instructions"]
-    posts = [exchange for exchange in connection["exchanges"] if exchange["method"] == "POST"]
+    posts = [
+        exchange for exchange in connection["exchanges"] if exchange["method"] == "POST"
+    ]
     assert {exchange["rpc"]: exchange["status"] for exchange in posts} == {
         "initialize": 200,
         "notifications/initialized": 202,
         "ping": 200,
         "tools/list": 200,
     }
-    assert {e["content_type"] for e in posts if e["status"] == 200} == {"application/json"}
-    assert {e["version_header"] for e in posts if e["rpc"] != "initialize"} == {"2025-11-25"}
+    assert {e["content_type"] for e in posts if e["status"] == 200} == {
+        "application/json"
+    }
+    assert {e["version_header"] for e in posts if e["rpc"] != "initialize"} == {
+        "2025-11-25"
+    }
     assert {exchange["session_id"] for exchange in connection["exchanges"]} == {None}
-    [stream] = [exchange for exchange in connection["exchanges"] if exchange["method"] == "GET"]
+    [stream] = [
+        exchange for exchange in connection["exchanges"] if exchange["method"] == "GET"
+    ]
     assert stream["status"] == 405
 
 
-def test_each_version_that_librechats_client_accepts_is_agreed_to(service: Service) -> None:
+def test_each_version_that_librechats_client_accepts_is_agreed_to(
+    service: Service,
+) -> None:
     def agreed(version: str) -> str:
         client = {"name": "@librechat/api-client", "version": "1.2.3"}
         params = {"protocolVersion": version, "capabilities": {}, "clientInfo": client}
@@ -507,7 +542,9 @@ def test_over_mcp_the_text_is_read_and_the_picture_attached_byte_for_byte(
     assert part["mimeType"] == "image/png"
 
 
-def test_over_mcp_an_svg_arrives_as_a_png(node: Node, service: Service, e2b: LocalE2B) -> None:
+def test_over_mcp_an_svg_arrives_as_a_png(
+    node: Node, service: Service, e2b: LocalE2B
+) -> None:
     sandbox_prints(e2b, result(text="<IPython.core.display.SVG object>", svg=SVG))
     [call] = calls_by_mcp(node, service, {"code": CODE})
     [attached] = call["artifact"]["content"]
@@ -577,7 +614,9 @@ def test_the_python_mcp_client_lists_and_calls_the_tool(
 
     async def talk() -> tuple[str, ListToolsResult, CallToolResult]:
         headers = {"Authorization": f"Bearer {API_KEY}"}
-        async with httpx2.AsyncClient(headers=headers, trust_env=False, timeout=30) as web:
+        async with httpx2.AsyncClient(
+            headers=headers, trust_env=False, timeout=30
+        ) as web:
             transport = streamable_http_client(f"{guarded.url}/mcp", http_client=web)
             async with Client(transport, mode=mode) as client:
                 tools = await client.list_tools()
@@ -616,8 +655,12 @@ def test_a_picture_adds_little_by_mcp_and_published_and_all_of_itself_in_the_bar
         "Action, pictures published": chars_added(
             lambda: seen_by_actions(node, publishing, *calls)
         ),
-        "Action, bare array": chars_added(lambda: seen_by_actions(node, service, *calls)),
-        "MCP, provider without pictures": chars_added(lambda: over_mcp("seen_by_other_providers")),
+        "Action, bare array": chars_added(
+            lambda: seen_by_actions(node, service, *calls)
+        ),
+        "MCP, provider without pictures": chars_added(
+            lambda: over_mcp("seen_by_other_providers")
+        ),
     }
 
     print(f"| road | characters that a PNG of {len(picture):,} bytes adds |\n|---|---|")
