@@ -27,6 +27,7 @@ from typing import Any
 
 import httpx
 import local_e2b
+import local_e2b_kernels
 import psutil
 import pytest
 import requests
@@ -490,10 +491,10 @@ def test_a_kernel_that_dies_is_told_after_a_while_and_started_again(
     first_cells: dict[str, tuple[str, list[Event]]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert local_e2b.RESTART_S > 1
-    monkeypatch.setattr(local_e2b, "RESTART_S", 0.3)
+    assert local_e2b_kernels.RESTART_S > 1
+    monkeypatch.setattr(local_e2b_kernels, "RESTART_S", 0.3)
     # However long this machine takes to see that the kernel has died.
-    monkeypatch.setattr(local_e2b, "HELD_BACK_S", 20)
+    monkeypatch.setattr(local_e2b_kernels, "HELD_BACK_S", 20)
     sandbox_id = first_cells["indented"][0]
     run(kernels, sandbox_id, "x = 1")
     started = time.monotonic()
@@ -547,8 +548,8 @@ def test_a_lifetime_that_ends_in_the_middle_of_a_run_takes_the_sandbox_away(
 def test_a_silent_run_is_kept_alive_every_five_seconds(
     kernels: LocalE2B, warm_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert local_e2b.KEEPALIVE_S == 5
-    monkeypatch.setattr(local_e2b, "KEEPALIVE_S", 1)
+    assert local_e2b_kernels.KEEPALIVE_S == 5
+    monkeypatch.setattr(local_e2b_kernels, "KEEPALIVE_S", 1)
     events = run(kernels, warm_id, "import time; time.sleep(1.5); 'woke'")
     assert events == complete([{"type": "keepalive"}, result(text="woke")])
 
