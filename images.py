@@ -14,7 +14,8 @@ from pathlib import Path
 from time import monotonic
 
 from config import OVERHEAD_S, Config, log
-from run import JPEG, PNG, SVG, BadPicture, Picture, Run, picture_from
+from pictures import JPEG, PNG, SVG, BadPicture, Picture, picture_from
+from run import Run
 
 _NAME = re.compile(r"e2b-[A-Za-z0-9_-]{32}\.(png|jpg)")
 _SVG_BUDGET_S = 5.0  # for all pictures of a reply

@@ -22,8 +22,9 @@ from e2b.exceptions import (
 from e2b_code_interpreter.code_interpreter_sync import Sandbox as E2BSandbox
 
 from config import VERSION, Config, log
-from run import Run, StreamReader
-from tracebacks import GLUED, unprefixed
+from run import Run
+from stream import StreamReader
+from tracebacks import renumber_run
 
 KILL_BUDGET_S = 4  # for a small call to E2B: kill, renew, prime, list
 _METADATA = {"service": "e2b-proxy", "version": VERSION, "process": uuid.uuid4().hex}
@@ -204,27 +205,8 @@ class Sandbox:
         else:
             reason = reader.broken or "the connection ended before the run did"
             run.outcome, run.problem = "error", f"The run broke off: {reason}."
-        self._mend_texts(code, run)
+        renumber_run(run, code, self._e2b.sandbox_id, is_first_cell=not self._primed)
         return status not in (404, 502) or took_s > 2
-
-    def _mend_texts(self, code: str, run: Run) -> None:
-        run.traceback = GLUED.sub("\n", run.traceback)
-        evidence = f"{run.traceback}\n{run.stderr.head}\n{run.stderr.tail}"
-        mend = unprefixed(code, evidence)
-        own = (
-            "(most recent call last)" not in run.traceback
-        )  # it is this code that has no syntax
-
-        def mended(text: str, **how: bool) -> str:
-            text = text if self._primed else mend(text, **how)
-            return text.replace(self._e2b.sandbox_id, "[sandbox id]")
-
-        run.traceback = mended(run.traceback, syntax_error=own)
-        run.error_value = mended(run.error_value, syntax_error=own)
-        for part in (run.stdout, run.stderr, run.values):
-            part.head, part.tail = (
-                mended(text, printed=True) for text in (part.head, part.tail)
-            )
 
 
 @_in_our_words()

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from formatter import echo, fence, format_run
-from run import PNG, Picture, Run
+from pictures import PNG, Picture
+from run import Run
 
 NO_OUTPUT = "Code executed successfully, without output."
 LIMIT = 30_000

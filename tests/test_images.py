@@ -22,7 +22,8 @@ from PIL import Image
 import images
 from config import Config
 from images import BLOB, json_pieces, publish, published, rasterize
-from run import JPEG, PNG, SVG, Picture, Run
+from pictures import JPEG, PNG, SVG, Picture
+from run import Run
 
 SVG_TO_PNG = Path(images.__file__).with_name("svg_to_png.py")
 XMLNS = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'

@@ -14,17 +14,9 @@ import pytest
 from PIL import Image
 
 from config import MAX_REPLY_IMAGE_BYTES, Config
-from run import (
-    JPEG,
-    MAX_PIXELS,
-    PNG,
-    SVG,
-    BadPicture,
-    Clipped,
-    Run,
-    StreamReader,
-    picture_from,
-)
+from pictures import JPEG, MAX_PIXELS, PNG, SVG, BadPicture, picture_from
+from run import Clipped, Run
+from stream import StreamReader
 
 LONG = 300 * 1024  # more than the reader decodes at a time
 LIMIT = 30_000

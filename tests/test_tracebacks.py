@@ -22,7 +22,13 @@ from typing import Any
 
 import pytest
 
-from tracebacks import GLUED, unprefixed
+from run import Run
+from tracebacks import (
+    prefix_lines,
+    renumber_run,
+    renumber_syntax_error,
+    split_headings,
+)
 
 DASHES = "-" * 75
 SANDBOX_ID = "itls7re05vwhe0hmxkji"
@@ -48,9 +54,19 @@ def quoted(prefix: str) -> str:
     )
 
 
-def mended(code: str, traceback: str) -> str:
-    text = GLUED.sub("\n", traceback)
-    return unprefixed(code, text)(text)
+def renumbered(code: str, traceback: str) -> str:
+    text = split_headings(traceback)
+    return renumber_syntax_error(text, prefix_lines(code, text))
+
+
+def renumbered_run(code: str, value: str, traceback: str, stderr: str) -> Run:
+    """What the service makes of a failed first cell."""
+    run = Run.empty(100_000)
+    run.error_value = value
+    run.traceback = traceback
+    run.stderr.add(stderr)
+    renumber_run(run, code, SANDBOX_ID, is_first_cell=True)
+    return run
 
 
 class TestRecordings:
@@ -62,14 +78,14 @@ class TestRecordings:
             "Cell In[2], line 1",
             "----> 1 1/0",
         ]
-        assert GLUED.sub("\n", glued).split("\n") == [*lines, "Z: division"]
+        assert split_headings(glued).split("\n") == [*lines, "Z: division"]
 
     def test_an_error_of_the_first_cell_counts_from_the_callers_code(self) -> None:
         glued = (
             f"{DASHES}{heading('ZeroDivisionError')}Cell In[1], line 5\n{quoted(PREFIX)}"
             "----> 5 1/0\nZeroDivisionError: division by zero"
         )
-        assert mended("1/0", glued).split("\n") == [
+        assert renumbered("1/0", glued).split("\n") == [
             *(
                 DASHES,
                 heading("ZeroDivisionError"),
@@ -80,24 +96,24 @@ class TestRecordings:
         ]
 
     def test_a_syntax_error_does_so_in_its_heading_and_in_its_value(self) -> None:
-        mend = unprefixed(
-            "def f(:\n  pass", "  Cell In[1], line 5\n    def f(:\n          ^\n"
+        run = renumbered_run(
+            code="def f(:\n  pass",
+            value="invalid syntax (1159740971.py, line 5)",
+            traceback="  Cell In[1], line 5\n    def f(:\n          ^\n",
+            stderr="",
         )
-        assert (
-            mend("  Cell In[1], line 5\n    def f(:")
-            == "  Cell In[1], line 1\n    def f(:"
-        )
-        value = "invalid syntax (1159740971.py, line 5)"
-        assert mend(value) == "invalid syntax (1159740971.py, line 1)"
+        assert run.traceback == "  Cell In[1], line 1\n    def f(:\n          ^\n"
+        assert run.error_value == "invalid syntax (1159740971.py, line 1)"
 
     def test_a_warning_does_so_on_stderr(self) -> None:
         text = "/tmp/ipykernel_304/1510321324.py:6: UserWarning: careful\n  warnings.warn('careful')\n"
-        mend = unprefixed("import warnings\nwarnings.warn('careful')\n'v'", text)
-        assert mend(text) == text.replace(".py:6:", ".py:2:")
+        code = "import warnings\nwarnings.warn('careful')\n'v'"
+        run = renumbered_run(code, value="", traceback="", stderr=text)
+        assert run.stderr.text() == text.replace(".py:6:", ".py:2:")
 
     def test_a_traceback_in_pythons_own_form_does_so(self) -> None:
         text = '  File "/tmp/ipykernel_304/15.py", line 7, in <module>\n    1/0\n'
-        assert unprefixed("a\nb\n1/0", text)(text) == text.replace("line 7", "line 3")
+        assert renumbered("a\nb\n1/0", text) == text.replace("line 7", "line 3")
 
     def test_the_rows_of_a_library_keep_their_numbers(self) -> None:
         library = (
@@ -106,7 +122,7 @@ class TestRecordings:
         )
         text = f"Cell In[1], line 5\n{quoted(PREFIX)}----> 5 input()\n{library}E: no"
         assert (
-            mended("input()", text)
+            renumbered("input()", text)
             == f"Cell In[1], line 1\n----> 1 input()\n{library}E: no"
         )
 
@@ -114,7 +130,7 @@ class TestRecordings:
         text = "Cell In[1], line 25, in f(a)\n      5 def f(a):\n   (...)\n---> 25     1/0\nE: x"
         code = "def f(a):\n" + "    0\n" * 19 + "    1/0"
         want = "Cell In[1], line 21, in f(a)\n      1 def f(a):\n   (...)\n---> 21     1/0\nE: x"
-        assert mended(code, text) == want
+        assert renumbered(code, text) == want
 
     @pytest.mark.parametrize("lines", [2, 3, 7, 40])
     def test_the_lines_before_are_as_many_as_they_are(self, lines: int) -> None:
@@ -122,14 +138,14 @@ class TestRecordings:
         text = f"Cell In[1], line {at}\n{at - 1:>7} x = 1\n----> {at} 1/0\nE: x"
         fill = "-" * (len(str(at)) - 1)
         want = f"Cell In[1], line 2\n{1:>{max(7, len(str(at)))}} x = 1\n{fill}----> 2 1/0\nE: x"
-        assert mended("x = 1\n1/0", text) == want
+        assert renumbered("x = 1\n1/0", text) == want
 
     def test_nothing_quoted_means_the_four_lines_that_e2b_has(self) -> None:
         value = "invalid syntax (1385981374.py, line 6)"
-        assert unprefixed("%%bash\necho hi", "")(value) == value.replace("6", "2")
+        assert renumbered("%%bash\necho hi", value) == value.replace("6", "2")
 
     def test_a_number_within_the_prefix_stays(self) -> None:
-        assert unprefixed("1/0", "")("(15.py, line 3)") == "(15.py, line 3)"
+        assert renumbered("1/0", "(15.py, line 3)") == "(15.py, line 3)"
 
     def test_no_row_of_the_prefix_is_left_even_with_a_wrong_number(self) -> None:
         """Seen under Python 3.11: the rows of a class's frame are counted from its first line."""
@@ -140,7 +156,7 @@ class TestRecordings:
         text = "\n".join(
             ["Cell In[1], line 7, in A()", *rows, "      9 class A:", "E: x"]
         )
-        assert "environ" not in mended("class A:\n    x = 1\n    y = x / 0", text)
+        assert "environ" not in renumbered("class A:\n    x = 1\n    y = x / 0", text)
 
 
 class TestHostileTexts:
@@ -154,7 +170,7 @@ class TestHostileTexts:
     )
     def test_a_number_of_5000_digits_is_no_line_number(self, start: str) -> None:
         text = start + "9" * 5000
-        assert mended("1/0", text).endswith("9" * 4900)
+        assert renumbered("1/0", text).endswith("9" * 4900)
 
     @pytest.mark.parametrize(
         "message",
@@ -169,7 +185,7 @@ class TestHostileTexts:
     def test_a_message_is_left_alone(self, message: str) -> None:
         text = f"Cell In[1], line 5\n----> 5 f()\nValueError: {message}"
         assert (
-            mended("f()", text)
+            renumbered("f()", text)
             == f"Cell In[1], line 1\n----> 1 f()\nValueError: {message}"
         )
 
@@ -185,9 +201,9 @@ class TestHostileTexts:
             "Cell In[1], line 5\n" + " " * 100_000 + "-" * 100_000,
         ],
     )
-    def test_a_long_one_is_mended_in_no_time(self, text: str) -> None:
+    def test_a_long_one_is_renumbered_in_no_time(self, text: str) -> None:
         started = time.process_time()
-        mended("x\n" * 50_000, text)
+        renumbered("x\n" * 50_000, text)
         assert time.process_time() - started < 2
 
 
@@ -370,18 +386,17 @@ def same_length(match: re.Match[str]) -> str:
 
 def check(told: dict[str, Any], code: str, prefix: str) -> None:
     value, traceback, stderr = told[as_first_cell(code, prefix)]
-    traceback = GLUED.sub("\n", traceback)
-    mend = unprefixed(code, f"{traceback}\n{stderr}\n")
+    run = renumbered_run(code, value, traceback, stderr)
     plain_value, plain_traceback, plain_stderr = told[as_first_cell(code, "")]
-    assert mend(traceback) == GLUED.sub("\n", plain_traceback)
-    assert mend(value) == plain_value
-    assert mend(stderr) == plain_stderr
+    assert run.traceback == split_headings(plain_traceback)
+    assert run.error_value == plain_value
+    assert run.stderr.text() == plain_stderr
     assert plain_traceback or plain_stderr
-    assert SANDBOX_ID not in mend(traceback)
+    assert SANDBOX_ID not in run.traceback
 
 
 @pytest.mark.parametrize("name", CODES)
-def test_a_mended_traceback_is_the_one_there_would_have_been(
+def test_a_renumbered_traceback_is_the_one_there_would_have_been(
     told: dict[str, Any], name: str
 ) -> None:
     check(told, CODES[name], PREFIX)

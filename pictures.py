@@ -1,0 +1,73 @@
+"""Pictures: the value, and knowing one by its bytes instead of by its label. Pure."""
+
+import binascii
+import math
+import re
+from dataclasses import dataclass, field
+
+PNG = "image/png"
+JPEG = "image/jpeg"
+SVG = "image/svg+xml"
+MAX_PIXELS = 50_000_000  # decoded by a viewer they take 200 MB
+_PNG_START = b"\x89PNG\r\n\x1a\n\x00\x00\x00\x0dIHDR"
+_JPEG_START = b"\xff\xd8\xff"
+# The start of an SVG: `<svg `, or what may stand before it: `<?xml version="1.0"?>`.
+_SVG_START = re.compile(rb"\s*(?:<\?xml|<!--|<!DOCTYPE svg|<svg)")
+# A JPEG's "start of frame": ff c0, a length of 11 to 20, 8 bits a sample, height, width.
+_JPEG_FRAME = re.compile(
+    rb"\xff[\xc0-\xc3\xc5-\xc7\xc9-\xcb\xcd-\xcf]\0[\x0b\x11\x14].(..)(..)", re.S
+)
+
+
+@dataclass(frozen=True)
+class Picture:
+    media_type: str
+    data: bytes = field(repr=False)
+
+
+class BadPicture(ValueError):
+    """The bytes are no picture that can be shown; the message is the reason."""
+
+
+def decode(label: str, text: str) -> bytes:
+    """The bytes of what E2B sent as png, jpeg or svg. Raises BadPicture."""
+    if label == "svg":
+        try:
+            return text.encode()
+        except UnicodeEncodeError:
+            reason = "an SVG with a lone surrogate, which is no character"
+            raise BadPicture(reason) from None
+    try:
+        return binascii.a2b_base64("".join(text.split()), strict_mode=True)
+    except ValueError:
+        raise BadPicture("not valid base64") from None
+
+
+def picture_from(data: bytes) -> Picture:
+    """Know a picture by its first bytes. Raises BadPicture."""
+    if _SVG_START.match(data) and b"<svg" in data:
+        return Picture(SVG, data)
+    if data.startswith(_PNG_START):
+        picture = Picture(PNG, data)
+    elif data.startswith(_JPEG_START):
+        picture = Picture(JPEG, data)
+    else:
+        raise BadPicture("neither PNG, JPEG nor SVG")
+    width, height = size_in_pixels(picture)
+    if not 0 < width * height <= MAX_PIXELS:
+        size = f"{width} x {height} pixels"
+        raise BadPicture(f"{size} (the limit is {MAX_PIXELS:,} in all)")
+    return picture
+
+
+def size_in_pixels(picture: Picture) -> tuple[int, int]:
+    """The width and height that a PNG or a JPEG claims to have, (0, 0) if it has none."""
+    if picture.media_type == PNG:
+        width = int.from_bytes(picture.data[16:20])
+        return width, int.from_bytes(picture.data[20:24])
+    frames = _JPEG_FRAME.findall(picture.data)
+    sizes = [
+        (int.from_bytes(width), int.from_bytes(height)) for height, width in frames
+    ]
+    # A viewer may take any of them: the largest counts.
+    return max(sizes, key=math.prod, default=(0, 0))

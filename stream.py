@@ -1,0 +1,212 @@
+"""Reads E2B's stream of a run: NDJSON in pieces in, in bounded memory. Pure.
+
+The stream's form: https://github.com/e2b-dev/code-interpreter (template/server)."""
+
+import json
+import re
+from typing import Any, Protocol
+
+from config import Config
+from pictures import BadPicture, Picture, decode, picture_from
+from run import Clipped
+
+# From here on a line of output is decoded while it is still growing.
+_LONG_OUTPUT_BYTES = 256 * 1024
+# JSON writes a character in at most this many: `\ud83d\ude00`.
+_CHARACTER_BYTES = 12
+# A list or an object takes some 100 bytes once parsed.
+_MAX_CONTAINERS = 250_000
+# What is kept of a line that is dropped, to say what it was.
+_LINE_START_BYTES = 4096
+# The start of a line of output: `{"type": "stdout", "text": "`.
+_OUTPUT = re.compile(rb'\s*\{\s*"type"\s*:\s*"(stdout|stderr)"\s*,\s*"text"\s*:\s*"')
+_LABEL = re.compile(rb'"(stdout|stderr|error|text|png|jpeg|svg|pdf|html)"')
+# `<matplotlib.lines.Line2D object at 0x7f…>`: a result's text that says nothing.
+_PLACEHOLDER = re.compile(r"<[\w.]+ object(?: at 0x[0-9a-f]+)?>")
+# What a result may carry that is never shown; a gif or a pdf is a loss even beside a
+# text.
+_ALWAYS_NAMED = {"image/gif": "gif", "image/webp": "webp", "pdf": "pdf"}
+_NOT_SHOWN = {**_ALWAYS_NAMED, "html": "html", "javascript": "javascript"}
+
+
+class TextSink(Protocol):
+    def add(self, text: str, /) -> None: ...
+
+
+class RunSink(Protocol):
+    """What a stream is read into; a `Run` is one."""
+
+    error_name: str
+    error_value: str
+    traceback: str
+
+    @property
+    def stdout(self) -> TextSink: ...
+
+    @property
+    def stderr(self) -> TextSink: ...
+
+    def add_value(self, text: str, /) -> None: ...
+
+    def keep(self, picture: Picture, config: Config, /) -> None: ...  # or BadPicture
+
+    def leave_out(self, what: str, why: str, /) -> None: ...
+
+
+class StreamReader:
+    """Reads a stream into `run`.
+
+    A line of output is read in parts, however long; any other that is over every
+    limit is dropped."""
+
+    def __init__(self, run: RunSink, config: Config) -> None:
+        self.ended = False  # the end marker was seen
+        self.broken = ""  # what about the stream could not be understood
+        self.run = run
+        self._config = config
+        self._line = bytearray()
+        self._decode_at = _LONG_OUTPUT_BYTES
+        self._dropped_bytes = 0
+        # A PIL image carries its png and its jpeg in one line; base64 adds a third.
+        self._max_line_bytes = config.max_image_bytes * 3 + 2 * _LONG_OUTPUT_BYTES
+
+    def feed(self, chunk: bytes) -> None:
+        first, *others = chunk.split(b"\n")
+        self._grow(first)
+        for piece in others:
+            self._end_line()
+            self._grow(piece)
+
+    def _grow(self, piece: bytes) -> None:
+        if self._dropped_bytes:
+            self._dropped_bytes += len(piece)
+            return
+        self._line += piece
+        if len(self._line) > self._decode_at:
+            self._decode_at = 2 * len(self._line)
+            self._take_output()
+        if len(self._line) > self._max_line_bytes:
+            self._dropped_bytes = len(self._line)
+            del self._line[_LINE_START_BYTES:]
+
+    def _take_output(self) -> None:
+        """Take what there is of a line of output, as if it were a line of its own."""
+        output = _OUTPUT.match(self._line)
+        if not output:
+            return
+        start = output.end()
+        # The end of what there is may be the middle of a character.
+        for end in range(len(self._line), len(self._line) - _CHARACTER_BYTES, -1):
+            text = _unquoted(self._line[start:end])
+            if text is not None:
+                self._sink(output[1].decode()).add(text)
+                del self._line[start:end]
+                self._decode_at = _LONG_OUTPUT_BYTES
+                return
+
+    def _end_line(self) -> None:
+        line = self._line
+        self._line = bytearray()
+        self._decode_at = _LONG_OUTPUT_BYTES
+        is_error = b'"error"' in line[:40]
+        containers = line.count(b"[") + line.count(b"{")
+        if containers > _MAX_CONTAINERS and not is_error:
+            self._dropped_bytes = len(line)
+        if self._dropped_bytes:
+            self._note_dropped(line)
+        elif line.strip() and not self.broken:
+            self._read(line)
+
+    def _note_dropped(self, line: bytearray) -> None:
+        labels = _LABEL.findall(line[:_LINE_START_BYTES])
+        label = labels[-1].decode() if labels else "an unknown kind"
+        size = f"{self._dropped_bytes / 1e6:,.1f} MB of {label}"
+        self.run.leave_out("output", f"{size}, which is over every limit")
+        self._dropped_bytes = 0
+
+    def _read(self, line: bytearray) -> None:
+        try:
+            self._take_event(json.loads(line))
+        except (
+            ValueError,
+            LookupError,
+            TypeError,
+            AttributeError,
+            RecursionError,
+        ) as e:
+            kind = type(e).__name__
+            self.broken = f"a line of E2B's answer could not be read ({kind})"
+
+    def _take_event(self, event: dict[str, Any]) -> None:
+        match event["type"]:
+            case "stdout" | "stderr" as name:
+                self._sink(name).add(str(event["text"]))
+            case "result":
+                self._take_result(event)
+            case "error":
+                self._take_error(event)
+            case "end_of_execution":
+                self.ended = True
+
+    def _sink(self, name: str) -> TextSink:
+        return self.run.stdout if name == "stdout" else self.run.stderr
+
+    def _take_error(self, event: dict[str, Any]) -> None:
+        limit = self._config.max_output_chars
+        self.run.error_name = str(event["name"])[:200] or "Error"
+        self.run.error_value = str(event["value"])[: limit // 4]
+        # Much of it goes later: the lines before the first cell, colours.
+        traceback = Clipped(8 * limit)
+        traceback.add(str(event["traceback"]))
+        self.run.traceback = traceback.text()
+
+    def _take_result(self, event: dict[str, Any]) -> None:
+        formats = {**(event.get("extra") or {}), **event}
+        labels = [label for label in ("png", "jpeg", "svg") if formats.get(label)]
+        if labels:
+            self._take_picture({label: str(formats[label]) for label in labels})
+            names = _ALWAYS_NAMED
+        else:
+            text = _value_text(formats)
+            if text is not None:
+                self.run.add_value(text)
+            names = _NOT_SHOWN if text is None else _ALWAYS_NAMED
+        for label, name in names.items():
+            if formats.get(label):
+                self.run.leave_out(f"{name} output", "this format is not shown")
+
+    def _take_picture(self, texts: dict[str, str]) -> None:
+        """Keep the first of a picture's forms that is good."""
+        problems = []
+        for label, text in texts.items():
+            try:
+                picture = picture_from(decode(label, text))
+                self.run.keep(picture, self._config)
+                return
+            except BadPicture as exc:
+                problems.append(str(exc))
+        self.run.leave_out("picture", problems[0])
+
+
+def _unquoted(part: bytearray) -> str | None:
+    """The text of a part of a JSON string, None if it does not end with a character."""
+    try:
+        text = str(json.loads(b'"' + part + b'"'))
+    except ValueError:
+        return None
+    ends_in_half_a_pair = "\ud800" <= text[-1:] <= "\udbff"
+    return None if ends_in_half_a_pair else text
+
+
+def _value_text(formats: dict[str, Any]) -> str | None:
+    """The text of a result without a picture, None if none of it says something."""
+    text = formats.get("text")
+    if text is not None and not _PLACEHOLDER.fullmatch(str(text)):
+        return str(text)
+    for label in ("markdown", "latex", "json"):
+        value = formats.get(label)
+        if value is not None:
+            return value if isinstance(value, str) else json.dumps(value)
+    if text is None or any(formats.get(label) for label in _NOT_SHOWN):
+        return None
+    return str(text)
