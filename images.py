@@ -10,16 +10,20 @@ import time
 from base64 import b64encode
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
+from typing import Any
 
 from config import OVERHEAD_S, Config, log
 from pictures import JPEG, PNG, SVG, BadPicture, Picture, picture_from
 from run import Run
 
 _NAME = re.compile(r"e2b-[A-Za-z0-9_-]{32}\.(png|jpg)")
+_SVG_TO_PNG = Path(__file__).with_name("svg_to_png.py")
 _SVG_BUDGET_S = 5.0  # for all pictures of a reply
 _renderers = threading.BoundedSemaphore(2)  # each is a process of up to 1 GiB
+_SVG_TEXT = re.compile(rb"<(\w+:)?text")
 # Anything but a part of the same document or a picture inside it, in attributes and in CSS.
 _REFERS_OUTSIDE = re.compile(
     r"""(?:href|src)\s*=\s*+(?!["']\s*+(?:\#|data:image/(?:png|jpeg|gif|webp);base64,))
@@ -30,34 +34,71 @@ _REFERS_OUTSIDE = re.compile(
 BLOB = secrets.token_hex(16)
 
 
+@dataclass(frozen=True)
+class Delivery:
+    """What of a run's pictures is in a reply."""
+
+    parts: list[dict[str, Any]]  # of the array's or of MCP's content
+    blobs: list[bytes]  # one for each BLOB in the parts, for `json_pieces`
+    links: list[str]  # addresses of published pictures, for the text
+
+
+def deliver(run: Run, config: Config, *, over_mcp: bool) -> Delivery:
+    """Decide what becomes of a run's pictures.
+
+    Over MCP they are image parts, and SVGs are drawn. The array has links to them where
+    they are published, also drawn; otherwise data URIs of what the run showed."""
+    publishes = config.image_dir is not None and not over_mcp
+    if over_mcp or publishes:
+        rasterize(run, config)
+    if publishes:
+        links = publish(run, config)
+        return Delivery([_url_part(link) for link in links], [], links)
+    parts = []
+    for picture in run.pictures:
+        media_type = picture.media_type
+        if over_mcp:
+            parts.append({"type": "image", "data": BLOB, "mimeType": media_type})
+        else:
+            parts.append(_url_part(f"data:{media_type};base64,{BLOB}"))
+    return Delivery(parts, [picture.data for picture in run.pictures], [])
+
+
+def _url_part(url: str) -> dict[str, Any]:
+    return {"type": "image_url", "image_url": {"url": url}}
+
+
 def rasterize(run: Run, config: Config) -> None:
     """Replace a run's SVGs by PNGs; one that cannot be drawn is left out, with a note."""
     overhead_s = sum(s for step, s in run.durations_s.items() if step != "run")
     give_up_at = monotonic() + min(_SVG_BUDGET_S, OVERHEAD_S - overhead_s)
-    pictures, run.pictures = run.pictures, []
+    pictures = run.pictures
+    run.pictures = []
     for picture in pictures:
-        is_svg = picture.media_type == SVG
         try:
-            run.keep(_draw(picture.data, give_up_at) if is_svg else picture, config)
+            if picture.media_type == SVG:
+                picture = _draw(picture.data, run, give_up_at)
+            run.keep(picture, config)
         except BadPicture as exc:
             run.leave_out("picture", str(exc))
-        if is_svg and re.search(rb"<(\w+:)?text", picture.data):
-            run.leave_out(
-                "SVG text", "text is drawn from paths only (svg.fonttype: path)"
-            )
 
 
-def _draw(svg: bytes, give_up_at: float) -> Picture:
+def _draw(svg: bytes, run: Run, give_up_at: float) -> Picture:
+    if _SVG_TEXT.search(svg):
+        why = "text is drawn from paths only (svg.fonttype: path)"
+        run.leave_out("SVG text", why)
     if _REFERS_OUTSIDE.search(svg.decode("utf-8", "replace")):
         raise BadPicture("an SVG that refers to something outside itself")
     left_s = give_up_at - monotonic()
     if left_s <= 0 or not _renderers.acquire(timeout=left_s):
         raise BadPicture("an SVG for which there was no time")
-    command = [sys.executable, "-I", str(Path(__file__).with_name("svg_to_png.py"))]
-    left_s = max(0.1, give_up_at - monotonic())
     try:
         child = subprocess.run(
-            command, input=svg, capture_output=True, timeout=left_s, env={}
+            [sys.executable, "-I", str(_SVG_TO_PNG)],
+            input=svg,
+            capture_output=True,
+            timeout=max(0.1, give_up_at - monotonic()),
+            env={},
         )
     except subprocess.TimeoutExpired:
         raise BadPicture("an SVG that takes too long to draw") from None
@@ -70,44 +111,60 @@ def _draw(svg: bytes, give_up_at: float) -> Picture:
 
 def publish(run: Run, config: Config) -> list[str]:
     """Write a run's pictures into IMAGE_DIR, whose old ones go; returns the addresses."""
-    folder, urls = config.image_dir or Path(), []
-    oldest = time.time() - config.image_ttl_hours * 3600
-    for path in folder.glob("e2b-*") if config.image_ttl_hours else ():
-        with suppress(OSError):
-            if (
-                _NAME.fullmatch(path.name.removesuffix(".part"))
-                and path.lstat().st_mtime < oldest
-            ):
-                path.unlink()
+    folder = config.image_dir or Path()
+    if config.image_ttl_hours:
+        _remove_old(folder, time.time() - config.image_ttl_hours * 3600)
+    urls = []
     for picture in run.pictures:
-        name = f"e2b-{secrets.token_urlsafe(24)}.{'png' if picture.media_type == PNG else 'jpg'}"
-        part = folder / f"{name}.part"
+        suffix = "png" if picture.media_type == PNG else "jpg"
+        name = f"e2b-{secrets.token_urlsafe(24)}.{suffix}"
         try:
-            part.write_bytes(picture.data)
-            part.chmod(0o644)  # whatever the umask: LibreChat runs as another user
-            part.rename(folder / name)
-            urls.append(f"{config.image_url.rstrip('/')}/{name}")
+            _write(folder, name, picture.data)
         except OSError as exc:
-            with suppress(OSError):
-                part.unlink()
             log.error("a picture could not be published, check IMAGE_DIR: %r", str(exc))
             run.leave_out("picture", "it could not be stored by this service")
+        else:
+            urls.append(f"{config.image_url.rstrip('/')}/{name}")
     return urls
+
+
+def _write(folder: Path, name: str, data: bytes) -> None:
+    """Write a file that nobody sees before it is whole. Raises OSError."""
+    part = folder / f"{name}.part"
+    try:
+        part.write_bytes(data)
+        part.chmod(0o644)  # whatever the umask: LibreChat runs as another user
+        part.rename(folder / name)
+    except OSError:
+        with suppress(OSError):
+            part.unlink()
+        raise
+
+
+def _remove_old(folder: Path, oldest: float) -> None:
+    for path in folder.glob("e2b-*"):
+        if not _NAME.fullmatch(path.name.removesuffix(".part")):
+            continue
+        with suppress(OSError):
+            if path.lstat().st_mtime < oldest:
+                path.unlink()
 
 
 def published(name: str, config: Config) -> tuple[bytes, str] | None:
     """The bytes and the media type of a picture that this service wrote and serves."""
+    if not _NAME.fullmatch(name) or not config.image_url.startswith("http"):
+        return None
     path = (config.image_dir or Path()) / name
-    is_own = _NAME.fullmatch(name) and path.is_file() and not path.is_symlink()
-    if not is_own or not config.image_url.startswith("http"):
+    if path.is_symlink() or not path.is_file():
         return None
     return path.read_bytes(), PNG if path.suffix == ".png" else JPEG
 
 
 def json_pieces(body: object, blobs: Sequence[bytes]) -> list[bytes]:
-    """A JSON body in pieces, in which each BLOB became the next of `blobs`, as base64."""
-    first, *texts = (text.encode() for text in json.dumps(body).split(BLOB))
-    return [
-        first,
-        *(p for pair in zip(map(b64encode, blobs), texts, strict=True) for p in pair),
-    ]
+    """A JSON body in pieces, in which each BLOB became the next of `blobs`, in base64."""
+    first, *others = json.dumps(body).split(BLOB)
+    pieces = [first.encode()]
+    for blob, text in zip(blobs, others, strict=True):
+        pieces.append(b64encode(blob))
+        pieces.append(text.encode())
+    return pieces
