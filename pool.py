@@ -1,12 +1,27 @@
-"""The places for sandboxes: each is taken until its sandbox is gone at E2B, as E2B counts it.
+"""Which sandbox a run gets, and when each sandbox is ended.
 
-Each sandbox is used once. Kills, and making sandboxes ahead, are off the caller's path."""
+A sandbox has a slot from before E2B is asked for it until it is gone there, so that E2B never
+counts more than `max_concurrent_runs`. Each sandbox is used once. Kills, and making sandboxes
+ahead of their runs, are off the caller's path.
+
+The states of a slot, and the methods of `_Slots` that move it from one to the next:
+
+              take
+    free -------------------------------> running ---+
+      |                                      ^       |
+      | reserve           offer         take |       | end             remove
+      +---------> making -------> ready -----+       +-----> ending ---------> free
+                    |               |                |
+                    +---------------+----------------+
+
+A caller's thread takes a slot and ends it. A keeper's thread reserves one and offers it, and ends
+it when nobody took it. A thread for each kill removes it. `Pool.close` ends all. A slot whose
+sandbox was never made is free as soon as it ends."""
 
 import math
 import threading
 from collections import defaultdict
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
@@ -16,25 +31,155 @@ from typing import Literal
 from config import LIFETIME_MARGIN_S, OVERHEAD_S, Config, log
 from metrics import KILLS_FAILED, RUNS, SANDBOX_SECONDS, STEP_SECONDS
 from run import Run
-from sandbox import KILL_BUDGET_S, Sandbox, Unavailable
+from sandbox import KILL_BUDGET_S, Sandbox, SandboxGone, Unavailable
 
-# After the last try E2B ends the sandbox itself, at the end of its lifetime.
+# Pauses after a kill that failed. After the last, E2B has ended the sandbox itself.
 _KILL_AGAIN_AFTER_S = (0.5, 2, math.inf)
+# Of a run's overhead: for what remains to be done after it, on a busy machine too.
+_RESERVE_S = 1.5
+# A sandbox that waits is renewed this often, and lives LIFETIME_MARGIN_S longer than a run. So
+# two renewals may be late, and whoever takes it still has it for a whole run.
 _RENEW_AFTER_S = 5
+# Pauses between tries to make a sandbox ahead, doubled each time: E2B's free plan allows one
+# create a second, and a fault that lasts needs no more than one try a minute.
+_FIRST_BACK_OFF_S = 1
+_LONGEST_BACK_OFF_S = 60
+# How soon a keeper sees that a budget is free again at midnight, which nobody tells it.
+_LOOK_AGAIN_AFTER_S = 1
 RETRY_AFTER_S = 5
 _SPENT = (
     "The budget of {:,} sandbox seconds a day is spent. It is reset at midnight UTC."
 )
+_STOPPING = "This service is being stopped. Try again in a minute."
+
+State = Literal["making", "ready", "running", "ending"]
 
 
 class Full(Exception):
-    """Every place is taken; there may be one in RETRY_AFTER_S."""
+    """Every slot is taken; there may be a free one in RETRY_AFTER_S."""
 
 
 @dataclass(eq=False)
-class _Place:
-    state: Literal["making", "ready", "running", "ending"]  # making: ahead of a run
-    sandbox: Sandbox | None = None
+class _Slot:
+    sandbox: Sandbox
+    state: State = "making"
+
+
+class _Slots:
+    """The slots, and the seconds that their sandboxes lived.
+
+    All that changes is changed here, under the one lock, and who waits for it is woken."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._changed = threading.Condition()  # its lock is the pool's only one
+        self._slots: list[_Slot] = []  # the oldest first; free ones are not in it
+        self._waiting = 0  # callers in `take`
+        self._ended_s: defaultdict[date, float] = defaultdict(float)
+
+    def take(self, must_be_new: bool) -> _Slot:
+        """Return a slot for a run: with a sandbox made ahead, if there is one, or a free one.
+
+        A slot that is about to be ready or free is waited for, by one caller each, for
+        KILL_BUDGET_S. Raises Full when there is none."""
+        with self._changed:
+            slot = self._take_now(must_be_new)
+            if not slot and self._waiting < self.count("making", "ending"):
+                self._waiting += 1
+                slot = self._changed.wait_for(
+                    lambda: self._take_now(must_be_new), KILL_BUDGET_S
+                )
+                self._waiting -= 1
+            if not slot:
+                RUNS.labels("full").inc()
+                raise Full
+            return slot
+
+    def _take_now(self, must_be_new: bool) -> _Slot | None:
+        ready = [slot for slot in self._slots if slot.state == "ready"]
+        if ready and not must_be_new:
+            slot = ready[0]
+        elif self._free():
+            slot = self._add()
+        else:
+            return None
+        slot.state = "running"
+        self._changed.notify_all()  # its keeper makes another one
+        return slot
+
+    def _free(self) -> int:
+        return self._config.max_concurrent_runs - len(self._slots)
+
+    def _add(self) -> _Slot:
+        self._slots.append(_Slot(Sandbox(self._config)))
+        return self._slots[-1]
+
+    def reserve(self, is_wanted: Callable[[], bool]) -> _Slot | None:
+        """Return a slot for a sandbox made ahead, which no caller is waiting for.
+
+        None, after a change or a second, when there is no such slot or none is wanted."""
+        with self._changed:
+            if self._free() > self._waiting and is_wanted():
+                return self._add()
+            self._changed.wait(_LOOK_AGAIN_AFTER_S)
+            return None
+
+    def offer(self, slot: _Slot) -> None:
+        """Its sandbox is made, for a caller to take; unless `Pool.close` ended it meanwhile."""
+        with self._changed:
+            if slot.state == "making":
+                slot.state = "ready"
+            self._changed.notify_all()
+
+    def stays_ready(self, slot: _Slot, for_s: float) -> bool:
+        """Wait; False as soon as a caller took the slot, or `Pool.close` ended it."""
+        with self._changed:
+            return not self._changed.wait_for(lambda: slot.state != "ready", for_s)
+
+    def withdraw(self, slot: _Slot) -> bool:
+        """As `end`, for one that was made ahead: unless a caller was faster."""
+        with self._changed:
+            return slot.state != "running" and self.end(slot)
+
+    def end(self, slot: _Slot) -> bool:
+        """Whether there is a sandbox that has to be killed now; without one the slot is free."""
+        with self._changed:
+            if slot.state == "ending":
+                return False
+            slot.state = "ending"
+            if not slot.sandbox.exists:
+                self.remove(slot)
+            self._changed.notify_all()
+            return slot.sandbox.exists
+
+    def remove(self, slot: _Slot) -> None:
+        """Its sandbox is gone, so that the slot is free."""
+        lived_s = slot.sandbox.age_s()
+        SANDBOX_SECONDS.inc(lived_s)
+        with self._changed:
+            self._ended_s[datetime.now(UTC).date()] += lived_s
+            self._slots.remove(slot)
+            self._changed.notify_all()
+
+    def count(self, *states: State) -> int:
+        with self._changed:
+            return sum(slot.state in states for slot in self._slots)
+
+    def end_all(self) -> list[_Slot]:
+        """End all that have a sandbox; return those whose sandbox has to be killed now."""
+        with self._changed:
+            made = [slot for slot in self._slots if slot.sandbox.exists]
+            return [slot for slot in made if self.end(slot)]
+
+    def seconds_today(self) -> float:
+        """Seconds of the sandboxes that ended since midnight UTC, and of those that live."""
+        with self._changed:
+            living_s = sum(slot.sandbox.age_s() for slot in self._slots)
+            return self._ended_s[datetime.now(UTC).date()] + living_s
+
+    def wait_until_all_are_free(self, timeout_s: float) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._slots, timeout_s)
 
 
 class Pool:
@@ -42,25 +187,23 @@ class Pool:
 
     def __init__(self, config: Config) -> None:
         self._config = config
-        self._changed, self._closing = threading.Condition(), threading.Event()
-        self._places: list[_Place] = []  # the oldest first
-        self._waiting = 0
-        self._spent_s: defaultdict[date, float] = defaultdict(float)
-        self._last_run_at = monotonic()
-        self._background = ThreadPoolExecutor(
-            config.max_concurrent_runs + config.warm_sandboxes
-        )
+        self._slots = _Slots(config)
+        self._closing = threading.Event()
+        self._last_taken_at = monotonic()
+        self.count = self._slots.count
+        self.seconds_spent = self._slots.seconds_today  # of this process
         for _ in range(config.warm_sandboxes):
-            self._background.submit(self._keep_one_ready)
+            threading.Thread(target=self._keep_one_ready).start()
 
     def run(self, code: str, limit_s: int) -> Run:
         """Run `code` once, for `limit_s` at most. Raises Full; other failures are in the Run."""
         run = Run.empty(self._config.max_output_chars)
         try:
-            for is_retry in (False, True):
-                with self._sandbox(code, limit_s, run, fresh=is_retry) as sandbox:
-                    if sandbox.run(code, limit_s, run):
-                        break  # else the sandbox was gone, and nothing has run yet
+            try:
+                self._run_in_a_sandbox(code, limit_s, run)
+            except SandboxGone:
+                # Nothing has run. Others that were made ahead may be gone as well.
+                self._run_in_a_sandbox(code, limit_s, run, must_be_new=True)
         except Unavailable as exc:
             run.problem = str(exc)
         for step, duration_s in run.durations_s.items():
@@ -68,152 +211,109 @@ class Pool:
         RUNS.labels(run.outcome).inc()
         return run
 
+    def _run_in_a_sandbox(
+        self, code: str, limit_s: int, run: Run, must_be_new: bool = False
+    ) -> None:
+        made_by = run.started_at + OVERHEAD_S - _RESERVE_S
+        lease = self.sandbox(limit_s, made_by, run.durations_s, must_be_new)
+        with lease as sandbox:
+            if code.lstrip().startswith("%%"):
+                sandbox.prime(made_by - monotonic())
+            sandbox.run(code, limit_s, run)
+
     @contextmanager
-    def _sandbox(
-        self, code: str, limit_s: int, run: Run, fresh: bool
+    def sandbox(
+        self,
+        limit_s: int,
+        made_by: float,
+        durations_s: dict[str, float],
+        must_be_new: bool = False,
     ) -> Iterator[Sandbox]:
-        """The one place where a run gets its sandbox, and where that is ended."""
-        started = monotonic()
-        place = self._take(fresh)
-        run.durations_s["queue"] = monotonic() - started
+        """Hand out a sandbox for work of `limit_s` seconds, and have it killed afterwards.
+
+        It is one that was made ahead, unless it `must_be_new`; or one that is made now, until
+        `made_by` on the clock of monotonic(). How long the steps "queue" and "create" took goes
+        into `durations_s`. Raises Full, and Unavailable when E2B fails or the budget is spent."""
+        if self._budget_is_spent():
+            raise Unavailable(_SPENT.format(self._config.sandbox_seconds_per_day))
+        asked_at = monotonic()
+        self._last_taken_at = asked_at
+        slot = self._slots.take(must_be_new)
+        taken_at = monotonic()
+        durations_s["queue"] = taken_at - asked_at
         try:
-            sandbox = place.sandbox
-            if not sandbox:
-                started = monotonic()
-                # What is left is for what remains to be done after the run, on a busy machine too.
-                budget_s = run.started_at + OVERHEAD_S - 1.5 - started
-                sandbox = self._make(place, limit_s, budget_s, code)
-                run.durations_s["create"] = monotonic() - started
-            yield sandbox
-        finally:
-            self._end(place)
-
-    def _take(self, fresh: bool) -> _Place:
-        with self._changed:
-            if self._budget_is_spent():
-                raise Unavailable(_SPENT.format(self._config.sandbox_seconds_per_day))
-            self._last_run_at = monotonic()
-            place = self._free_place(fresh)
-            # A place that is about to be free is waited for, by one caller each.
-            if not place and self._waiting < self.count("making") + self.count(
-                "ending"
-            ):
-                self._waiting += 1
-                place = self._changed.wait_for(
-                    lambda: self._free_place(fresh), KILL_BUDGET_S
-                )
-                self._waiting -= 1
-            if not place:
-                RUNS.labels("full").inc()
-                raise Full
-            return place
-
-    def _free_place(self, fresh: bool) -> _Place | None:
-        place = next(
-            (p for p in self._places if p.state == "ready" and not fresh), None
-        )
-        if not place and len(self._places) < self._config.max_concurrent_runs:
-            place = _Place("running")
-            self._places.append(place)
-        if place:
-            place.state = "running"
-            self._changed.notify_all()
-        return place
-
-    def _make(
-        self, place: _Place, limit_s: int, budget_s: float, code: str = ""
-    ) -> Sandbox:
-        place.sandbox = Sandbox(self._config, limit_s + LIFETIME_MARGIN_S, budget_s)
-        if self._closing.is_set():
-            raise Unavailable("This service is being stopped. Try again in a minute.")
-        place.sandbox.prime(place.sandbox.created_at + budget_s - monotonic(), code)
-        return place.sandbox
-
-    def _end(self, place: _Place, spare: str = "ending") -> None:
-        """Kill its sandbox in the background; the place is free once that is gone."""
-        with self._changed:
-            if place.state in ("ending", spare):
-                return
-            place.state = "ending"
-            if place.sandbox:
-                self._background.submit(self._kill, place, place.sandbox)
+            if slot.sandbox.exists:
+                slot.sandbox.live_for_at_least(limit_s)
             else:
-                self._places.remove(place)
-            self._changed.notify_all()
+                self._make(slot.sandbox, limit_s, made_by)
+                durations_s["create"] = monotonic() - taken_at
+            yield slot.sandbox
+        finally:
+            if self._slots.end(slot):
+                self._kill_in_background(slot)
 
-    def _kill(self, place: _Place, sandbox: Sandbox) -> None:
+    def _make(self, sandbox: Sandbox, limit_s: int, made_by: float) -> None:
+        sandbox.create(limit_s + LIFETIME_MARGIN_S, made_by - monotonic())
+        # Either `close` saw that the sandbox exists, or this sees that it was called.
+        if self._closing.is_set():
+            raise Unavailable(_STOPPING)
+
+    def _kill_in_background(self, slot: _Slot) -> None:
+        threading.Thread(target=self._kill, args=(slot,)).start()
+
+    def _kill(self, slot: _Slot) -> None:
         for pause_s in _KILL_AGAIN_AFTER_S:
             try:
                 with STEP_SECONDS.labels("kill").time():
-                    sandbox.kill()
+                    slot.sandbox.kill()
                 break
             except Unavailable:
                 KILLS_FAILED.inc()
-                self._closing.wait(min(pause_s, sandbox.ends_at - monotonic()))
-        lived_s = monotonic() - sandbox.created_at
-        SANDBOX_SECONDS.inc(lived_s)
-        with self._changed:
-            self._spent_s[datetime.now(UTC).date()] += lived_s
-            self._places.remove(place)
-            self._changed.notify_all()
-
-    def count(self, state: str) -> int:
-        with self._changed:
-            return sum(place.state == state for place in self._places)
-
-    def seconds_spent(self) -> float:
-        """Sandbox seconds since midnight UTC, of this process, of those that live included."""
-        with self._changed:
-            starts = [
-                place.sandbox.created_at for place in self._places if place.sandbox
-            ]
-            alive_s = sum(monotonic() - start for start in starts)
-            return self._spent_s[datetime.now(UTC).date()] + alive_s
-
-    def _budget_is_spent(self) -> bool:
-        budget_s = self._config.sandbox_seconds_per_day
-        return bool(budget_s) and self.seconds_spent() >= budget_s
+                self._closing.wait(min(pause_s, slot.sandbox.left_s()))
+        self._slots.remove(slot)
 
     def _keep_one_ready(self) -> None:
-        """Keep one sandbox ready while runs come, its end put off. Has a thread of its own."""
-        back_off_s, lifetime_s = 1.0, self._config.run_timeout_s + LIFETIME_MARGIN_S
+        """Keep one sandbox ready while runs come. Has a thread of its own."""
+        back_off_s = _FIRST_BACK_OFF_S
         while not self._closing.is_set():
-            with self._changed:
-                free = (
-                    self._config.max_concurrent_runs - len(self._places) - self._waiting
-                )
-                if free <= 0 or not self._wants_ready():
-                    self._changed.wait(1)
-                    continue
-                place = _Place("making")
-                self._places.append(place)
+            slot = self._slots.reserve(self._wants_ready)
+            if not slot:
+                continue
             try:
-                sandbox = self._make(place, self._config.run_timeout_s, OVERHEAD_S)
-                back_off_s = 1.0
-                with self._changed:
-                    place.state = "ready" if place.state == "making" else place.state
-                    self._changed.notify_all()
-                while place.state == "ready" and self._wants_ready():
-                    with self._changed:
-                        self._changed.wait(_RENEW_AFTER_S)
-                    age_s = lifetime_s - (sandbox.ends_at - monotonic())
-                    if place.state == "ready" and age_s > _RENEW_AFTER_S:
-                        sandbox.renew()
+                self._make_ahead(slot)
+                back_off_s = _FIRST_BACK_OFF_S
             except Unavailable as exc:
                 log.warning("no sandbox could be kept ready: %s", exc)
                 self._closing.wait(back_off_s)
-                back_off_s = min(2 * back_off_s, 60)
-            finally:
-                self._end(place, spare="running")
+                back_off_s = min(2 * back_off_s, _LONGEST_BACK_OFF_S)
+
+    def _make_ahead(self, slot: _Slot) -> None:
+        """Make a sandbox, offer it, and put its end off until it is taken or wanted no more.
+
+        Raises Unavailable. The slot is a caller's then, or it is ending."""
+        run_timeout_s = self._config.run_timeout_s
+        made_by = monotonic() + OVERHEAD_S
+        try:
+            self._make(slot.sandbox, run_timeout_s, made_by)
+            slot.sandbox.prime(made_by - monotonic())
+            self._slots.offer(slot)
+            while self._slots.stays_ready(slot, _RENEW_AFTER_S) and self._wants_ready():
+                slot.sandbox.live_for_at_least(run_timeout_s + LIFETIME_MARGIN_S)
+        finally:
+            if self._slots.withdraw(slot):
+                self._kill_in_background(slot)
 
     def _wants_ready(self) -> bool:
-        is_in_use = monotonic() - self._last_run_at < self._config.warm_idle_s
+        is_in_use = monotonic() - self._last_taken_at < self._config.warm_idle_s
         return is_in_use and not self._budget_is_spent()
+
+    def _budget_is_spent(self) -> bool:
+        budget_s = self._config.sandbox_seconds_per_day
+        return 0 < budget_s <= self.seconds_spent()
 
     def close(self, budget_s: float = 2 * KILL_BUDGET_S) -> None:
         """End every sandbox, and wait for that within the budget."""
         self._closing.set()
-        with self._changed:
-            for place in [place for place in self._places if place.sandbox]:
-                self._end(place)
-            self._changed.wait_for(lambda: not self._places, budget_s)
+        for slot in self._slots.end_all():
+            self._kill_in_background(slot)
+        self._slots.wait_until_all_are_free(budget_s)

@@ -1,9 +1,10 @@
 """One E2B sandbox: create it, run code in it within exact limits, put its end off, kill it.
 
-The only room that knows E2B's SDK. The SDK is pinned, because `_TappedSandbox` rests on private
+The only module that knows E2B's SDK. The SDK is pinned, because `_TappedSandbox` rests on private
 parts of it: its own timeout fires after twice the time, its parser keeps everything in memory."""
 
 import re
+import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,9 +28,30 @@ from stream import StreamReader
 from tracebacks import renumber_run
 
 KILL_BUDGET_S = 4  # for a small call to E2B: kill, renew, prime, list
+# The least time that a call gets, where none is left: enough for E2B to answer.
+_LEAST_BUDGET_S = 0.2
+# What E2B's proxy answers for a sandbox that is gone.
+_GONE_STATUSES = (404, 502)
+# It does so at once. A 502 that comes later may be that of a run which had begun.
+_GONE_WITHIN_S = 2
+# A run that fails so close to its limit was ended by it: the timer may fire a little early.
+_LIMIT_TOLERANCE_S = 0.1
 _METADATA = {"service": "e2b-proxy", "version": VERSION, "process": uuid.uuid4().hex}
+
+_FAILED = "E2B failed. Try again in a minute."
+_KEY_REFUSED = "E2B refused this service's key. Its operator has to check E2B_API_KEY."
+_AT_ITS_LIMIT = "E2B is at its limit of sandboxes or requests. Try again in a minute."
+_NO_ANSWER = "E2B did not answer in time. Try again in a minute."
+_NOT_REACHED = "E2B could not be reached. Try again in a minute."
+_TEMPLATE_REFUSED = (
+    "E2B refused to make a sandbox. Its operator has to check E2B_TEMPLATE."
+)
+_RUN_REFUSED = "E2B's sandbox refused the run, so the code did not run. Try again."
 _PROCESS_DIED = (
     "The Python process died: out of memory, a crash in a native library, or an exit."
+)
+_CONNECTION_FAILED = (
+    "The connection to the sandbox failed; the code may or may not have run."
 )
 
 
@@ -37,10 +59,14 @@ class Unavailable(Exception):
     """E2B did not do what was asked; the message says so in our own words, for the caller."""
 
 
+class SandboxGone(Unavailable):
+    """The sandbox was not there any more when it was to run something, so nothing has run."""
+
+
 def _connection(config: Config, budget_s: float) -> dict[str, Any]:
     # The SDK's transport adds httpx's read and write timeouts, so it ends after twice the time.
     # debug=False: with E2B_DEBUG in the environment the SDK would skip every kill.
-    timeout_s = max(budget_s, 0.2) / 2
+    timeout_s = max(budget_s, _LEAST_BUDGET_S) / 2
     return {"api_key": config.e2b_api_key, "request_timeout": timeout_s, "debug": False}
 
 
@@ -50,32 +76,29 @@ def _short(exc: Exception) -> str:
     return f"{type(exc).__name__} {words[:200]!r}"
 
 
+def _explain(exc: Exception) -> str:
+    """Say in our own words what it means that the SDK raised this."""
+    status = getattr(exc, "status_code", None)
+    if isinstance(exc, AuthenticationException) or status in (401, 403):
+        return _KEY_REFUSED
+    if isinstance(exc, (RateLimitException, ServiceBusyException)):
+        return _AT_ITS_LIMIT
+    if isinstance(exc, httpx.TimeoutException):
+        return _NO_ANSWER
+    if isinstance(exc, httpx.TransportError):
+        return _NOT_REACHED
+    if status in (400, 404):
+        return _TEMPLATE_REFUSED
+    return _FAILED
+
+
 @contextmanager
 def _in_our_words() -> Iterator[None]:
-    """Turn what the SDK raises into Unavailable, and tell the log what an operator has to check."""
+    """Turn what the SDK raises into Unavailable, and log what an operator has to check."""
     try:
         yield
     except Exception as exc:
-        status, text = (
-            getattr(exc, "status_code", None),
-            "E2B failed. Try again in a minute.",
-        )
-        if isinstance(exc, AuthenticationException) or status in (401, 403):
-            text = (
-                "E2B refused this service's key. Its operator has to check E2B_API_KEY."
-            )
-        elif isinstance(exc, (RateLimitException, ServiceBusyException)):
-            text = (
-                "E2B is at its limit of sandboxes or requests. Try again in a minute."
-            )
-        elif isinstance(exc, httpx.TimeoutException):
-            text = "E2B did not answer in time. Try again in a minute."
-        elif isinstance(exc, httpx.TransportError):
-            text = "E2B could not be reached. Try again in a minute."
-        elif status in (400, 404):
-            text = (
-                "E2B refused to make a sandbox. Its operator has to check E2B_TEMPLATE."
-            )
+        text = _explain(exc)
         log.warning("%s (%s)", text, _short(exc))
         raise Unavailable(text) from exc
 
@@ -86,21 +109,22 @@ class _Tap(httpx.BaseTransport):
     def __init__(
         self, inner: httpx.BaseTransport, reader: StreamReader, limit_s: float
     ) -> None:
-        self.status: int | None = None
-        self._inner, self._reader, self._limit_s = inner, reader, limit_s
+        self.status: int | None = None  # None: no answer came
+        self._inner = inner
+        self._reader = reader
+        self._limit_s = limit_s
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         # The reader wants the bytes as they are; and what is packed may be a bomb.
         request.headers["accept-encoding"] = "identity"
         request.extensions["timeout"] = {"read": self._limit_s, "write": 0}
         response = self._inner.handle_request(request)
-        self.status, stream = (
-            response.status_code,
-            cast(httpx.SyncByteStream, response.stream),
-        )
+        self.status = response.status_code
+        stream = cast(httpx.SyncByteStream, response.stream)
         try:
-            for chunk in stream if response.is_success else ():
-                self._reader.feed(chunk)
+            if response.is_success:
+                for chunk in stream:
+                    self._reader.feed(chunk)
         finally:
             stream.close()
         return httpx.Response(self.status)
@@ -110,9 +134,8 @@ class _TappedSandbox(E2BSandbox):
     """The SDK's sandbox, its run's stream read by a reader of ours; raises what the SDK does."""
 
     def __init__(self, **opts: Any) -> None:
-        super(BaseSandbox, self).__init__(
-            **opts
-        )  # without the SDK's clients that are never used
+        # Without the SDK's clients for files and commands, which are never used.
+        super(BaseSandbox, self).__init__(**opts)
 
     def send(self, code: str, limit_s: float, reader: StreamReader) -> None:
         transport = get_transport(self.connection_config, http_version="1.1")
@@ -128,31 +151,43 @@ class _TappedSandbox(E2BSandbox):
 
 
 class Sandbox:
-    """Made within `budget_s`; E2B ends it after `lifetime_s`. Its methods raise Unavailable."""
+    """One sandbox, from before E2B is asked for it. Its methods raise Unavailable."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        # Whether a cell ran in it: only the first one is given a prefix by E2B.
+        self._primed = False
+        self._lifetime_lock = threading.Lock()
+        self.exists = False
+        self._created_at = self._ends_at = 0.0
 
     @_in_our_words()
-    def __init__(self, config: Config, lifetime_s: int, budget_s: float) -> None:
-        self._config, self._lifetime_s = config, lifetime_s
-        self._primed = (
-            False  # a cell ran in it, which took the prefix that E2B gives the first
-        )
-        self.created_at = monotonic()
+    def create(self, lifetime_s: int, budget_s: float) -> None:
+        """Have E2B make it, within `budget_s`; a second time when the reply was lost."""
+        self._created_at = monotonic()
         # One key for both tries: E2B gives a sandbox whose reply was lost again.
         create = partial(
             _TappedSandbox.create,
-            config.e2b_template,
+            self._config.e2b_template,
             timeout=lifetime_s,
             metadata=_METADATA,
-            allow_internet_access=config.allow_internet,
+            allow_internet_access=self._config.allow_internet,
             idempotency_key=str(uuid.uuid4()),
         )
         try:
-            self._e2b = create(**_connection(config, budget_s))
+            self._e2b = create(**_connection(self._config, budget_s))
         except (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError):
-            self._e2b = create(
-                **_connection(config, self.created_at + budget_s - monotonic())
-            )
-        self.ends_at = monotonic() + lifetime_s
+            left_s = self._created_at + budget_s - monotonic()
+            self._e2b = create(**_connection(self._config, left_s))
+        self._ends_at = monotonic() + lifetime_s
+        self.exists = True
+
+    def age_s(self) -> float:
+        return monotonic() - self._created_at if self.exists else 0.0
+
+    def left_s(self) -> float:
+        """Until E2B ends it by itself."""
+        return self._ends_at - monotonic()
 
     @_in_our_words()
     def kill(self) -> None:
@@ -160,27 +195,32 @@ class Sandbox:
         self._e2b.kill(**_connection(self._config, KILL_BUDGET_S))
 
     @_in_our_words()
-    def renew(self) -> None:
-        """Let it live for its whole lifetime from now on."""
-        self._e2b.set_timeout(
-            self._lifetime_s, **_connection(self._config, KILL_BUDGET_S)
-        )
-        self.ends_at = monotonic() + self._lifetime_s
+    def live_for_at_least(self, lifetime_s: int) -> None:
+        """Put its end off, within KILL_BUDGET_S, unless it is that far away already."""
+        if self.left_s() >= lifetime_s:
+            return
+        # One at a time, so that a shorter lifetime never comes after a longer one.
+        with self._lifetime_lock:
+            if self.left_s() < lifetime_s:
+                connection = _connection(self._config, KILL_BUDGET_S)
+                self._e2b.set_timeout(lifetime_s, **connection)
+                self._ends_at = monotonic() + lifetime_s
 
     @_in_our_words()
-    def prime(self, budget_s: float, code: str = "") -> None:
-        """Run an empty cell, which takes E2B's prefix with it, unless `code` can do without."""
-        if code and not code.lstrip().startswith(
-            "%%"
-        ):  # a cell magic has to come first
+    def prime(self, budget_s: float) -> None:
+        """Run an empty cell, which takes E2B's prefix with it, unless one ran already."""
+        if self._primed:
             return
         reader = StreamReader(Run.empty(2), self._config)
-        self._e2b.send("pass", min(KILL_BUDGET_S, max(budget_s, 0.2)), reader)
+        limit_s = min(KILL_BUDGET_S, max(budget_s, _LEAST_BUDGET_S))
+        self._e2b.send("pass", limit_s, reader)
         self._primed = True
 
-    def run(self, code: str, limit_s: int, run: Run) -> bool:
-        """Run `code` once and fill `run`; False when the sandbox was gone, so that nothing ran."""
-        reader, started, failed = StreamReader(run, self._config), monotonic(), False
+    def run(self, code: str, limit_s: int, run: Run) -> None:
+        """Run `code` once, for `limit_s` at most, and fill `run`. Raises SandboxGone only."""
+        reader = StreamReader(run, self._config)
+        started = monotonic()
+        failed = False
         try:
             self._e2b.send(code, limit_s, reader)
         except Exception as exc:
@@ -188,27 +228,34 @@ class Sandbox:
             log.warning(
                 "run failed in sandbox %s: %s", self._e2b.sandbox_id, _short(exc)
             )
-        run.durations_s["run"] = took_s = monotonic() - started
+        took_s = monotonic() - started
+        run.durations_s["run"] = took_s
         status = self._e2b.tap.status
-        if run.error_name or (reader.ended and not reader.broken):
+        if status in _GONE_STATUSES and took_s <= _GONE_WITHIN_S:
+            raise SandboxGone(_RUN_REFUSED)
+        if (reader.ended and not reader.broken) or run.error_name:
+            # It ran to its end, or to an exception, whatever became of the stream after it.
             run.outcome = "error" if run.error_name else "ok"
             run.problem = _PROCESS_DIED if run.error_name == "ContextRestarting" else ""
-        elif failed and took_s > limit_s - 0.1:
+        elif failed and took_s > limit_s - _LIMIT_TOLERANCE_S:
+            # The request was given up at the limit; what had been printed is in the run.
             run.outcome = "timeout"
             run.problem = f"The run was stopped after {limit_s} s, its time limit."
         elif status is None:
-            run.problem = "The connection to the sandbox failed; the code may or may not have run."
+            # No answer: the request may have reached the sandbox, or not.
+            run.problem = _CONNECTION_FAILED
         elif not 200 <= status < 300:
-            run.problem = (
-                "E2B's sandbox refused the run, so the code did not run. Try again."
-            )
+            # An answer of E2B's own, which comes before the code is given to the kernel.
+            run.problem = _RUN_REFUSED
         else:
+            # The stream began, so the code ran; how far is not known.
             reason = reader.broken or "the connection ended before the run did"
-            run.outcome, run.problem = "error", f"The run broke off: {reason}."
+            run.outcome = "error"
+            run.problem = f"The run broke off: {reason}."
         renumber_run(run, code, self._e2b.sandbox_id, is_first_cell=not self._primed)
-        return status not in (404, 502) or took_s > 2
 
 
 @_in_our_words()
-def check_key(config: Config) -> None:  # raises Unavailable
+def check_key(config: Config) -> None:
+    """Ask E2B whether it takes the key. Raises Unavailable."""
     E2BSandbox.list(limit=1, **_connection(config, KILL_BUDGET_S)).next_items()

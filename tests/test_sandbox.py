@@ -21,7 +21,13 @@ from config import OVERHEAD_S, Config
 from conftest import E2B_KEY, OK_RUN
 from pool import Pool
 from run import Run
-from sandbox import KILL_BUDGET_S, Sandbox, Unavailable, check_key
+from sandbox import (
+    KILL_BUDGET_S,
+    Sandbox,
+    SandboxGone,
+    Unavailable,
+    check_key,
+)
 
 CONFIG = Config(e2b_api_key=E2B_KEY)
 PRINTED = {"events": [{"type": "stdout", "text": "printed before\n", "timestamp": "T"}]}
@@ -73,8 +79,10 @@ def took_s(call: Callable[[], object]) -> float:
     return timer.took_s
 
 
-def made(lifetime_s: int = 60) -> Sandbox:
-    return Sandbox(CONFIG, lifetime_s, OVERHEAD_S)
+def made(lifetime_s: int = 60, budget_s: float = OVERHEAD_S) -> Sandbox:
+    sandbox = Sandbox(CONFIG)
+    sandbox.create(lifetime_s, budget_s)
+    return sandbox
 
 
 def run_in(sandbox: Sandbox, code: str = "1", limit_s: int = 1) -> Run:
@@ -241,11 +249,16 @@ def test_a_sandbox_that_is_gone_is_told_apart_from_a_run_that_may_have_had_effec
         {"run": [{"fault": "not_found"}, {"fault": "vanish"}, {"fault": "reset"}]}
     )
     sandbox = made()
-    assert [sandbox.run("1", 5, Run.empty(1000)) for _ in range(3)] == [
-        False,
-        True,
-        True,
-    ]
+    with pytest.raises(SandboxGone):
+        run_in(sandbox)
+    for _ in range(2):
+        run_in(sandbox)
+
+
+def test_a_refusal_that_comes_late_is_no_sign_that_nothing_ran(e2b: LocalE2B) -> None:
+    e2b.set_script({"run": {"delay_s": 2.2, "fault": "gone"}})
+    run = run_in(made(), limit_s=5)
+    assert run.outcome == "unavailable"
 
 
 # --- create --------------------------------------------------------------------------------
@@ -290,7 +303,7 @@ def test_a_create_that_fails_says_so_within_its_budget_when_e2b_answers(
         caplog.at_level(logging.WARNING, "e2b_proxy"),
         pytest.raises(Unavailable, match=words) as raised,
     ):
-        Sandbox(CONFIG, 16, 2)
+        made(16, 2)
     assert timer.took_s < 3
     assert "upstream" not in str(raised.value)
     assert words in caplog.text
@@ -398,16 +411,17 @@ def test_with_e2b_debug_in_the_environment_it_is_killed_all_the_same(
     assert e2b.state()["killed"] == 1
 
 
-def test_renewing_puts_its_end_off_by_the_whole_lifetime(e2b: LocalE2B) -> None:
+def test_its_end_is_put_off_but_never_brought_nearer(e2b: LocalE2B) -> None:
     sandbox = made(lifetime_s=30)
-    before = sandbox.ends_at
-    sandbox.renew()
-    assert before < sandbox.ends_at <= time.monotonic() + 30
+    sandbox.live_for_at_least(20)
+    sandbox.live_for_at_least(40)
+    sandbox.live_for_at_least(20)
+    assert 39 < sandbox.left_s() <= 40
     (request,) = of_kind(e2b, "timeout")
-    assert request["body"] == {"timeout": 30}
+    assert request["body"] == {"timeout": 40}
     sandbox.kill()
     with pytest.raises(Unavailable):
-        sandbox.renew()
+        sandbox.live_for_at_least(50)
 
 
 def test_a_key_is_checked_without_making_a_sandbox(e2b: LocalE2B) -> None:
