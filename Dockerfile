@@ -13,8 +13,9 @@ COPY --from=build /venv /venv
 WORKDIR /app
 # What the service needs and nothing else: the stand-in runs code unisolated and stays out.
 COPY LICENSE openapi.json index.html gunicorn.conf.py ./
-COPY config.py formatter.py images.py mcp_server.py metrics.py pictures.py \
-     pool.py proxy.py run.py sandbox.py stream.py svg_to_png.py tracebacks.py ./
+COPY access.py config.py formatter.py images.py json_log.py mcp_server.py metrics.py \
+     pictures.py pool.py proxy.py run.py sandbox.py stream.py svg_to_png.py tracebacks.py \
+     worker.py ./
 ENV PATH=/venv/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \

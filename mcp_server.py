@@ -1,7 +1,8 @@
 """One MCP message in, one out: a stateless server with one tool.
 
-https://modelcontextprotocol.io/specification/2025-11-25. LibreChat takes a JSON-RPC error for a
-failed call, or a failed login: so what the model should read is a result, never an error."""
+https://modelcontextprotocol.io/specification/2025-11-25. LibreChat takes a JSON-RPC
+error for a failed call, or a failed login: what the model should read is a result.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,15 +17,17 @@ PROTOCOL_VERSIONS = (
     "2024-11-05",
     "2024-10-07",
 )
-PARSE_ERROR, INVALID_REQUEST, UNKNOWN_METHOD, INVALID_PARAMS = (
-    -32700,
-    -32600,
-    -32601,
-    -32602,
-)
+# JSON-RPC's own numbers: https://www.jsonrpc.org/specification#error_object
+PARSE_ERROR = -32700
+INVALID_REQUEST = -32600
+UNKNOWN_METHOD = -32601
+INVALID_PARAMS = -32602
+
+_Object = dict[str, Any]
 
 
-def error(message_id: object, code: int, text: str) -> dict[str, Any]:
+def error(message_id: object, code: int, text: str) -> _Object:
+    """A JSON-RPC error: the message with that id could not be answered."""
     return {
         "jsonrpc": "2.0",
         "id": message_id,
@@ -32,45 +35,68 @@ def error(message_id: object, code: int, text: str) -> dict[str, Any]:
     }
 
 
+def tool_result(text: str, images: list[_Object], *, is_error: bool) -> _Object:
+    """What a call of the tool gives: a text part, then the image parts."""
+    content = [{"type": "text", "text": text}, *images]
+    return {"content": content, "isError": is_error}
+
+
 def handle(
-    message: Any, tool: dict[str, Any], instructions: str, call: Callable[[Any], Any]
-) -> Any:
+    message: object,
+    tool: _Object,
+    instructions: str,
+    call: Callable[[_Object], _Object],
+) -> _Object | None:
     """Answer a message, or None when it wants no answer; `call` runs the tool."""
-    message = message if isinstance(message, dict) else {}
-    message_id, method, params = (
-        message.get(key) for key in ("id", "method", "params")
-    )
-    if not method and ("result" in message or "error" in message):
-        return None  # a response to a request that was never made
-    is_id = type(message_id) in (int, str, type(None))
-    if message.get("jsonrpc") != "2.0" or not isinstance(method, str) or not is_id:
+    if not isinstance(message, dict):
+        message = {}
+    if _is_response(message):
+        return None  # to a request that was never made
+    if not _is_request(message):
         return error(None, INVALID_REQUEST, "Expected one JSON-RPC 2.0 request.")
+    message_id = message.get("id")
     if message_id is None:
-        return None
-    params = params if isinstance(params, dict) else {}
-    result: dict[str, Any]
-    match method:
+        return None  # a notification
+    params = message.get("params")
+    if not isinstance(params, dict):
+        params = {}
+    match message["method"]:
         case "initialize":
-            asked = params.get("protocolVersion")
-            version = asked if asked in PROTOCOL_VERSIONS else PROTOCOL_VERSIONS[0]
-            info = {"name": "e2b-proxy", "version": VERSION}
-            result = {
-                "protocolVersion": version,
-                "capabilities": {"tools": {}},
-                "serverInfo": info,
-                "instructions": instructions,
-            }
+            result = _initialize(params, instructions)
         case "ping":
             result = {}
         case "tools/list":
             result = {"tools": [tool]}
         case "tools/call":
             if params.get("name") != tool["name"]:
-                return error(
-                    message_id, INVALID_PARAMS, f"The only tool is {tool['name']}."
-                )
+                text = f"The only tool is {tool['name']}."
+                return error(message_id, INVALID_PARAMS, text)
             arguments = params.get("arguments")
             result = call(arguments if isinstance(arguments, dict) else {})
         case _:
-            return error(message_id, UNKNOWN_METHOD, "This server has no such method.")
+            text = "This server has no such method."
+            return error(message_id, UNKNOWN_METHOD, text)
     return {"jsonrpc": "2.0", "id": message_id, "result": result}
+
+
+def _is_response(message: _Object) -> bool:
+    return not message.get("method") and ("result" in message or "error" in message)
+
+
+def _is_request(message: _Object) -> bool:
+    has_id_or_none = type(message.get("id")) in (int, str, type(None))
+    has_method = isinstance(message.get("method"), str)
+    return message.get("jsonrpc") == "2.0" and has_method and has_id_or_none
+
+
+def _initialize(params: _Object, instructions: str) -> _Object:
+    """Agree to the version that the client asks for, or offer the newest."""
+    asked = params.get("protocolVersion")
+    return {
+        "protocolVersion": asked
+        if asked in PROTOCOL_VERSIONS
+        else PROTOCOL_VERSIONS[0],
+        "capabilities": {"tools": {}},
+        "serverInfo": {"name": "e2b-proxy", "version": VERSION},
+        "instructions": instructions,
+    }

@@ -20,8 +20,9 @@ from local_e2b import LocalE2B
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
-from config import LIFETIME_MARGIN_S, MAX_BODY_BYTES, VERSION
+from config import LIFETIME_MARGIN_S, MAX_BODY_BYTES, VERSION, Config
 from conftest import E2B_KEY, OK_RUN, Service, http, text_of, urls_of
+from proxy import create_app
 
 API_KEY = "a-key-that-is-long-enough-to-be-one"
 JSON = {"Content-Type": "application/json"}
@@ -733,7 +734,10 @@ def test_a_key_in_the_address_or_the_body_opens_nothing(guarded: Service) -> Non
     assert http.post(url, json=body, timeout=5).status_code == 401
 
 
-@pytest.mark.parametrize("path", ["/health", "/ready", "/openapi.json", "/"])
+OPEN_PATHS = ["/", "/health", "/ready", "/openapi.json"]
+
+
+@pytest.mark.parametrize("path", OPEN_PATHS)
 def test_looking_at_the_service_needs_no_key(guarded: Service, path: str) -> None:
     assert http.get(guarded.url + path, timeout=10).status_code == 200
 
@@ -743,15 +747,16 @@ def test_published_pictures_need_no_key(guarded: Service) -> None:
     assert http.get(f"{guarded.url}/images/x.png", timeout=5).status_code == 404
 
 
-@pytest.mark.parametrize(
-    ("method", "path"), [("POST", "/execute"), ("POST", "/mcp"), ("GET", "/metrics")]
-)
-def test_everything_else_needs_the_key(
-    guarded: Service, method: str, path: str
-) -> None:
-    response = http.request(method, guarded.url + path, timeout=5)
-    assert response.status_code == 401
-    assert error_of(response)["code"] == "unauthorized"
+def test_everything_else_needs_the_key(guarded: Service) -> None:
+    rules = list(create_app(Config(e2b_api_key=E2B_KEY)).url_map.iter_rules())
+    others = [r for r in rules if r.rule not in [*OPEN_PATHS, "/images/<name>"]]
+    assert {"/execute", "/mcp", "/metrics"} <= {rule.rule for rule in others}
+    for rule in others:
+        path = re.sub("<.*?>", "x", rule.rule)
+        for method in rule.methods or ():
+            response = http.request(method, guarded.url + path, timeout=5)
+            assert response.status_code == 401
+            assert response.headers["WWW-Authenticate"] == "Bearer"
 
 
 # --- web pages of other origins, and names that lead here -------------------------------------

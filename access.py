@@ -1,0 +1,46 @@
+"""Who may call: three checks of a request's headers, each against an attack. Pure."""
+
+import re
+import secrets
+
+# Under none of these can a page from the internet be served by an attacker's own DNS:
+# "e2b-proxy:3001" (no dot), "a.localhost", "192.0.2.7:3001", "[2001:db8::1]". Nor is a
+# request without any Host a browser's: that is HTTP/1.0.
+_LOCAL_HOST = re.compile(r"([^.:]*|.*\.localhost|\d+(\.\d+){3}|\[[0-9a-f:.]+\])(:\d+)?")
+
+
+def is_host_served(host: str, allowed_hosts: str) -> bool:
+    """Whether a POST may name this host; `allowed_hosts` is ALLOWED_HOSTS.
+
+    The attack is DNS rebinding: a page is served under a name that then resolves to
+    this service; the visitor's browser takes both for one site.
+    """
+    host = host.lower()
+    if _LOCAL_HOST.fullmatch(host):
+        return True
+    without_port = re.sub(r":\d+$", "", host)
+    return without_port in re.split("[, ]+", allowed_hosts.lower())
+
+
+def is_origin_own(origin: str, host: str) -> bool:
+    """Whether the page at `origin` comes from this service, which was asked as `host`.
+
+    The attack is a forged request: a page of any site can have the visitor's browser
+    POST here. The browser says where the page is from, and no script can change that.
+    """
+    host = host.lower()
+    over_http = f"http://{host.removesuffix(':80')}"
+    over_https = f"https://{host.removesuffix(':443')}"
+    return origin.lower() in (over_http, over_https)
+
+
+def is_key_right(authorization: str, key: str) -> bool:
+    """Whether the Authorization header carries `key`, as `Bearer KEY`.
+
+    The attack is a guess, character by character, by the time that a comparison takes:
+    this one takes the same time wherever the first difference is.
+    """
+    scheme, _, token = authorization.partition(" ")
+    # As bytes: of texts, only ASCII ones are compared. Headers arrive as latin-1.
+    is_equal = secrets.compare_digest(token.encode("latin-1"), key.encode())
+    return is_equal and scheme.lower() == "bearer"

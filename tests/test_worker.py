@@ -1,0 +1,79 @@
+"""What worker.py assumes of gunicorn's insides, and the lines of the log."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import logging
+import re
+import sys
+from importlib.metadata import version
+
+import pytest
+from gunicorn import glogging
+from gunicorn.workers import gthread
+
+from conftest import ROOT
+from json_log import JsonFormatter
+from worker import JsonLogger, PatientWorker
+
+WHEN_IT_CHANGES = (
+    "worker.py overrides private parts of gunicorn's threaded worker. Read what changed in its"
+    " gthread.py, glogging.py and util.py against worker.py, run this file and"
+    " tests/test_process.py, then name the new version in requirements.in and lock."
+)
+
+
+# --- what of gunicorn's insides this rests on -----------------------------------------------
+
+
+def test_gunicorn_is_the_version_that_the_worker_was_written_against() -> None:
+    pinned = re.search(
+        r"^gunicorn==(\S+)$", (ROOT / "requirements.in").read_text(), re.M
+    )
+    assert pinned, WHEN_IT_CHANGES
+    assert version("gunicorn") == pinned[1] == "27.0.1", WHEN_IT_CHANGES
+
+
+@pytest.mark.parametrize("ours", [PatientWorker, JsonLogger])
+def test_each_method_of_the_worker_and_the_logger_overrides_one_that_takes_the_same(
+    ours: type,
+) -> None:
+    base = ours.__bases__[0]
+    for name, method in vars(ours).items():
+        if inspect.isfunction(method) and name != "__init__" and name[0] != "_":
+            theirs = getattr(base, name, None)
+            assert theirs, f"{name}: {WHEN_IT_CHANGES}"
+            taken = list(inspect.signature(method).parameters)
+            assert taken == list(inspect.signature(theirs).parameters), WHEN_IT_CHANGES
+
+
+def test_the_base_classes_use_what_the_worker_reads_and_sets() -> None:
+    worker = inspect.getsource(gthread.ThreadWorker)
+    for name in ("self.pending_conns", "self._accepting", "result is _DEFER"):
+        assert name in worker, WHEN_IT_CHANGES
+    connection = inspect.getsource(gthread.TConn)
+    for name in ("self.initialized", "self.data_ready", "self.timeout", "self.sock"):
+        assert name in connection, WHEN_IT_CHANGES
+    assert "self.error_log" in inspect.getsource(glogging.Logger), WHEN_IT_CHANGES
+
+
+# --- the lines of the log -----------------------------------------------------
+
+
+def test_a_line_is_one_json_object_without_a_key_and_with_the_traceback() -> None:
+    formatter = JsonFormatter(["top-secret-key", "short"])
+    try:
+        raise ValueError("about top-secret-key")
+    except ValueError:
+        record = logging.LogRecord(
+            "a", logging.ERROR, "f", 1, "in\nshort", (), sys.exc_info()
+        )
+    record.fields = {"path": "/top-secret-key"}
+    text = formatter.format(record)
+    assert "\n" not in text
+    line = json.loads(text)
+    assert line["level"] == "error"
+    assert line["path"] == "/[key]"
+    assert line["message"].startswith("in\nshort\nTraceback")
+    assert line["message"].endswith("ValueError: about [key]")
