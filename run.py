@@ -17,10 +17,10 @@ class Clipped:
     """Text whose middle is dropped as it grows: `limit` characters of it are kept."""
 
     def __init__(self, limit: int) -> None:
-        self.head = ""
+        self.head = ""  # all of the text, until something is missing
         self.tail = ""
         self.missing = 0  # characters between head and tail
-        self._half = limit // 2
+        self._limit = limit
 
     @property
     def kept(self) -> int:
@@ -28,44 +28,34 @@ class Clipped:
         return len(self.head) + len(self.tail)
 
     def add(self, text: str) -> None:
-        if not self.tail:
-            space = max(0, self._half - len(self.head))
-            self.head += text[:space]
-            text = text[space:]
-        self.tail += text
-        surplus = len(self.tail) - self._half
-        if surplus > 0:
-            self.tail = self.tail[surplus:]
-            self.missing += surplus
+        if self.missing:
+            self.tail += text
+        else:
+            self.head += text
+        self.cut(self._limit)
 
     def cut(self, limit: int) -> None:
-        """Keep at most `limit` characters from now on."""
-        surplus = self.kept - limit
-        if surplus <= 0:
+        """Drop the middle of what is more than `limit` characters."""
+        kept = self.kept
+        if kept <= limit:
             return
-        if not self.missing:  # head and tail are one text, cut wherever it grew
-            self.head += self.tail
-            self.tail = self.head
         half = limit // 2
+        end = self.tail if self.missing else self.head
         self.head = self.head[:half]
-        self.tail = self.tail[len(self.tail) - half :]
-        self.missing += surplus + limit % 2
+        self.tail = end[len(end) - half :]
+        self.missing += kept - self.kept
 
     def map(self, change: Callable[[str], str]) -> "Clipped":
-        """A copy with its text changed; in one piece when nothing is missing."""
-        copy = Clipped(2 * self._half)
+        """A copy in which head and tail are changed."""
+        copy = Clipped(self._limit)
+        copy.head = change(self.head)
+        copy.tail = change(self.tail)
         copy.missing = self.missing
-        if self.missing:
-            copy.head = change(self.head)
-            copy.tail = change(self.tail)
-        else:
-            copy.head = change(self.head + self.tail)
         return copy
 
     def text(self) -> str:
-        if not self.missing:
-            return self.head + self.tail
-        return f"{self.head}\n[… {self.missing:,} characters cut …]\n{self.tail}"
+        gap = f"\n[… {self.missing:,} characters cut …]\n" if self.missing else ""
+        return self.head + gap + self.tail
 
 
 @dataclass

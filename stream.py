@@ -7,8 +7,8 @@ import re
 from typing import Any, Protocol
 
 from config import Config
-from pictures import BadPicture, Picture, decode, picture_from
-from run import Clipped
+from pictures import BadPicture, decode, picture_from
+from run import Clipped, Run
 
 # From here on a line of output is decoded while it is still growing.
 _LONG_OUTPUT_BYTES = 256 * 1024
@@ -33,36 +33,22 @@ class TextSink(Protocol):
     def add(self, text: str, /) -> None: ...
 
 
-class RunSink(Protocol):
-    """What a stream is read into; a `Run` is one."""
-
-    error_name: str
-    error_value: str
-    traceback: str
-
-    @property
-    def stdout(self) -> TextSink: ...
-
-    @property
-    def stderr(self) -> TextSink: ...
-
-    def add_value(self, text: str, /) -> None: ...
-
-    def keep(self, picture: Picture, config: Config, /) -> None: ...  # or BadPicture
-
-    def leave_out(self, what: str, why: str, /) -> None: ...
-
-
 class StreamReader:
-    """Reads a stream into `run`.
+    """Reads a stream into `run`, and its stdout into another sink where one is given.
 
     A line of output is read in parts, however long; any other that is over every
     limit is dropped."""
 
-    def __init__(self, run: RunSink, config: Config) -> None:
+    def __init__(
+        self, run: Run, config: Config, stdout: TextSink | None = None
+    ) -> None:
+        self.run = run
         self.ended = False  # the end marker was seen
         self.broken = ""  # what about the stream could not be understood
-        self.run = run
+        self._outputs: dict[str, TextSink] = {
+            "stdout": stdout or run.stdout,
+            "stderr": run.stderr,
+        }
         self._config = config
         self._line = bytearray()
         self._decode_at = _LONG_OUTPUT_BYTES
@@ -99,7 +85,7 @@ class StreamReader:
         for end in range(len(self._line), len(self._line) - _CHARACTER_BYTES, -1):
             text = _unquoted(self._line[start:end])
             if text is not None:
-                self._sink(output[1].decode()).add(text)
+                self._outputs[output[1].decode()].add(text)
                 del self._line[start:end]
                 self._decode_at = _LONG_OUTPUT_BYTES
                 return
@@ -140,16 +126,13 @@ class StreamReader:
     def _take_event(self, event: dict[str, Any]) -> None:
         match event["type"]:
             case "stdout" | "stderr" as name:
-                self._sink(name).add(str(event["text"]))
+                self._outputs[name].add(str(event["text"]))
             case "result":
                 self._take_result(event)
             case "error":
                 self._take_error(event)
             case "end_of_execution":
                 self.ended = True
-
-    def _sink(self, name: str) -> TextSink:
-        return self.run.stdout if name == "stdout" else self.run.stderr
 
     def _take_error(self, event: dict[str, Any]) -> None:
         limit = self._config.max_output_chars
