@@ -8,9 +8,8 @@ import sys
 import threading
 import time
 from base64 import b64encode
-from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -30,8 +29,16 @@ _REFERS_OUTSIDE = re.compile(
     |url\s*+\(\s*+(?!["']?\s*+\#)|@import|<!ENTITY|<\?xml-stylesheet""",
     re.IGNORECASE | re.VERBOSE,
 )
-# Stands in a JSON body for bytes in base64; nobody can guess it, and so put it into a text.
-BLOB = secrets.token_hex(16)
+# Stands in a body for a blob; nobody can guess it, and so put it into a text.
+_PLACEHOLDER = secrets.token_hex(16)
+
+
+@dataclass(frozen=True)
+class Blob:
+    """Bytes in a body for `json_pieces`: there they are a text, as base64."""
+
+    data: bytes = field(repr=False)
+    prefix: str = ""
 
 
 @dataclass(frozen=True)
@@ -39,7 +46,6 @@ class Delivery:
     """What of a run's pictures is in a reply."""
 
     parts: list[dict[str, Any]]  # of the array's or of MCP's content
-    blobs: list[bytes]  # one for each BLOB in the parts, for `json_pieces`
     links: list[str]  # addresses of published pictures, for the text
 
 
@@ -53,18 +59,19 @@ def deliver(run: Run, config: Config, *, over_mcp: bool) -> Delivery:
         rasterize(run, config)
     if publishes:
         links = publish(run, config)
-        return Delivery([_url_part(link) for link in links], [], links)
+        return Delivery([_url_part(link) for link in links], links)
     parts = []
     for picture in run.pictures:
         media_type = picture.media_type
         if over_mcp:
-            parts.append({"type": "image", "data": BLOB, "mimeType": media_type})
+            data = Blob(picture.data)
+            parts.append({"type": "image", "data": data, "mimeType": media_type})
         else:
-            parts.append(_url_part(f"data:{media_type};base64,{BLOB}"))
-    return Delivery(parts, [picture.data for picture in run.pictures], [])
+            parts.append(_url_part(Blob(picture.data, f"data:{media_type};base64,")))
+    return Delivery(parts, [])
 
 
-def _url_part(url: str) -> dict[str, Any]:
+def _url_part(url: str | Blob) -> dict[str, Any]:
     return {"type": "image_url", "image_url": {"url": url}}
 
 
@@ -160,9 +167,15 @@ def published(name: str, config: Config) -> tuple[bytes, str] | None:
     return path.read_bytes(), PNG if path.suffix == ".png" else JPEG
 
 
-def json_pieces(body: object, blobs: Sequence[bytes]) -> list[bytes]:
-    """A JSON body in pieces, in which each BLOB became the next of `blobs`, in base64."""
-    first, *others = json.dumps(body).split(BLOB)
+def json_pieces(body: object) -> list[bytes]:
+    """A JSON body in pieces. JSON's own pass over megabytes of base64 is spared."""
+    blobs: list[bytes] = []
+
+    def placeholder(blob: Blob) -> str:
+        blobs.append(blob.data)
+        return blob.prefix + _PLACEHOLDER
+
+    first, *others = json.dumps(body, default=placeholder).split(_PLACEHOLDER)
     pieces = [first.encode()]
     for blob, text in zip(blobs, others, strict=True):
         pieces.append(b64encode(blob))

@@ -20,7 +20,7 @@ import mcp_server
 from access import is_host_served, is_key_right, is_origin_own
 from config import MAX_BODY_BYTES, VERSION, Config, log
 from formatter import echo, format_run
-from images import BLOB, json_pieces, publish, published, rasterize
+from images import deliver, json_pieces, published
 from metrics import IN_FLIGHT, PICTURE_BYTES, WARM_READY
 from pool import RETRY_AFTER_S, Full, Pool
 from run import Run
@@ -179,22 +179,11 @@ class _Service:
         """Run code; answers with LibreChat's two-element array: text, then pictures."""
         code, limit_s = parse_arguments(_json_body(), self._config)
         run = self._run(code, limit_s)
-        links = ""
-        blobs: list[bytes] = []
-        if self._config.image_dir:
-            rasterize(run, self._config)
-            urls = publish(run, self._config)
-            links = _links(urls)
-        else:
-            urls = [
-                f"data:{picture.media_type};base64,{BLOB}" for picture in run.pictures
-            ]
-            blobs = [picture.data for picture in run.pictures]
-        parts = [self._text(run), links, echo(code)]
+        delivery = deliver(run, self._config, over_mcp=False)
+        parts = [self._text(run), _markdown(delivery.links), echo(code)]
         text = "\n\n".join(part for part in parts if part)
-        content = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
-        body = [[{"type": "text", "text": text}], {"content": content}]
-        return _json(body, headers=[("X-Run-Outcome", run.outcome)], blobs=blobs)
+        body = [[{"type": "text", "text": text}], {"content": delivery.parts}]
+        return _json(body, headers={"X-Run-Outcome": run.outcome})
 
     def mcp(self) -> Response:
         """Answer one message of MCP's; 202 without a body where none is wanted."""
@@ -202,36 +191,20 @@ class _Service:
             message = _json_body()
         except http.BadRequest as exc:
             text = str(exc.description)
-            answer = mcp_server.error(None, mcp_server.PARSE_ERROR, text)
-            return _json(answer, 400)
-        blobs: list[bytes] = []
-
-        def call(arguments: dict[str, Any]) -> dict[str, Any]:
-            return self._call_tool(arguments, blobs)
-
+            return _json(mcp_server.error(None, mcp_server.PARSE_ERROR, text), 400)
         instructions = self._document["info"]["description"]
-        reply = mcp_server.handle(message, self._tool, instructions, call)
-        if reply is None:
-            return Response(status=202)
-        return _json(reply, blobs=blobs)
+        reply = mcp_server.handle(message, self._tool, instructions, self._call_tool)
+        return Response(status=202) if reply is None else _json(reply)
 
-    def _call_tool(
-        self, arguments: dict[str, Any], blobs: list[bytes]
-    ) -> dict[str, Any]:
-        """The result of a tool call; the bytes of its pictures are added to `blobs`."""
+    def _call_tool(self, arguments: dict[str, Any]) -> dict[str, Any]:
         try:
-            code, limit_s = parse_arguments(arguments, self._config)
-            run = self._run(code, limit_s)
+            run = self._run(*parse_arguments(arguments, self._config))
         except (http.BadRequest, http.ServiceUnavailable) as exc:
             return mcp_server.tool_result(str(exc.description), [], is_error=True)
-        rasterize(run, self._config)
-        blobs.extend(picture.data for picture in run.pictures)
+        delivery = deliver(run, self._config, over_mcp=True)
         text = self._text(run) or "The code ran; what it drew is shown to the user."
-        images = [
-            {"type": "image", "data": BLOB, "mimeType": picture.media_type}
-            for picture in run.pictures
-        ]
-        return mcp_server.tool_result(text, images, is_error=run.outcome != "ok")
+        is_error = run.outcome != "ok"
+        return mcp_server.tool_result(text, delivery.parts, is_error=is_error)
 
     def _run(self, code: str, limit_s: int) -> Run:
         """Run code that is valid. Raises ServiceUnavailable if all slots are taken."""
@@ -338,7 +311,7 @@ def _load_document(config: Config) -> tuple[dict[str, Any], dict[str, Any]]:
     return document, tool
 
 
-def _links(urls: list[str]) -> str:
+def _markdown(urls: list[str]) -> str:
     """Markdown that shows the pictures at `urls`, for a model to repeat."""
     if not urls:
         return ""
@@ -367,11 +340,8 @@ def _error(exc: http.HTTPException) -> Response:
     return _json({"error": error}, exc.code or 500, exc.get_headers())
 
 
-def _json(
-    body: object, status: int = 200, headers: Any = (), blobs: Any = ()
-) -> Response:
-    """A response of JSON; each BLOB in `body` stands for the next of `blobs`."""
-    pieces = json_pieces(body, blobs)
+def _json(body: object, status: int = 200, headers: Any = None) -> Response:
+    pieces = json_pieces(body)
     return Response(pieces, status, headers, content_type="application/json")
 
 
