@@ -158,10 +158,10 @@ def _remove_old(folder: Path, oldest: float) -> None:
 
 
 def published(name: str, config: Config) -> tuple[bytes, str] | None:
-    """The bytes and the media type of a picture that this service wrote and serves."""
-    if not _NAME.fullmatch(name) or not config.image_url.startswith("http"):
+    """The bytes and the media type of a picture that this service published."""
+    if not config.image_dir or not _NAME.fullmatch(name):
         return None
-    path = (config.image_dir or Path()) / name
+    path = config.image_dir / name
     if path.is_symlink() or not path.is_file():
         return None
     return path.read_bytes(), PNG if path.suffix == ".png" else JPEG

@@ -10,6 +10,7 @@ import secrets
 from pathlib import Path
 from time import monotonic
 from typing import Any
+from urllib.parse import urlsplit
 
 import werkzeug.exceptions as http
 from flask import Blueprint, Flask, Response, g, request
@@ -115,6 +116,9 @@ class _Service:
     def __init__(self, config: Config) -> None:
         self._config = config
         self.pool = Pool(config)
+        # The SDK's own variable; without it, E2B is on the internet.
+        e2b_host = urlsplit(os.environ.get("E2B_API_URL") or "https://e2b.dev").netloc
+        self._is_e2b_local = bool(_LOOPBACK.fullmatch(e2b_host.lower()))
         self._page = (_HERE / "index.html").read_text("utf-8")
         self._document, self._tool = _load_document(config)
         self._key_checked_at = -math.inf
@@ -240,6 +244,7 @@ class _Service:
                 "status": "healthy",
                 "version": VERSION,
                 "e2b_key_configured": bool(self._config.e2b_api_key),
+                "e2b_on_this_machine": self._is_e2b_local,
                 "api_key_required": bool(self._config.proxy_api_key),
                 "runs_in_flight": self.pool.count("running"),
                 "max_concurrent_runs": self._config.max_concurrent_runs,

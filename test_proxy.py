@@ -934,6 +934,28 @@ def test_health_tells_the_version_the_keys_and_how_full_it_is(
     )
 
 
+@pytest.mark.parametrize(
+    ("e2b_api_url", "is_local"),
+    [
+        ("http://127.0.0.1:39999", True),
+        ("http://LOCALHOST", True),
+        ("https://api.e2b.example:8443/", False),
+        ("", False),
+        (None, False),
+    ],
+)
+def test_health_says_whether_e2b_is_on_this_machine(
+    monkeypatch: pytest.MonkeyPatch, e2b_api_url: str | None, is_local: bool
+) -> None:
+    monkeypatch.delenv("E2B_API_URL", raising=False)
+    if e2b_api_url is not None:
+        monkeypatch.setenv("E2B_API_URL", e2b_api_url)
+    app = create_app(Config(e2b_api_key=E2B_KEY))
+    health = app.test_client().get("/health").get_json()
+    app.extensions["service"].pool.close()
+    assert health["e2b_on_this_machine"] is is_local
+
+
 def test_health_counts_the_run_that_is_under_way(
     service: Service, e2b: LocalE2B
 ) -> None:

@@ -12,7 +12,6 @@ import os
 import re
 import shutil
 import struct
-import threading
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -32,7 +31,7 @@ from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support import expected_conditions
 from selenium.webdriver.support.wait import WebDriverWait
 
-from conftest import OK_RUN, Service, e2b_at, free_port
+from conftest import OK_RUN, ROOT, Service, e2b_at, free_port
 
 CHROMIUM, CHROMEDRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = [
@@ -45,7 +44,7 @@ pytestmark = [
 SCREENSHOT_DIR = os.environ.get("SCREENSHOT_DIR")
 WAIT_S = 30
 KEY = "the-right-key" * 15  # longer than a phone is wide
-RUN_LIMIT_S = 3  # of the service with a key
+RUN_LIMIT_S = 2  # of the service with a key
 PICTURES_HOST = "pictures.test"
 REAL = {"run": {"kernel": True}}
 HOSTILE_OUTPUTS = (
@@ -56,8 +55,9 @@ HOSTILE_OUTPUTS = (
     "\u202egnp.exe\u2066 user\u2069 admin\u202c",
 )
 
-# What was stored; nothing is afterwards.
+# What is stored beside the code that was typed; nothing is afterwards.
 FORGET = """
+sessionStorage.removeItem('code');
 const stored = [localStorage.length, sessionStorage.length, document.cookie];
 localStorage.clear();
 sessionStorage.clear();
@@ -69,29 +69,48 @@ FOREIGN_ADDRESSES = (
     "//evil.test/x.png",
     "/\\evil.test/x.png",
     "/\t/evil.test/x.png",
+    "/images/e2b/x.png",
+    "/images/e2b-../health",
+    "//evil.test/e2b-x.png?",
     "x.png",
     "file:///x.png",
     "data:text/html;base64,AAAA",
     "data:image/svg+xml,<svg/>",
 )
-# For each element with words of its own: its words, and their contrast (WCAG 2: 1 to 21).
-CONTRAST_OF_WORDS = """
+# WCAG 2's contrast of two colours, 1 to 21; and the colour behind an element's own.
+CONTRAST = """
 const channels = (colour) => colour.match(/[\\d.]+/g).map(Number);
 const brightness = (colour) => channels(colour).slice(0, 3)
   .map((each) => each / 255)
   .map((each) => each <= 0.04045 ? each / 12.92 : ((each + 0.055) / 1.055) ** 2.4)
   .reduce((sum, each, index) => sum + each * [0.2126, 0.7152, 0.0722][index], 0);
-const behind = (element) => {
-  const colour = getComputedStyle(element).backgroundColor;
-  return channels(colour)[3] === 0 ? behind(element.parentElement) : colour;
+const contrast = (one, other) => {
+  const [dark, light] = [one, other].map(brightness).sort((a, b) => a - b);
+  return (light + 0.05) / (dark + 0.05);
 };
+const background = (element) => {
+  const colour = getComputedStyle(element).backgroundColor;
+  return channels(colour)[3] === 0 ? background(element.parentElement) : colour;
+};
+"""
+# For each element with words of its own: its words, and their contrast.
+CONTRAST_OF_WORDS = f"""{CONTRAST}
 const hasWords = (element) => element.checkVisibility() &&
   [...element.childNodes].some((node) => node.nodeType === Node.TEXT_NODE && node.data.trim());
-return [...document.body.querySelectorAll('*')].filter(hasWords).map((element) => {
-  const both = [getComputedStyle(element).color, behind(element)].map(brightness);
-  const [dark, light] = both.sort((a, b) => a - b);
-  return [element.textContent.trim().slice(0, 40), (light + 0.05) / (dark + 0.05)];
-});
+return [...document.body.querySelectorAll('*')].filter(hasWords).map((element) => [
+  element.textContent.trim().slice(0, 40),
+  contrast(getComputedStyle(element).color, background(element)),
+]);
+"""
+# For each element with a border of its own: its tag, and the border's contrast to what is around it. A border of
+# the element's own colour is one with the element, which stands out itself.
+CONTRAST_OF_BORDERS = f"""{CONTRAST}
+const hasBorder = (element) => element.checkVisibility() && getComputedStyle(element).borderTopWidth !== '0px';
+return [...document.body.querySelectorAll('*')].filter(hasBorder).map((element) => {{
+  const border = getComputedStyle(element).borderTopColor;
+  const edge = channels(border)[3] === 0 ? background(element) : border;
+  return [element.tagName, contrast(edge, background(element.parentElement))];
+}});
 """
 
 
@@ -172,8 +191,21 @@ def keyed_service(
 
 
 @pytest.fixture(scope="module")
+def linking_service(
+    e2b: LocalE2B, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Service]:
+    """It publishes its pictures at an address of LibreChat's."""
+    folder = str(tmp_path_factory.mktemp("linked"))
+    with serving(e2b, IMAGE_DIR=folder, IMAGE_URL="/images/e2b") as service:
+        yield service
+
+
+@pytest.fixture(scope="module")
 def browser(
-    service: Service, keyed_service: Service, tmp_path_factory: pytest.TempPathFactory
+    service: Service,
+    keyed_service: Service,
+    linking_service: Service,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[webdriver.Chrome]:
     """After the services, to end before them: they wait for connections that are kept open."""
     names = f"MAP code.test:80 127.0.0.1:{service.port}, MAP *.test 127.0.0.1"
@@ -196,9 +228,7 @@ class Page:
         self.opened_at.add(urlsplit(address).netloc)
         self.driver.get(f"{address}/")
         self.wait(
-            lambda: self.script(
-                "return performance.getEntriesByName(location.origin + '/health').length"
-            )
+            lambda: self.script("return document.getElementById('version').textContent")
         )
         return self
 
@@ -268,6 +298,21 @@ class Page:
         ]
         return [each["request"]["url"] for each in sent]
 
+    def accessibility_tree(self) -> list[dict[str, str]]:
+        """Role, name and properties of each node that assistive technology is told of."""
+        nodes = self.devtools("Accessibility.getFullAXTree")["nodes"]
+        found = []
+        for node in nodes:
+            if node["ignored"] or node["role"]["value"] == "RootWebArea":
+                continue
+            properties = {
+                each["name"]: str(each["value"].get("value")).lower()
+                for each in node["properties"]
+            }
+            role, name = node["role"]["value"], node.get("name", {}).get("value", "")
+            found.append({"focusable": "", "role": role, "name": name} | properties)
+        return found
+
     def copy(self, what: str) -> str:
         """Presses that Copy button; what it says then."""
         button = self.driver.find_element(By.CSS_SELECTOR, f"[data-copies={what}]")
@@ -314,6 +359,14 @@ def run_answers(*events: dict[str, Any], **answer: Any) -> dict[str, Any]:
 def runs_of(state: dict[str, Any]) -> list[dict[str, Any]]:
     """The runs that E2B was asked for, in the state that it tells."""
     return [each for each in state["requests"] if each["kind"] == "run"]
+
+
+RAISED = {
+    "type": "error",
+    "name": "ValueError",
+    "value": "no",
+    "traceback": "ValueError: no",
+}
 
 
 def printed(text: str) -> dict[str, Any]:
@@ -369,31 +422,62 @@ def test_typed_code_arrives_as_typed_and_its_echo_is_left_out(
     assert page.shown() == ["0 <é>\n1 <é>"]
 
 
-def test_a_run_asks_for_the_page_health_and_execute_and_nothing_else(
+def test_a_run_asks_for_what_describes_the_service_and_execute_and_nothing_else(
     page: Page, browser: webdriver.Chrome, e2b: LocalE2B, service: Service
 ) -> None:
     e2b.set_script(run_answers(drawn()))
     url = service.url
     page.open(url).run()
     asked = [address for address in page.requested() if not address.startswith("data:")]
-    assert asked == [f"{url}/", f"{url}/health", f"{url}/execute"]
+    described = {f"{url}/health", f"{url}/openapi.json"}
+    assert (asked[0], set(asked[1:3]), asked[3:]) == (
+        f"{url}/",
+        described,
+        [f"{url}/execute"],
+    )
     assert browser.get_log("browser") == []
 
 
-def test_while_it_runs_seconds_are_counted_and_the_button_is_off(
+def test_while_it_runs_its_limit_is_said_and_seconds_are_counted(
     page: Page, e2b: LocalE2B, keyed_service: Service
 ) -> None:
     e2b.set_script(run_answers(printed("so far\n"), fault="silent"))
     page.open(keyed_service.url).give_key()
     page["run"].click()
-    page.wait(lambda: re.fullmatch(r"[1-9]\d*\.\d s", page["elapsed"].text))
-    assert page["state"].text == "Running…"
+    page.wait(lambda: re.fullmatch(r"\d+\.\d s", page["elapsed"].text))
+    assert page["state"].text == f"Running. It ends at {RUN_LIMIT_S} s at the latest."
     assert not page["run"].is_enabled()
     page.finished()
     assert page["elapsed"].text == ""
     assert page.shown(".badge") == ["timeout"]
     assert page["state"].text == "Ended at the time limit."
     assert page.shown()[0] == "so far"
+
+
+def test_stop_ends_the_waiting_and_a_full_service_says_how_long_to_wait(
+    page: Page, e2b: LocalE2B, keyed_service: Service
+) -> None:
+    e2b.set_script(run_answers(fault="silent"))
+    page.open(keyed_service.url).give_key()
+    assert not page["stop"].is_displayed()
+    page["run"].send_keys(Keys.ENTER)
+    page.wait(page["stop"].is_displayed)
+    page.driver.switch_to.active_element.send_keys(Keys.TAB)
+    assert page.focused() == "stop"
+    page["stop"].send_keys(Keys.ENTER)
+    page.wait(page["run"].is_enabled)
+    said = f"The run itself ends at {RUN_LIMIT_S} s at the latest."
+    assert page["state"].text == f"No longer waiting. {said}"
+    assert page["elapsed"].text == ""
+    assert not page["stop"].is_displayed()
+    assert not page["result"].is_displayed()
+    assert page.focused() == "run"
+    # The run that goes on has the only place.
+    page.run()
+    assert page.shown(".failure") != []
+    assert "status 503 · try again in " in page.shown("p")[1]
+    health = f"{keyed_service.url}/health"
+    page.wait(lambda: requests.get(health, timeout=10).json()["runs_in_flight"] == 0)
 
 
 def test_an_exception_is_shown_in_words(
@@ -429,7 +513,7 @@ def test_hostile_output_stays_text(
         assert page.shown() == [
             re.sub(BIDI_CONTROLS, lambda found: f"\\u{ord(found[0]):x}", output)
         ]
-        assert page.script(tags) == ["DIV", "SPAN", "SPAN", "H3", "PRE"]
+        assert page.script(tags) == ["DIV", "H2", "SPAN", "SPAN", "H3", "PRE"]
         assert page.script(others) == before
 
 
@@ -455,45 +539,61 @@ def test_a_wrong_key_is_named_and_the_right_one_works(
     page.wait(lambda: page["state"].text == "Done.")
     assert page.finished().shown() == ["hello"]
     assert page["key"].get_attribute("aria-invalid") is None
-    kept = page.script(
-        "return [localStorage.length, sessionStorage.length, document.cookie]"
-    )
-    assert kept == [0, 0, ""]
+    assert page.script(FORGET) == [0, 0, ""]
     assert "the-right" not in page["mcp"].text
+
+
+def test_without_code_nothing_is_asked_and_the_page_says_what_to_do(
+    page: Page, service: Service
+) -> None:
+    page.open(service.url)
+    page.fill("code", " \n")
+    page.requested()
+    page["run"].click()
+    page.wait(lambda: page["state"].text == "Write some code first.")
+    assert page.focused() == "code"
+    assert page["run"].is_enabled()
+    assert page.requested() == []
+
+
+def test_the_code_survives_a_reload_and_the_key_does_not(
+    page: Page, keyed_service: Service
+) -> None:
+    page.open(keyed_service.url).give_key()
+    page.fill("code", "mine = 'é'")
+    page.open(keyed_service.url)
+    assert page["code"].get_property("value") == "mine = 'é'"
+    assert page["key"].get_property("value") == ""
+
+
+def test_a_browser_that_forbids_storage_is_no_obstacle(
+    page: Page, service: Service
+) -> None:
+    forbid = (
+        "Object.defineProperty(window, 'sessionStorage', {get() { throw Error(); }})"
+    )
+    added = page.devtools("Page.addScriptToEvaluateOnNewDocument", source=forbid)
+    try:
+        page.open(service.url)
+        assert page.run("print(1)").shown() == ["ok"]
+    finally:
+        page.devtools("Page.removeScriptToEvaluateOnNewDocument", **added)
+        page.open(service.url)  # whose storage can be looked at
 
 
 def test_a_request_that_is_refused_says_why_and_which_it_was(
     page: Page, service: Service
 ) -> None:
-    url = service.url
-    page.open(url).run(" ")
-    refusal = requests.post(f"{url}/execute", json={"code": " "}, timeout=10).json()[
-        "error"
-    ]
+    surrogate = "'\ud800'"
+    page.open(service.url)
+    page.script("arguments[0].value = '\\ud800'", page["code"])
+    page.run()
+    refusal = requests.post(
+        f"{service.url}/execute", json={"code": surrogate}, timeout=10
+    ).json()["error"]
     assert page.shown(".failure") == [refusal["message"]]
     assert page.shown("p")[1].startswith("status 400 · request ")
     assert page["state"].text == "No result."
-
-
-def test_a_full_service_says_how_long_to_wait(
-    page: Page, e2b: LocalE2B, keyed_service: Service
-) -> None:
-    e2b.set_script(run_answers(fault="silent"))
-    page.open(keyed_service.url).give_key()
-    count = len(runs_of(e2b.state()))
-    post = {
-        "url": f"{keyed_service.url}/execute",
-        "json": {"code": "wait()"},
-        "headers": {"Authorization": f"Bearer {KEY}"},
-        "timeout": WAIT_S,
-    }
-    other = threading.Thread(target=requests.post, kwargs=post)
-    other.start()
-    e2b.wait_for(lambda state: len(runs_of(state)) > count, timeout_s=WAIT_S)
-    page.run()
-    other.join()
-    assert page.shown(".failure") != []
-    assert "status 503 · try again in " in page.shown("p")[1]
 
 
 def test_a_lost_network_is_said_in_words(
@@ -543,15 +643,25 @@ def test_pictures_are_taken_from_data_and_web_addresses_only(
         ]
 
 
-def test_a_picture_published_for_librechat_is_explained_with_its_address(
-    page: Page, service: Service
+def test_a_picture_published_for_librechat_is_shown_from_the_services_own_address(
+    page: Page, e2b: LocalE2B, linking_service: Service
 ) -> None:
-    page.open(service.url)
-    page.script("showPicture('/images/e2b/abc.png', 1)")
+    e2b.set_script(run_answers(printed("words\n"), drawn()))
+    page.open(linking_service.url).run()
+    page.wait(lambda: page.script("return document.images[0]?.naturalWidth") == 8)
+    [asked] = [each for each in page.requested() if "/images/" in each]
+    assert asked.startswith(f"{linking_service.url}/images/e2b-")
+    assert page.shown("h3, pre, p") == ["Console Output:", "words"]
+
+
+def test_a_published_picture_that_is_gone_is_said_with_its_address(
+    page: Page, linking_service: Service
+) -> None:
+    page.open(linking_service.url)
+    page.script("showPicture('/images/e2b/e2b-gone.png', 1)")
     page.wait(lambda: not page.shown("img"))
-    [said] = page.shown("p")
-    assert "was published for LibreChat" in said
-    assert said.endswith(" /images/e2b/abc.png")
+    said = "Picture 1 could not be loaded from /images/e2b-gone.png"
+    assert page.shown("p") == [said]
 
 
 def test_a_picture_published_at_an_address_of_its_own_is_shown_and_its_link_is_not(
@@ -592,28 +702,57 @@ def test_everything_can_be_done_by_keyboard(
         "mcp",
         "BUTTON",
         "openapi",
-        "A",
         "BUTTON",
         "actions",
+        "A",
+        "A",
     ):
         assert press(Keys.TAB) == shown
 
 
-def test_what_can_be_used_has_a_name_and_the_state_is_announced(
-    page: Page, keyed_service: Service
+def test_what_can_be_used_has_a_name_of_its_own_and_the_state_is_announced(
+    page: Page, e2b: LocalE2B, keyed_service: Service
 ) -> None:
-    page.open(keyed_service.url)
-    page.wait(lambda: page["key"].is_displayed())
-    controls = page.driver.find_elements(
-        By.CSS_SELECTOR, "textarea, input, button, a, [tabindex]"
+    e2b.set_script(run_answers(printed("words\n"), RAISED))
+    page.open(keyed_service.url).give_key().run()
+    page.script("stop.hidden = false")
+    controls = [
+        each for each in page.accessibility_tree() if each["focusable"] == "true"
+    ]
+    names = [each["name"] for each in controls]
+    assert all(names)
+    assert len(set(names)) == len(names) == 14
+    assert {"Python code", "Stop", "Console Output", "Execution Error"} < set(names)
+    assert page["state"].aria_role == "status"
+
+
+def test_headings_are_in_order(page: Page, e2b: LocalE2B, service: Service) -> None:
+    e2b.set_script(run_answers(printed("words\n")))
+    page.open(service.url).run()
+    headings = page.driver.find_elements(By.CSS_SELECTOR, "h1, h2, h3, h4, h5, h6")
+    shown = [(each.tag_name, each.text) for each in headings if each.is_displayed()]
+    assert shown[:4] == [
+        ("h1", "Code interpreter for LibreChat"),
+        ("h2", "Result"),
+        ("h3", "Console Output:"),
+        ("h2", "Connect LibreChat"),
+    ]
+    assert {level for level, _ in shown[4:]} == {"h3"}
+
+
+def test_a_traceback_wraps_on_a_phone_and_a_table_does_not(
+    page: Page, e2b: LocalE2B, service: Service
+) -> None:
+    long = "x" * 300
+    raised = RAISED | {"traceback": f"ValueError: {long}"}
+    e2b.set_script(run_answers(printed(f"{long}\n"), raised))
+    page.look("light", width=360)
+    page.open(service.url).run()
+    overflow = page.script(
+        "return [...result.querySelectorAll('pre')]"
+        ".map((each) => each.scrollWidth > each.clientWidth)"
     )
-    assert len(controls) == 10
-    assert all(each.accessible_name for each in controls)
-    assert len({each.accessible_name for each in controls}) == len(controls)
-    assert (page["state"].aria_role, page["code"].accessible_name) == (
-        "status",
-        "Python code",
-    )
+    assert overflow == [True, False]
 
 
 def test_a_phone_of_360_pixels_never_scrolls_sideways(
@@ -633,22 +772,19 @@ def test_a_phone_of_360_pixels_never_scrolls_sideways(
     assert max(rights) <= 360
 
 
-def test_words_stand_out_from_their_background_light_and_dark(
+def test_words_and_borders_stand_out_from_their_background_light_and_dark(
     page: Page, e2b: LocalE2B, service: Service
 ) -> None:
-    error = {
-        "type": "error",
-        "name": "ValueError",
-        "value": "no",
-        "traceback": "ValueError: no",
-    }
-    e2b.set_script(run_answers(printed("words\n"), error))
+    e2b.set_script(run_answers(printed("words\n"), RAISED))
     page.open(service.url).run()
     for scheme in ("light", "dark"):
         page.look(scheme)
         contrasts = page.script(CONTRAST_OF_WORDS)
         assert len(contrasts) > 20
         assert [each for each in contrasts if each[1] < 4.5] == []
+        borders = page.script(CONTRAST_OF_BORDERS)
+        assert {"TEXTAREA", "BUTTON", "PRE", "SECTION"} <= {each[0] for each in borders}
+        assert [each for each in borders if each[1] < 3] == []
         background = page.script(
             "return getComputedStyle(document.body).backgroundColor"
         )
@@ -661,14 +797,17 @@ def test_what_to_paste_follows_the_address_that_the_page_was_opened_at(
     for name in ("127.0.0.1", "localhost", "e2b.localhost", "0.0.0.0", "box.test"):
         page.open(f"http://{name}:{service.port}")
         address = f"{name}:{service.port}" if name == "box.test" else "e2b-proxy:3001"
-        assert page["openapi"].text == f"http://{address}/openapi.json"
+        document = json.loads(page["openapi"].get_property("textContent"))
+        assert document["servers"] == [{"url": f"http://{address}"}]
         assert yaml.safe_load(page["mcp"].text) == {
             "mcpServers": {
-                "e2b-proxy": {
+                "python": {
                     "type": "streamable-http",
                     "url": f"http://{address}/mcp",
                     "timeout": 90000,
                     "serverInstructions": True,
+                    "title": "Python",
+                    "description": "Runs Python and draws plots",
                 }
             },
             "mcpSettings": {"allowedAddresses": [address]},
@@ -686,16 +825,17 @@ def test_a_key_adds_its_header_to_the_stanza_and_rules_out_oauth(
 ) -> None:
     page.open(keyed_service.url)
     page.wait(lambda: page["key-note"].is_displayed())
-    server = yaml.safe_load(page["mcp"].text)["mcpServers"]["e2b-proxy"]
+    server = yaml.safe_load(page["mcp"].text)["mcpServers"]["python"]
     assert server["headers"] == {"Authorization": "Bearer YOUR_API_KEY"}
     assert server["requiresOAuth"] is False
 
 
 def test_an_address_without_a_port_allows_port_80(page: Page) -> None:
     page.open("http://code.test")
-    assert page["openapi"].text == "http://code.test/openapi.json"
+    document = json.loads(page["openapi"].get_property("textContent"))
+    assert document["servers"] == [{"url": "http://code.test"}]
     stanza = yaml.safe_load(page["mcp"].text)
-    assert stanza["mcpServers"]["e2b-proxy"]["url"] == "http://code.test/mcp"
+    assert stanza["mcpServers"]["python"]["url"] == "http://code.test/mcp"
     assert stanza["mcpSettings"] == {"allowedAddresses": ["code.test:80"]}
     assert yaml.safe_load(page["actions"].text) == {
         "actions": {"allowedAddresses": ["code.test:80"]}
@@ -720,8 +860,46 @@ def test_copy_leaves_the_text_selected_where_copying_is_forbidden(
     page.open(service.url)
     page.script("Object.defineProperty(navigator, 'clipboard', {value: undefined})")
     page.script("document.execCommand = () => false")
-    assert page.copy("openapi") == "Selected: press Ctrl+C"
-    assert page.script("return String(getSelection())") == page["openapi"].text
+    assert page.copy("mcp") == "Selected: press Ctrl+C"
+    assert page.script("return String(getSelection())") == page["mcp"].text
+
+
+def test_what_is_copied_for_actions_is_the_document_itself(
+    page: Page, service: Service
+) -> None:
+    page.open(service.url)
+    assert page.copy("openapi") == "Copied"
+    page["code"].clear()
+    page["code"].send_keys(Keys.CONTROL, "v")
+    served = requests.get(f"{service.url}/openapi.json", timeout=10).json()
+    assert json.loads(page["code"].get_property("value")) == served
+
+
+def test_the_page_says_what_the_service_is(page: Page, service: Service) -> None:
+    page.open(service.url)
+    document = requests.get(f"{service.url}/openapi.json", timeout=10).json()
+    listed = re.fullmatch(r"Packages: (numpy.*matplotlib.*)\.", page["packages"].text)
+    assert listed
+    assert listed[1] in document["paths"]["/execute"]["post"]["description"]
+    assert page["version"].text == document["info"]["version"]
+    footer = page.driver.find_element(By.TAG_NAME, "footer")
+    for link in footer.find_elements(By.TAG_NAME, "a"):
+        assert requests.get(link.get_property("href"), timeout=10).status_code == 200
+    documents = re.findall(r"[\w/]+\.md", footer.text)
+    assert [each for each in documents if not (ROOT / each).is_file()] == []
+    assert len(documents) > 3
+
+
+def test_where_e2b_is_the_machines_own_the_page_warns(
+    page: Page, service: Service
+) -> None:
+    page.open(service.url)
+    assert "unisolated" in page["unisolated"].text
+    page.script(
+        "showService({e2b_on_this_machine: false}, JSON.parse(arguments[0]))",
+        page["openapi"].get_property("textContent"),
+    )
+    assert not page["unisolated"].is_displayed()
 
 
 @pytest.mark.skipif(not SCREENSHOT_DIR, reason="SCREENSHOT_DIR is not set")

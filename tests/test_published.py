@@ -277,14 +277,14 @@ def test_the_page_may_show_the_pictures_that_the_service_serves(
     assert address in ("https://pictures.example", f"{ADDRESS}/")
 
 
-def test_nothing_is_served_where_librechat_serves_the_pictures(
-    linking: Service, e2b: LocalE2B, folder: Path
+def test_what_librechat_serves_is_served_here_under_an_address_of_its_own(
+    linking: Service, e2b: LocalE2B
 ) -> None:
     e2b.set_script(shows(PNG))
     [url] = urls_of(execute(linking))
-    assert (folder / name_of(url)).is_file()
-    for path in (f"/images/{name_of(url)}", url):
-        assert http.get(linking.url + path, timeout=5).status_code == 404
+    own = http.get(f"{linking.url}/images/{name_of(url)}", timeout=5)
+    assert (own.status_code, own.content) == (200, PNG)
+    assert http.get(linking.url + url, timeout=5).status_code == 404
 
 
 def test_a_name_that_is_none_of_a_picture_is_404(serving: Service) -> None:
