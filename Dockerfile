@@ -11,11 +11,8 @@ RUN python -m pip uninstall --yes --root-user-action=ignore pip \
  && rm -rf /usr/local/lib/python3.13/ensurepip
 COPY --from=build /venv /venv
 WORKDIR /app
-# What the service needs and nothing else: the stand-in runs code unisolated and stays out.
-COPY LICENSE openapi.json index.html gunicorn.conf.py ./
-COPY access.py config.py formatter.py images.py json_log.py mcp_server.py metrics.py \
-     pictures.py pool.py proxy.py run.py sandbox.py stream.py svg_to_png.py tracebacks.py \
-     worker.py ./
+# What .dockerignore lets in: the service and nothing else.
+COPY . .
 ENV PATH=/venv/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \

@@ -35,6 +35,13 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def service_modules() -> set[str]:
+    """The Python files of the service, as paths in the repository."""
+    paths = [*ROOT.glob("*.py"), *ROOT.glob("code_api/*.py")]
+    names = {path.relative_to(ROOT).as_posix() for path in paths}
+    return {n for n in names if not n.startswith(("test_", "conftest"))}
+
+
 class Service:
     """gunicorn with the shipped configuration, and the log that it writes."""
 
