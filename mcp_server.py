@@ -45,9 +45,12 @@ def handle(
     message: object,
     tool: _Object,
     instructions: str,
-    call: Callable[[_Object], _Object],
+    call: Callable[[object], _Object],
 ) -> _Object | None:
-    """Answer a message, or None when it wants no answer; `call` runs the tool."""
+    """Answer a message, or None when it wants no answer.
+
+    `call` runs the tool: it takes the arguments as they came, and gives its result.
+    """
     if not isinstance(message, dict):
         message = {}
     if _is_response(message):
@@ -71,8 +74,7 @@ def handle(
             if params.get("name") != tool["name"]:
                 text = f"The only tool is {tool['name']}."
                 return error(message_id, INVALID_PARAMS, text)
-            arguments = params.get("arguments")
-            result = call(arguments if isinstance(arguments, dict) else {})
+            result = call(params.get("arguments"))
         case _:
             text = "This server has no such method."
             return error(message_id, UNKNOWN_METHOD, text)

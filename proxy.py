@@ -12,16 +12,25 @@ from time import monotonic
 from typing import Any
 from urllib.parse import urlsplit
 
-import werkzeug.exceptions as http
 from flask import Blueprint, Flask, Response, g, request
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from werkzeug.datastructures import WWWAuthenticate
+from werkzeug.exceptions import (
+    BadRequest,
+    Forbidden,
+    HTTPException,
+    NotFound,
+    RequestEntityTooLarge,
+    ServiceUnavailable,
+    Unauthorized,
+    UnsupportedMediaType,
+)
 
-import mcp_server
 from access import is_host_served, is_key_right, is_origin_own
 from config import MAX_BODY_BYTES, VERSION, Config, log
 from formatter import echo, format_run
 from images import deliver, json_pieces, published
+from mcp_server import PARSE_ERROR, error, handle, tool_result
 from metrics import IN_FLIGHT, PICTURE_BYTES, WARM_READY
 from pool import RETRY_AFTER_S, Full, Pool
 from run import Run
@@ -66,7 +75,7 @@ def create_app(config: Config) -> Flask:
     app.extensions["service"] = service
     app.before_request(service.start_request)
     app.after_request(service.finish_request)
-    app.register_error_handler(http.HTTPException, _error)
+    app.register_error_handler(HTTPException, _error)
 
     needs_key = Blueprint("needs_key", __name__)
     needs_key.before_request(service.require_key)
@@ -86,27 +95,27 @@ def create_app(config: Config) -> Flask:
 def parse_arguments(arguments: object, config: Config) -> tuple[str, int]:
     """The code and the run's limit in seconds. Raises BadRequest, naming the field."""
     if not isinstance(arguments, dict):
-        raise http.BadRequest('Expected a JSON object such as {"code": "print(1)"}.')
+        raise BadRequest('Expected a JSON object such as {"code": "print(1)"}.')
     code = _valid_code(arguments.get("code"), config.max_code_chars)
     if arguments.get("language") not in (None, "python"):
-        raise http.BadRequest('language must be "python", the only one that is served.')
+        raise BadRequest('language must be "python", the only one that is served.')
     limit_s = arguments.get("timeout")
     if limit_s is None:
         return code, config.run_timeout_s
     # `true` is an int to isinstance.
     if type(limit_s) is not int or limit_s < 1:
-        raise http.BadRequest("timeout must be a whole number of seconds, 1 or more.")
+        raise BadRequest("timeout must be a whole number of seconds, 1 or more.")
     return code, min(limit_s, config.run_timeout_s)
 
 
 def _valid_code(code: object, max_chars: int) -> str:
     if not isinstance(code, str) or not code.strip():
-        raise http.BadRequest("code must be a string that is not blank.")
+        raise BadRequest("code must be a string that is not blank.")
     if len(code) > max_chars:
-        raise http.BadRequest(f"code has {len(code):,} characters of {max_chars:,}.")
+        raise BadRequest(f"code has {len(code):,} characters of {max_chars:,}.")
     if re.search("[\ud800-\udfff]", code):
         text = "code must not hold a lone surrogate, which is no character."
-        raise http.BadRequest(text)
+        raise BadRequest(text)
     return code
 
 
@@ -145,11 +154,11 @@ class _Service:
             self._config.proxy_api_key
             or is_host_served(host, self._config.allowed_hosts)
         ):
-            raise http.Forbidden("This Host is not served: add it to ALLOWED_HOSTS.")
+            raise Forbidden("This Host is not served: add it to ALLOWED_HOSTS.")
         origin = request.headers.get("Origin")
         if origin is not None and not is_origin_own(origin, host):
             text = "A web page of another origin may not call this service."
-            raise http.Forbidden(text)
+            raise Forbidden(text)
 
     def require_key(self) -> None:
         """Before each request that needs the key. Raises Unauthorized."""
@@ -157,7 +166,7 @@ class _Service:
         if not key or is_key_right(request.headers.get("Authorization", ""), key):
             return
         challenge = WWWAuthenticate("bearer")
-        raise http.Unauthorized(_ASK_FOR_KEY, www_authenticate=challenge)
+        raise Unauthorized(_ASK_FOR_KEY, www_authenticate=challenge)
 
     def finish_request(self, response: Response) -> Response:
         """Add the headers that every response has, and log the request."""
@@ -193,22 +202,21 @@ class _Service:
         """Answer one message of MCP's; 202 without a body where none is wanted."""
         try:
             message = _json_body()
-        except http.BadRequest as exc:
-            text = str(exc.description)
-            return _json(mcp_server.error(None, mcp_server.PARSE_ERROR, text), 400)
+        except BadRequest as exc:
+            return _json(error(None, PARSE_ERROR, str(exc.description)), 400)
         instructions = self._document["info"]["description"]
-        reply = mcp_server.handle(message, self._tool, instructions, self._call_tool)
+        reply = handle(message, self._tool, instructions, self._call_tool)
         return Response(status=202) if reply is None else _json(reply)
 
-    def _call_tool(self, arguments: dict[str, Any]) -> dict[str, Any]:
+    def _call_tool(self, arguments: object) -> dict[str, Any]:
         try:
-            run = self._run(*parse_arguments(arguments, self._config))
-        except (http.BadRequest, http.ServiceUnavailable) as exc:
-            return mcp_server.tool_result(str(exc.description), [], is_error=True)
+            code, limit_s = parse_arguments(arguments, self._config)
+            run = self._run(code, limit_s)
+        except (BadRequest, ServiceUnavailable) as exc:
+            return tool_result(str(exc.description), [], is_error=True)
         delivery = deliver(run, self._config, over_mcp=True)
         text = self._text(run) or "The code ran; what it drew is shown to the user."
-        is_error = run.outcome != "ok"
-        return mcp_server.tool_result(text, delivery.parts, is_error=is_error)
+        return tool_result(text, delivery.parts, is_error=run.outcome != "ok")
 
     def _run(self, code: str, limit_s: int) -> Run:
         """Run code that is valid. Raises ServiceUnavailable if all slots are taken."""
@@ -218,7 +226,7 @@ class _Service:
         try:
             return self.pool.run(code, limit_s)
         except Full:
-            raise http.ServiceUnavailable(_FULL, retry_after=RETRY_AFTER_S) from None
+            raise ServiceUnavailable(_FULL, retry_after=RETRY_AFTER_S) from None
 
     def _text(self, run: Run) -> str:
         """The text of a run whose pictures are settled; notes both for the log."""
@@ -239,18 +247,20 @@ class _Service:
 
     def health(self) -> Response:
         """That the service lives, and how full it is. Asks nothing of E2B."""
+        config = self._config
+        pool = self.pool
         return _json(
             {
                 "status": "healthy",
                 "version": VERSION,
-                "e2b_key_configured": bool(self._config.e2b_api_key),
+                "e2b_key_configured": bool(config.e2b_api_key),
                 "e2b_on_this_machine": self._is_e2b_local,
-                "api_key_required": bool(self._config.proxy_api_key),
-                "runs_in_flight": self.pool.count("running"),
-                "max_concurrent_runs": self._config.max_concurrent_runs,
-                "warm_ready": self.pool.count("ready"),
-                "sandbox_seconds_today": round(self.pool.seconds_spent(), 1),
-                "sandbox_seconds_per_day": self._config.sandbox_seconds_per_day,
+                "api_key_required": bool(config.proxy_api_key),
+                "runs_in_flight": pool.count("running"),
+                "max_concurrent_runs": config.max_concurrent_runs,
+                "warm_ready": pool.count("ready"),
+                "sandbox_seconds_today": round(pool.seconds_spent(), 1),
+                "sandbox_seconds_per_day": config.sandbox_seconds_per_day,
             }
         )
 
@@ -265,7 +275,7 @@ class _Service:
             except Unavailable as exc:
                 self._key_problem = str(exc)
         if self._key_problem:
-            raise http.ServiceUnavailable(self._key_problem, retry_after=_READY_CACHE_S)
+            raise ServiceUnavailable(self._key_problem, retry_after=_READY_CACHE_S)
         return _json({"status": "ready"})
 
     def metrics(self) -> Response:
@@ -293,7 +303,7 @@ class _Service:
         """A picture that was published here."""
         found = published(name, self._config)
         if not found:
-            raise http.NotFound("There is no such picture.")
+            raise NotFound("There is no such picture.")
         data, media_type = found
         return Response(data, headers=_IMAGE_HEADERS, content_type=media_type)
 
@@ -335,14 +345,14 @@ def _milliseconds(duration_s: float) -> float:
     return round(duration_s * 1000, 1)
 
 
-def _error(exc: http.HTTPException) -> Response:
+def _error(exc: HTTPException) -> Response:
     """An error in the one form that all have."""
-    error = {
-        "code": (exc.name or "").lower().replace(" ", "_"),
+    body = {
+        "code": str(exc.name).lower().replace(" ", "_"),
         "message": exc.description,
         "request_id": g.request_id,
     }
-    return _json({"error": error}, exc.code or 500, exc.get_headers())
+    return _json({"error": body}, exc.code or 500, exc.get_headers())
 
 
 def _json(body: object, status: int = 200, headers: Any = None) -> Response:
@@ -356,22 +366,22 @@ def _json_body() -> object:
     Raises UnsupportedMediaType, RequestEntityTooLarge, BadRequest.
     """
     if request.mimetype != "application/json":
-        raise http.UnsupportedMediaType(_WRONG_TYPE)
+        raise UnsupportedMediaType(_WRONG_TYPE)
     announced_bytes = request.content_length or 0
     if announced_bytes > MAX_BODY_BYTES:
-        raise http.RequestEntityTooLarge(_TOO_LARGE)
+        raise RequestEntityTooLarge(_TOO_LARGE)
     try:
         body = request.stream.read(MAX_BODY_BYTES + 1)
     except Exception:  # the server's own, for malformed chunks
-        raise http.BadRequest(_UNREADABLE) from None
+        raise BadRequest(_UNREADABLE) from None
     if len(body) > MAX_BODY_BYTES:
-        raise http.RequestEntityTooLarge(_TOO_LARGE)
+        raise RequestEntityTooLarge(_TOO_LARGE)
     if len(body) < announced_bytes:
-        raise http.BadRequest(_UNREADABLE)
+        raise BadRequest(_UNREADABLE)
     try:
         return json.loads(body)
     except (ValueError, RecursionError):
-        raise http.BadRequest(_UNREADABLE) from None
+        raise BadRequest(_UNREADABLE) from None
 
 
 def _limit_sending() -> None:
