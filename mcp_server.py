@@ -45,12 +45,9 @@ def handle(
     message: object,
     tool: _Object,
     instructions: str,
-    call: Callable[[object], _Object],
+    call: Callable[[_Object], _Object],
 ) -> _Object | None:
-    """Answer a message, or None when it wants no answer.
-
-    `call` runs the tool: it takes the arguments as they came, and gives its result.
-    """
+    """Answer a message, or None when it wants no answer; `call` runs the tool."""
     if not isinstance(message, dict):
         message = {}
     if _is_response(message):
@@ -74,7 +71,8 @@ def handle(
             if params.get("name") != tool["name"]:
                 text = f"The only tool is {tool['name']}."
                 return error(message_id, INVALID_PARAMS, text)
-            result = call(params.get("arguments"))
+            arguments = params.get("arguments")
+            result = call(arguments if isinstance(arguments, dict) else {})
         case _:
             text = "This server has no such method."
             return error(message_id, UNKNOWN_METHOD, text)

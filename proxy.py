@@ -208,7 +208,7 @@ class _Service:
         reply = handle(message, self._tool, instructions, self._call_tool)
         return Response(status=202) if reply is None else _json(reply)
 
-    def _call_tool(self, arguments: object) -> dict[str, Any]:
+    def _call_tool(self, arguments: dict[str, Any]) -> dict[str, Any]:
         try:
             code, limit_s = parse_arguments(arguments, self._config)
             run = self._run(code, limit_s)
