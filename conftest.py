@@ -14,15 +14,12 @@ from typing import Any
 
 import pytest
 import requests
+from builders import stdout
 from local_e2b import LocalE2B
 
 ROOT = Path(__file__).parent
 E2B_KEY = "e2b_0123456789abcdef0123456789abcdef01234567"
-OK_RUN = {
-    "events": [
-        {"type": "stdout", "text": "ok\n", "timestamp": "2026-01-01T00:00:00+00:00"}
-    ]
-}
+OK_RUN = {"events": [stdout("ok\n")]}
 
 
 http = requests.Session()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import io
 import json
@@ -16,6 +15,16 @@ from typing import Any
 
 import pytest
 import requests
+from builders import (
+    answer_with,
+    decoded,
+    encoded,
+    error,
+    picture,
+    result,
+    stderr,
+    stdout,
+)
 from local_e2b import LocalE2B
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
@@ -57,52 +66,6 @@ def shown(service: Service, e2b: LocalE2B) -> requests.Response:
 
 
 # --- what a sandbox answers, and what is sent and read ----------------------------------------
-
-
-def stdout(text: str) -> dict[str, Any]:
-    return {"type": "stdout", "text": text, "timestamp": "2026-01-01T00:00:00Z"}
-
-
-def stderr(text: str) -> dict[str, Any]:
-    return stdout(text) | {"type": "stderr"}
-
-
-def result(text: str | None = None, **formats: Any) -> dict[str, Any]:
-    return {
-        "type": "result",
-        "text": text,
-        "extra": {},
-        "is_main_result": False,
-        **formats,
-    }
-
-
-def error(name: str, value: str) -> dict[str, Any]:
-    traceback = (
-        f"Traceback (most recent call last)\nCell In[1], line 1\n{name}: {value}"
-    )
-    return {"type": "error", "name": name, "value": value, "traceback": traceback}
-
-
-def answer_with(e2b: LocalE2B, *events: dict[str, Any], **faults: Any) -> None:
-    """Every run from now on answers with these events."""
-    e2b.set_script({"run": {"events": list(events), **faults}})
-
-
-def picture(image_format: str, colour: str = "red") -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", (8, 6), colour).save(file, image_format)
-    return file.getvalue()
-
-
-def encoded(data: bytes) -> str:
-    return base64.b64encode(data).decode()
-
-
-def decoded(data_uri: str, media_type: str = "image/png") -> bytes:
-    head, data = data_uri.split(",", 1)
-    assert head == f"data:{media_type};base64"
-    return base64.b64decode(data, validate=True)
 
 
 def post(service: Service, body: bytes | str, **headers: str) -> requests.Response:

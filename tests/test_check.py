@@ -5,8 +5,6 @@ The service itself is asked where it can be; how it fails is played by requests-
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import socket
 from collections.abc import Callable, Iterator
@@ -17,8 +15,8 @@ import check
 import pytest
 import requests
 import requests_mock
+from builders import answer_with, encoded, figure, picture, stdout
 from local_e2b import LocalE2B
-from PIL import Image
 
 from conftest import Service
 
@@ -26,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("untraced")
 
 URL = "http://127.0.0.1:3001"
 PNG = check.PNG + b"the rest of a picture"
-DATA_URI = check.DATA_URI + base64.b64encode(PNG).decode()
+DATA_URI = check.DATA_URI + encoded(PNG)
 HEALTHY = {"status": "healthy", "version": "1.0.0"}
 TEXT = (
     f"**Console Output:**\n```\n{check.PRINTED}\n```\n\n"
@@ -95,17 +93,8 @@ def assert_one_line(checked: Checked, *words: str) -> None:
 @pytest.fixture
 def drawn(scripted_e2b: LocalE2B) -> bytes:
     """The picture that every run draws."""
-    with io.BytesIO() as file:
-        Image.new("RGB", (8, 8), "red").save(file, "PNG")
-        png = file.getvalue()
-    stamp = "2026-01-01T00:00:00+00:00"
-    printed = {"type": "stdout", "text": f"{check.PRINTED}\n", "timestamp": stamp}
-    figure = {
-        "type": "result",
-        "text": "<Figure>",
-        "png": base64.b64encode(png).decode(),
-    }
-    scripted_e2b.set_script({"run": {"events": [printed, figure]}})
+    png = picture()
+    answer_with(scripted_e2b, stdout(f"{check.PRINTED}\n"), figure(png))
     return png
 
 

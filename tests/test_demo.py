@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import os
 import re
 import shutil
@@ -21,8 +19,8 @@ import check
 import install
 import psutil
 import pytest
+from builders import answer_with, figure, picture, stdout
 from local_e2b import LocalE2B
-from PIL import Image
 
 from conftest import E2B_KEY, e2b_at, free_port
 
@@ -37,13 +35,7 @@ PROXIES = {
 }
 
 
-def png() -> bytes:
-    with io.BytesIO() as file:
-        Image.new("RGB", (8, 8), "red").save(file, "PNG")
-        return file.getvalue()
-
-
-PICTURE = png()
+PICTURE = picture()
 
 
 class Started:
@@ -122,14 +114,7 @@ def demo(tmp_path: Path, *arguments: str, **environ: str) -> Iterator[Started]:
 @pytest.fixture
 def e2b(scripted_e2b: LocalE2B) -> LocalE2B:
     """E2B for a demo with a key: every run prints and draws what check.py looks for."""
-    stamp = "2026-01-01T00:00:00+00:00"
-    words = {"type": "stdout", "text": f"{check.PRINTED}\n", "timestamp": stamp}
-    figure = {
-        "type": "result",
-        "text": "<Figure>",
-        "png": base64.b64encode(PICTURE).decode(),
-    }
-    scripted_e2b.set_script({"run": {"events": [words, figure]}})
+    answer_with(scripted_e2b, stdout(f"{check.PRINTED}\n"), figure(PICTURE))
     return scripted_e2b
 
 

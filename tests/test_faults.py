@@ -9,9 +9,7 @@ import base64
 import json
 import re
 import socket
-import struct
 import time
-import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
@@ -21,41 +19,15 @@ from typing import Any
 import psutil
 import pytest
 import requests
+from builders import encoded, padded_png, picture, png_of_pixels, result, stdout
 from local_e2b import LocalE2B
 
 from conftest import E2B_KEY, OK_RUN, Service, e2b_at, text_of, urls_of
 
 UPSTREAM = "words of upstream: the token tok_5e1f of team blue"
 MB = 1_000_000
+PNG = picture()
 MAX_GROWTH_BYTES = 64 * 1024 * 1024
-PNG = base64.b64decode(
-    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
-)
-
-
-def out(text: str) -> dict[str, Any]:
-    return {"type": "stdout", "text": text, "timestamp": "2026-01-01T00:00:00+00:00"}
-
-
-def result(**formats: Any) -> dict[str, Any]:
-    return {"type": "result", "extra": {}, "is_main_result": False, **formats}
-
-
-def png_bytes(width: int, height: int, padding_bytes: int = 0) -> str:
-    """A PNG that claims a size, in base64."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        checksum = struct.pack(">I", zlib.crc32(kind + data))
-        return struct.pack(">I", len(data)) + kind + data + checksum
-
-    head = b"\x89PNG\r\n\x1a\n" + chunk(
-        b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    )
-    pixels = chunk(
-        b"IDAT", zlib.compress(bytes(min(height, 1) * (1 + 3 * min(width, 9))))
-    )
-    padding = chunk(b"paDd", bytes(padding_bytes)) if padding_bytes else b""
-    return base64.b64encode(head + padding + pixels + chunk(b"IEND", b"")).decode()
 
 
 def answered_as(answer: dict[str, Any], code: str = "print()") -> str:
@@ -137,7 +109,7 @@ LOOP_LIMIT_S = 8  # a kernel is started in that time
 def slow_rows(slow_e2b: LocalE2B) -> Iterator[dict[str, Future[Row]]]:
     """Rows that take seconds, all of them under way at once, with a service of their own."""
     printing = "print('printed before', flush=True)"
-    endless = {"events": [out("printed before\n")], "keepalive_s": 0.3}
+    endless = {"events": [stdout("printed before\n")], "keepalive_s": 0.3}
     codes = {
         "loop": (
             f"{printing}\nimport time\nwhile True: time.sleep(0.1)",
@@ -417,7 +389,7 @@ def test_run_hangs_or_falls_silent_and_the_kill_does_not_end_it_either(
 def test_stream_is_broken_it_is_said_plainly_and_partial_output_is_kept(
     service: Service, e2b: LocalE2B, since: Since, fault: str, words: str
 ) -> None:
-    e2b.set_script({"run": {"events": [out("printed before\n")], "fault": fault}})
+    e2b.set_script({"run": {"events": [stdout("printed before\n")], "fault": fault}})
     assert_reply(
         service.execute(),
         "error",
@@ -487,7 +459,7 @@ def test_sandbox_gone_before_the_run_began_twice_is_said_and_not_tried_a_third_t
 def test_sandbox_vanishes_once_the_run_has_begun_error_no_second_run(
     service: Service, e2b: LocalE2B, since: Since
 ) -> None:
-    e2b.set_script({"run": {"events": [out("printed before\n")], "fault": "vanish"}})
+    e2b.set_script({"run": {"events": [stdout("printed before\n")], "fault": "vanish"}})
     assert_reply(service.execute(), "error", "printed before", "broke off", e2b=e2b)
     assert len(since.requests("run")) == 1
     assert since.count("created") == 1
@@ -572,7 +544,7 @@ class Memory:
     [
         pytest.param(
             {
-                "events": [out("the head\n")],
+                "events": [stdout("the head\n")],
                 "stdout_bytes": 50 * MB,
                 "one_line_bytes": 120,
             },
@@ -590,12 +562,12 @@ class Memory:
             id="200 MB of stdout in many lines",
         ),
         pytest.param(
-            {"one_line_bytes": 200 * MB, "events": [out("the head\n")]},
+            {"one_line_bytes": 200 * MB, "events": [stdout("the head\n")]},
             ["\nthe head\nxxx", "[… 199,9", "characters cut …]"],
             id="one line of the stream: 200 MB of stdout",
         ),
         pytest.param(
-            {"big_png_line_bytes": 100 * MB, "events": [out("kept\n")]},
+            {"big_png_line_bytes": 100 * MB, "events": [stdout("kept\n")]},
             ["kept", "100.0 MB of png", "over every limit"],
             id="one line of the stream: a picture of 100 MB",
         ),
@@ -605,7 +577,7 @@ class Memory:
                     '{"type": "result", "html": "',
                     "h" * 30 * MB,
                     '"}\n',
-                    out("kept\n"),
+                    stdout("kept\n"),
                 ]
             },
             ["kept", "30.0 MB of html", "over every limit"],
@@ -666,7 +638,7 @@ def test_hostile_output_stays_inside_its_fence_and_nothing_renders(
     service: Service, e2b: LocalE2B, printed: str, absent: str
 ) -> None:
     error = {"type": "error", "name": printed, "value": printed, "traceback": printed}
-    e2b.set_script({"run": {"events": [out(printed), result(text=printed), error]}})
+    e2b.set_script({"run": {"events": [stdout(printed), result(text=printed), error]}})
     text = assert_reply(service.execute(printed.replace("\0", "")), "error", e2b=e2b)
     assert not absent or absent not in text.split("**Executed Code:**")[0]
     assert not re.search(
@@ -699,27 +671,33 @@ def test_hostile_output_stays_inside_its_fence_and_nothing_renders(
             {"png": "éé"}, "not valid base64", id="a png that is not even ASCII"
         ),
         pytest.param(
-            {"png": base64.b64encode(b"<html>").decode()},
+            {"png": encoded(b"<html>")},
             "neither PNG",
             id="a png that is not a PNG",
         ),
-        pytest.param({"png": png_bytes(9, 1, 30 * MB)}, "of png", id="a png of 30 MB"),
         pytest.param(
-            {"png": png_bytes(9, 1, 6 * MB)},
+            {"png": encoded(padded_png(30 * MB))}, "of png", id="a png of 30 MB"
+        ),
+        pytest.param(
+            {"png": encoded(padded_png(6 * MB))},
             "the limit is 5,242,880",
             id="a png of 6 MB",
         ),
         pytest.param(
-            {"png": png_bytes(100_000, 100_000)}, "pixels", id="100000 x 100000 pixels"
+            {"png": encoded(png_of_pixels(100_000, 100_000))},
+            "pixels",
+            id="100000 x 100000 pixels",
         ),
-        pytest.param({"png": png_bytes(0, 5)}, "pixels", id="a png of no pixels"),
+        pytest.param(
+            {"png": encoded(png_of_pixels(0, 5))}, "pixels", id="a png of no pixels"
+        ),
     ],
 )
 def test_a_picture_that_is_none_is_left_out_with_the_reason_in_the_text(
     service: Service, e2b: LocalE2B, formats: dict[str, str], reason: str
 ) -> None:
     e2b.set_script(
-        {"run": {"events": [out("kept\n"), result(text="<Figure>", **formats)]}}
+        {"run": {"events": [stdout("kept\n"), result(text="<Figure>", **formats)]}}
     )
     response = service.execute()
     assert_reply(response, "ok", "kept", "left out", reason, e2b=e2b)
@@ -729,9 +707,9 @@ def test_a_picture_that_is_none_is_left_out_with_the_reason_in_the_text(
 def test_the_type_of_a_picture_comes_from_the_bytes(
     service: Service, e2b: LocalE2B
 ) -> None:
-    e2b.set_script({"run": {"events": [result(jpeg=base64.b64encode(PNG).decode())]}})
+    e2b.set_script({"run": {"events": [result(jpeg=encoded(PNG))]}})
     (url,) = urls_of(service.execute())
-    assert url == "data:image/png;base64," + base64.b64encode(PNG).decode()
+    assert url == "data:image/png;base64," + encoded(PNG)
 
 
 def test_200_figures_the_first_10_and_how_many_were_left_out(
@@ -834,8 +812,8 @@ def test_a_bad_svg_costs_that_picture_only_nothing_is_read_and_the_service_stays
         listener.settimeout(0)
         address = f"http://127.0.0.1:{listener.getsockname()[1]}/x.png"
         svg = svg.replace("{address}", address)
-        good = result(png=base64.b64encode(PNG).decode())
-        e2b.set_script({"run": {"events": [out("kept\n"), result(svg=svg), good]}})
+        good = result(png=encoded(PNG))
+        e2b.set_script({"run": {"events": [stdout("kept\n"), result(svg=svg), good]}})
         text, *pictures = call_tool(service)
         assert "kept" in text["text"]
         assert "1 picture left out: an SVG" in text["text"]
@@ -848,7 +826,7 @@ def test_a_bad_svg_costs_that_picture_only_nothing_is_read_and_the_service_stays
 def test_the_same_bytes_shown_twice_are_one_picture_and_a_figure_as_the_last_value_is_no_noise(
     service: Service, e2b: LocalE2B
 ) -> None:
-    png = base64.b64encode(PNG).decode()
+    png = encoded(PNG)
     figure = "<Figure size 640x480 with 1 Axes>"
     twice = [
         result(png=png, text=figure),

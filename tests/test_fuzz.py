@@ -5,17 +5,17 @@ Each search is the same every time (derandomised), so that the suite is.
 
 from __future__ import annotations
 
-import base64
 import json
 import re
 import unicodedata
 from typing import Any
 
+from builders import encoded
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
-from test_run import facts
+from test_stream import facts
 
 from config import Config
 from formatter import echo, format_run
@@ -217,9 +217,7 @@ PICTURES = [
     b"\xff\xd8\xff\xc0\x00",
     b"GIF89a",
 ]
-picture_texts = st.sampled_from(
-    [base64.b64encode(data).decode() for data in PICTURES] + [SVG, "=="]
-)
+picture_texts = st.sampled_from([encoded(data) for data in PICTURES] + [SVG, "=="])
 FIELDS = [
     "text",
     "name",

@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import builders
 import pytest
 from PIL import Image
 
@@ -36,9 +37,7 @@ def svg(inside: str, size: str = 'width="20" height="20"', before: str = "") -> 
 
 
 def png(colour: tuple[int, int, int] = MARK, kind: str = "PNG") -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", (20, 20), colour).save(file, kind)
-    return file.getvalue()
+    return builders.picture(kind, colour, size=(20, 20))
 
 
 def run_with(*pictures: bytes, kind: str = SVG) -> Run:
@@ -96,7 +95,7 @@ class TestDrawing:
 
     @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
     def test_a_picture_inside_the_document_is_drawn(self, kind: str) -> None:
-        data = base64.b64encode(png(GREEN, kind)).decode()
+        data = builders.encoded(png(GREEN, kind))
         link = f"data:image/{kind.lower()};base64,{data}"
         run = drawn(svg(f'<image width="20" height="20" xlink:href="{link}"/>'))
         assert len(run.pictures) == 1
@@ -308,7 +307,7 @@ REFERENCES = {
 
 def document(row: str, files: dict[str, str], listener: socket.socket) -> bytes:
     host = f"127.0.0.1:{listener.getsockname()[1]}"
-    nested = base64.b64encode(svg(f'{IMAGE} href="{files["png"]}"/>')).decode()
+    nested = builders.encoded(svg(f'{IMAGE} href="{files["png"]}"/>'))
     text = (
         row.replace("NESTED", nested)
         .replace("HTTP", f"http://{host}")
@@ -328,7 +327,7 @@ def assert_not_shown(data: bytes, listener: socket.socket) -> None:
 
 class TestReferences:
     def test_the_mark_would_be_seen(self, files: dict[str, str]) -> None:
-        data = base64.b64encode(Path(files["png"]).read_bytes()).decode()
+        data = builders.encoded(Path(files["png"]).read_bytes())
         told = child(svg(f'{IMAGE} href="data:image/png;base64,{data}"/>'))
         assert MARK in colours(told.stdout)
         assert MARK in colours(child(Path(files["svg"]).read_bytes()).stdout)

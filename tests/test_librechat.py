@@ -28,6 +28,7 @@ from urllib.parse import urlsplit
 
 import pytest
 import requests
+from builders import RED_SVG, decoded, error, figure, result, stdout
 from local_e2b import LocalE2B
 from PIL import Image
 
@@ -41,10 +42,6 @@ MAX_ADDED_CHARS = 300
 CODE = "import matplotlib.pyplot as plt\nplt.plot(values)\nplt.show()"
 PUBLISHED = r"/images/e2b/[A-Za-z0-9_-]{22,}\.png"
 API_KEY = "a-key-that-is-long-enough-to-be-one"
-SVG = (
-    '<svg xmlns="http://www.w3.org/2000/svg" width="40" height="30">'
-    '<rect width="40" height="30" fill="#ff0000"/></svg>'
-)
 Arguments = dict[str, Any]
 CLIENT_VERSIONS = ["2025-11-25", "2025-06-18", "2025-03-26", "2024-11-05", "2024-10-07"]
 
@@ -138,28 +135,6 @@ def install_packages() -> None:
 
 
 # --- what the sandbox answers -----------------------------------------------------------------
-
-
-def stdout(text: str) -> dict[str, Any]:
-    return {"type": "stdout", "text": text, "timestamp": "2026-01-01T00:00:00Z"}
-
-
-def result(**formats: Any) -> dict[str, Any]:
-    return {"type": "result", "extra": {}, "is_main_result": False, **formats}
-
-
-def figure(picture: bytes) -> dict[str, Any]:
-    png = base64.b64encode(picture).decode()
-    return result(text="<Figure size 640x480 with 1 Axes>", png=png)
-
-
-def error(name: str, value: str) -> dict[str, Any]:
-    return {
-        "type": "error",
-        "name": name,
-        "value": value,
-        "traceback": f"Traceback (most recent call last)\nCell In[1], line 1\n{name}: {value}",
-    }
 
 
 def sandbox_prints(e2b: LocalE2B, *events: dict[str, Any]) -> None:
@@ -314,12 +289,6 @@ class Page(HTMLParser):
             self.pictures.append(dict(attrs)["src"])
 
 
-def decoded(data_uri: str) -> bytes:
-    head, data = data_uri.split(",", 1)
-    assert head == "data:image/png;base64"
-    return base64.b64decode(data, validate=True)
-
-
 # --- Actions ----------------------------------------------------------------------------------
 
 
@@ -441,7 +410,7 @@ def test_a_picture_that_the_service_serves_itself_is_shown_byte_for_byte(
 def test_a_published_svg_is_shown_as_a_png(
     node: Node, publishing: Service, e2b: LocalE2B, image_dir: Path
 ) -> None:
-    sandbox_prints(e2b, result(text="<IPython.core.display.SVG object>", svg=SVG))
+    sandbox_prints(e2b, result(text="<IPython.core.display.SVG object>", svg=RED_SVG))
     [address] = Page(node.markdown(text_of(seen_by_action(node, publishing)))).pictures
     assert address is not None and re.fullmatch(PUBLISHED, address)
     assert_red_png((image_dir / Path(address).name).read_bytes())
@@ -545,7 +514,7 @@ def test_over_mcp_the_text_is_read_and_the_picture_attached_byte_for_byte(
 def test_over_mcp_an_svg_arrives_as_a_png(
     node: Node, service: Service, e2b: LocalE2B
 ) -> None:
-    sandbox_prints(e2b, result(text="<IPython.core.display.SVG object>", svg=SVG))
+    sandbox_prints(e2b, result(text="<IPython.core.display.SVG object>", svg=RED_SVG))
     [call] = calls_by_mcp(node, service, {"code": CODE})
     [attached] = call["artifact"]["content"]
     assert_red_png(decoded(attached["image_url"]["url"]))

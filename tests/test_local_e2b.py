@@ -25,12 +25,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import builders
 import httpx
 import local_e2b
 import local_e2b_kernels
 import psutil
 import pytest
 import requests
+from builders import FIGURE, TIMESTAMP, Event, error, stderr, stdout
 from e2b import AuthenticationException, SandboxQuery, TimeoutException
 from e2b_code_interpreter import Sandbox
 from local_e2b import LocalE2B
@@ -38,11 +40,7 @@ from PIL import Image
 
 pytestmark = pytest.mark.usefixtures("untraced")
 
-Event = dict[str, Any]
 DASHES = "-" * 75
-FIGURE = "<Figure size 640x480 with 1 Axes>"
-MAIN = {"extra": {}, "is_main_result": True}
-SHOWN = {"extra": {}, "is_main_result": False}
 PREFIX = (
     "      1 import os; os.environ['E2B_SANDBOX'] = 'true'\n"
     "      2 import os; os.environ['E2B_SANDBOX_ID'] = 'ID'\n"
@@ -51,20 +49,8 @@ PREFIX = (
 )
 
 
-def out(text: str) -> Event:
-    return {"type": "stdout", "text": text, "timestamp": "T"}
-
-
-def err(text: str) -> Event:
-    return {"type": "stderr", "text": text, "timestamp": "T"}
-
-
 def result(main: bool = True, **fields: Any) -> Event:
-    return {"type": "result", **fields, **(MAIN if main else SHOWN)}
-
-
-def error(name: str, value: str, traceback: str) -> Event:
-    return {"type": "error", "name": name, "value": value, "traceback": traceback}
+    return builders.result(main=main, **fields)
 
 
 def frame(name: str, value: str, cell: str) -> str:
@@ -171,7 +157,7 @@ def joined(events: list[Event]) -> list[Event]:
 def normal(value: Any, sandbox_id: str, key: str = "") -> Any:
     if key == "timestamp":
         assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d+\+00:00", value)
-        return "T"
+        return TIMESTAMP
     if key == "execution_count":
         return "N"
     if isinstance(value, dict):
@@ -213,7 +199,7 @@ FIRST_CELLS: dict[str, tuple[str, list[Event]]] = {
             )
         ],
     ),
-    "indented": ("  print('in')\n  2", [out("in\n"), result(text="2")]),
+    "indented": ("  print('in')\n  2", [stdout("in\n"), result(text="2")]),
     "cell magic": (
         "%%bash\necho hi",
         [
@@ -228,15 +214,15 @@ FIRST_CELLS: dict[str, tuple[str, list[Event]]] = {
 
 CELLS: dict[str, tuple[str, list[Event]]] = {
     "empty": ("", []),
-    "print": ("print('hello')", [out("hello\n")]),
-    "print and value": ("print('out')\n42", [out("out\n"), result(text="42")]),
+    "print": ("print('hello')", [stdout("hello\n")]),
+    "print and value": ("print('out')\n42", [stdout("out\n"), result(text="42")]),
     "stdout comes first": (
         "import sys\nsys.stderr.write('oops\\n')\nprint('ok')",
-        [out("ok\n"), err("oops\n")],
+        [stdout("ok\n"), stderr("oops\n")],
     ),
     "progress bar": (
         "import sys\nsys.stderr.write('\\r0/3'); sys.stderr.flush()\nsys.stderr.write('\\r1/3')\n0",
-        [err("\r0/3"), err("\r1/3"), result(text="0")],
+        [stderr("\r0/3"), stderr("\r1/3"), result(text="0")],
     ),
     "string without quotes": ("'hello'", [result(text="hello")]),
     "string with a quote": ('"it\'s"', [result(text="it's")]),
@@ -244,7 +230,7 @@ CELLS: dict[str, tuple[str, list[Event]]] = {
     "unicode": (
         "s='h\u00e9 \u4e16 \U0001f40d \\u202eR'\nprint(s)\ns",
         [
-            out("h\u00e9 \u4e16 \U0001f40d \u202eR\n"),
+            stdout("h\u00e9 \u4e16 \U0001f40d \u202eR\n"),
             result(text="h\u00e9 \u4e16 \U0001f40d \\u202eR"),
         ],
     ),
@@ -270,7 +256,7 @@ CELLS: dict[str, tuple[str, list[Event]]] = {
     "output, then an error": (
         "print('a'); raise ValueError('x')",
         [
-            out("a\n"),
+            stdout("a\n"),
             error(
                 "ValueError",
                 "x",
@@ -300,7 +286,7 @@ CELLS: dict[str, tuple[str, list[Event]]] = {
                 "3",
                 "An exception has occurred, use %tb to see the full traceback.\nSystemExit: 3\n",
             ),
-            err(
+            stderr(
                 "LIB/IPython/core/interactiveshell.py:L: UserWarning: To exit: use 'exit', 'quit',"
                 " or Ctrl-D.\n  warn(\"To exit: use 'exit', 'quit', or Ctrl-D.\", stacklevel=1)\n"
             ),
@@ -309,14 +295,14 @@ CELLS: dict[str, tuple[str, list[Event]]] = {
     "warning": (
         "import warnings\nwarnings.warn('careful')\n'v'",
         [
-            err("DIR/CELL.py:2: UserWarning: careful\n  warnings.warn('careful')\n"),
+            stderr("DIR/CELL.py:2: UserWarning: careful\n  warnings.warn('careful')\n"),
             result(text="v"),
         ],
     ),
     "exception group": (
         "raise ExceptionGroup('g', [ValueError('a')])",
         [
-            err(
+            stderr(
                 "  + Exception Group Traceback (most recent call last):\n"
                 '  |   File "LIB/IPython/core/interactiveshell.py", line L, in run_code\n'
                 "  |     exec(code_obj, self.user_global_ns, self.user_ns)\n"
@@ -330,8 +316,8 @@ CELLS: dict[str, tuple[str, list[Event]]] = {
             error("ExceptionGroup", "g (1 sub-exception)", ""),
         ],
     ),
-    "shell": ("!echo hi && pwd", [out("hi\r\n/home/user\r\n")]),
-    "cell magic": ("%%bash\necho hi", [out("hi\n")]),
+    "shell": ("!echo hi && pwd", [stdout("hi\r\n/home/user\r\n")]),
+    "cell magic": ("%%bash\necho hi", [stdout("hi\n")]),
     "await": ("import asyncio\nawait asyncio.sleep(0, 'done')", [result(text="done")]),
     "display": (
         "from IPython.display import *\n"
@@ -364,7 +350,7 @@ CELLS: dict[str, tuple[str, list[Event]]] = {
         "from IPython.display import display, clear_output\n"
         "h = display('first', display_id=True); h.update('second')\n"
         "print('p', flush=True); clear_output(); print('q')",
-        [result(False, text="first"), out("p\n"), out("q\n")],
+        [result(False, text="first"), stdout("p\n"), stdout("q\n")],
     ),
     "data frame": (
         "import pandas as pd\npd.DataFrame({'a': [1], 't': pd.to_datetime(['2024-01-01'])})",
@@ -618,7 +604,7 @@ def faulted() -> dict[str, Faulted]:
 
     def run_with(fault: str) -> Faulted:
         sandbox, heard, raised = Sandbox.create(timeout=60), [], None
-        code = f"# answer: {json.dumps({'fault': fault, 'events': [out('before')]})}"
+        code = f"# answer: {json.dumps({'fault': fault, 'events': [stdout('before')]})}"
         try:
             sandbox.run_code(
                 code, timeout=0.7, on_stdout=lambda message: heard.append(message.line)
@@ -735,10 +721,8 @@ def test_sizes_are_as_told_and_pictures_are_real_and_differ() -> None:
 def test_the_code_may_state_its_own_fate_and_a_mix_is_reproducible() -> None:
     with LocalE2B(script={"run": {"from_code": True}}) as e2b:
         sandbox_id = create(e2b)
-        code = f"x = 1\n# answer: {json.dumps({'events': [out('told')]})}\n"
-        assert run(
-            e2b, sandbox_id, code.replace('"T"', '"2026-01-01T00:00:00.0+00:00"')
-        ) == (complete([out("told")]))
+        code = f"x = 1\n# answer: {json.dumps({'events': [stdout('told')]})}\n"
+        assert run(e2b, sandbox_id, code) == complete([stdout("told")])
         assert run(e2b, sandbox_id, "1") == complete([])
         mix = {"run": {"mix": [[1, {"status": 500}], [1, {"status": 503}]], "seed": 7}}
         seen = []

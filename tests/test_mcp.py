@@ -17,6 +17,17 @@ from typing import Any
 
 import pytest
 import requests
+from builders import (
+    RED_SVG,
+    answer_with,
+    encoded,
+    error,
+    picture,
+    stdout,
+)
+from builders import (
+    result as result_event,
+)
 from local_e2b import LocalE2B
 from PIL import Image
 
@@ -33,10 +44,6 @@ PARSE_ERROR, INVALID_REQUEST, UNKNOWN_METHOD, INVALID_PARAMS = (
 )
 # LibreChat takes an error with one of these in it for a failed login.
 LOGIN_WORDS = re.compile("401|oauth|authentication", re.IGNORECASE)
-SVG = (
-    '<svg xmlns="http://www.w3.org/2000/svg" width="40" height="30">'
-    '<rect width="40" height="30" fill="#ff0000"/></svg>'
-)
 
 
 # --- services ---------------------------------------------------------------------------------
@@ -129,36 +136,6 @@ def images_of(result: dict[str, Any]) -> list[tuple[str, bytes]]:
 
 
 # --- what a sandbox answers -------------------------------------------------------------------
-
-
-def stdout(text: str) -> dict[str, Any]:
-    return {"type": "stdout", "text": text, "timestamp": "2026-01-01T00:00:00Z"}
-
-
-def result_event(**formats: Any) -> dict[str, Any]:
-    return {"type": "result", "extra": {}, "is_main_result": False, **formats}
-
-
-def exception(name: str, value: str) -> dict[str, Any]:
-    traceback = (
-        f"Traceback (most recent call last)\nCell In[1], line 1\n{name}: {value}"
-    )
-    return {"type": "error", "name": name, "value": value, "traceback": traceback}
-
-
-def answer_with(e2b: LocalE2B, *events: dict[str, Any], **faults: Any) -> None:
-    """Every run from now on answers with these events."""
-    e2b.set_script({"run": {"events": list(events), **faults}})
-
-
-def picture(image_format: str, colour: str = "red") -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", (8, 6), colour).save(file, image_format)
-    return file.getvalue()
-
-
-def encoded(data: bytes) -> str:
-    return base64.b64encode(data).decode()
 
 
 @contextmanager
@@ -468,7 +445,7 @@ def test_a_picture_alone_still_comes_with_a_text(
 
 
 def test_an_svg_arrives_as_a_png(service: Service, e2b: LocalE2B) -> None:
-    answer_with(e2b, result_event(text="<Figure>", svg=SVG))
+    answer_with(e2b, result_event(text="<Figure>", svg=RED_SVG))
     [(media_type, data)] = images_of(call(service, code="draw()"))
     assert media_type == "image/png"
     with Image.open(io.BytesIO(data)) as image:
@@ -482,7 +459,7 @@ def test_an_svg_that_cannot_be_drawn_costs_that_picture_only(
     png = picture("PNG")
     answer_with(
         e2b,
-        result_event(svg=SVG.replace("<rect", '<image href="/etc/passwd"/><rect')),
+        result_event(svg=RED_SVG.replace("<rect", '<image href="/etc/passwd"/><rect')),
         result_event(png=encoded(png)),
     )
     result = call(service, code="draw()")
@@ -524,7 +501,7 @@ def error_text(result: dict[str, Any]) -> str:
 def test_an_exception_is_a_result_with_its_traceback(
     service: Service, e2b: LocalE2B
 ) -> None:
-    answer_with(e2b, stdout("before\n"), exception("ValueError", "no"))
+    answer_with(e2b, stdout("before\n"), error("ValueError", "no"))
     assert error_text(call(service, code="raise ValueError('no')")) == (
         "**Console Output:**\n```\nbefore\n```\n\n**Execution Error:**\n```\n"
         "Traceback (most recent call last)\nCell In[1], line 1\nValueError: no\n```"

@@ -14,6 +14,7 @@ import openapi_spec_validator
 import pytest
 import requests
 import schemathesis
+from builders import error
 from hypothesis import Phase, assume, given, settings
 from local_e2b import LocalE2B
 from schemathesis import GenerationMode
@@ -280,11 +281,10 @@ def test_each_documented_answer_can_be_had_and_is_as_documented(
 def test_each_documented_outcome_can_be_had(
     service: Service, served: Any, e2b: LocalE2B, outcome: str
 ) -> None:
-    error = {"type": "error", "name": "ValueError", "value": "no", "traceback": ""}
     e2b.set_script(
         {
             "ok": {"run": OK_RUN},
-            "error": {"run": {"events": [error]}},
+            "error": {"run": {"events": [error("ValueError", "no")]}},
             "timeout": {"run": {"fault": "silent"}},
             "unavailable": {"create": {"status": 500}},
         }[outcome]

@@ -11,8 +11,6 @@ import json
 import os
 import re
 import shutil
-import struct
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +20,7 @@ from urllib.parse import urlsplit
 import pytest
 import requests
 import yaml
+from builders import figure, picture, stdout
 from local_e2b import LocalE2B
 from selenium import webdriver
 from selenium.common.exceptions import StaleElementReferenceException
@@ -369,32 +368,9 @@ RAISED = {
 }
 
 
-def printed(text: str) -> dict[str, Any]:
-    return {"type": "stdout", "text": text, "timestamp": "2026-01-01T00:00:00+00:00"}
-
-
 def drawn(width: int = 8) -> dict[str, Any]:
     """A grey PNG of that width and 8 pixels high."""
-    chunks = (
-        (b"IHDR", struct.pack(">IIBBBBB", width, 8, 8, 0, 0, 0, 0)),
-        (b"IDAT", zlib.compress((b"\0" + b"\x80" * width) * 8)),
-        (b"IEND", b""),
-    )
-    png = b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(data))
-        + kind
-        + data
-        + struct.pack(">I", zlib.crc32(kind + data))
-        for kind, data in chunks
-    )
-    text = "<Figure size 640x480 with 1 Axes>"
-    return {
-        "type": "result",
-        "text": text,
-        "png": base64.b64encode(png).decode(),
-        "extra": {},
-        "is_main_result": False,
-    }
+    return figure(picture(colour="grey", size=(width, 8)))
 
 
 def test_the_plot_that_the_page_opens_with_is_drawn(
@@ -414,7 +390,7 @@ def test_typed_code_arrives_as_typed_and_its_echo_is_left_out(
     page: Page, e2b: LocalE2B, service: Service
 ) -> None:
     typed = "for n in range(2):\n    print(n, '<é>')"
-    e2b.set_script(run_answers(printed("0 <é>\n1 <é>\n"), drawn()))
+    e2b.set_script(run_answers(stdout("0 <é>\n1 <é>\n"), drawn()))
     page.open(service.url)
     page.run(typed)
     assert runs_of(e2b.state())[-1]["body"]["code"].endswith(typed)
@@ -441,7 +417,7 @@ def test_a_run_asks_for_what_describes_the_service_and_execute_and_nothing_else(
 def test_while_it_runs_its_limit_is_said_and_seconds_are_counted(
     page: Page, e2b: LocalE2B, keyed_service: Service
 ) -> None:
-    e2b.set_script(run_answers(printed("so far\n"), fault="silent"))
+    e2b.set_script(run_answers(stdout("so far\n"), fault="silent"))
     page.open(keyed_service.url).give_key()
     page["run"].click()
     page.wait(lambda: re.fullmatch(r"\d+\.\d s", page["elapsed"].text))
@@ -489,7 +465,7 @@ def test_an_exception_is_shown_in_words(
         "value": "division by zero",
         "traceback": "Traceback (most recent call last)\nZeroDivisionError: division by zero",
     }
-    e2b.set_script(run_answers(printed("before\n"), error))
+    e2b.set_script(run_answers(stdout("before\n"), error))
     page.open(service.url).run("1/0")
     assert page.shown("h3") == ["Console Output:", "Execution Error:"]
     assert "ZeroDivisionError: division by zero" in page.shown()[1]
@@ -507,7 +483,7 @@ def test_hostile_output_stays_text(
     )
     before = page.script(others)
     for output in HOSTILE_OUTPUTS:
-        e2b.set_script(run_answers(printed(output + "\n")))
+        e2b.set_script(run_answers(stdout(output + "\n")))
         page.run()
         assert not expected_conditions.alert_is_present()(browser)
         assert page.shown() == [
@@ -520,7 +496,7 @@ def test_hostile_output_stays_text(
 def test_a_wrong_key_is_named_and_the_right_one_works(
     page: Page, e2b: LocalE2B, keyed_service: Service
 ) -> None:
-    e2b.set_script(run_answers(printed("hello\n")))
+    e2b.set_script(run_answers(stdout("hello\n")))
     page.open(keyed_service.url)
     page.wait(lambda: page["key"].is_displayed())
     assert page["key"].get_property("type") == "password"
@@ -646,7 +622,7 @@ def test_pictures_are_taken_from_data_and_web_addresses_only(
 def test_a_picture_published_for_librechat_is_shown_from_the_services_own_address(
     page: Page, e2b: LocalE2B, linking_service: Service
 ) -> None:
-    e2b.set_script(run_answers(printed("words\n"), drawn()))
+    e2b.set_script(run_answers(stdout("words\n"), drawn()))
     page.open(linking_service.url).run()
     page.wait(lambda: page.script("return document.images[0]?.naturalWidth") == 8)
     [asked] = [each for each in page.requested() if "/images/" in each]
@@ -667,7 +643,7 @@ def test_a_published_picture_that_is_gone_is_said_with_its_address(
 def test_a_picture_published_at_an_address_of_its_own_is_shown_and_its_link_is_not(
     page: Page, e2b: LocalE2B, keyed_service: Service
 ) -> None:
-    e2b.set_script(run_answers(printed("words\n"), drawn()))
+    e2b.set_script(run_answers(stdout("words\n"), drawn()))
     page.open(keyed_service.url).give_key()
     page.opened_at.add(f"{PICTURES_HOST}:{keyed_service.port}")
     page.run()
@@ -678,7 +654,7 @@ def test_a_picture_published_at_an_address_of_its_own_is_shown_and_its_link_is_n
 def test_everything_can_be_done_by_keyboard(
     page: Page, e2b: LocalE2B, service: Service
 ) -> None:
-    e2b.set_script(run_answers(printed("by keys\n")))
+    e2b.set_script(run_answers(stdout("by keys\n")))
     page.open(service.url)
 
     def press(*keys: str) -> str:
@@ -713,7 +689,7 @@ def test_everything_can_be_done_by_keyboard(
 def test_what_can_be_used_has_a_name_of_its_own_and_the_state_is_announced(
     page: Page, e2b: LocalE2B, keyed_service: Service
 ) -> None:
-    e2b.set_script(run_answers(printed("words\n"), RAISED))
+    e2b.set_script(run_answers(stdout("words\n"), RAISED))
     page.open(keyed_service.url).give_key().run()
     page.script("stop.hidden = false")
     controls = [
@@ -727,7 +703,7 @@ def test_what_can_be_used_has_a_name_of_its_own_and_the_state_is_announced(
 
 
 def test_headings_are_in_order(page: Page, e2b: LocalE2B, service: Service) -> None:
-    e2b.set_script(run_answers(printed("words\n")))
+    e2b.set_script(run_answers(stdout("words\n")))
     page.open(service.url).run()
     headings = page.driver.find_elements(By.CSS_SELECTOR, "h1, h2, h3, h4, h5, h6")
     shown = [(each.tag_name, each.text) for each in headings if each.is_displayed()]
@@ -745,7 +721,7 @@ def test_a_traceback_wraps_on_a_phone_and_a_table_does_not(
 ) -> None:
     long = "x" * 300
     raised = RAISED | {"traceback": f"ValueError: {long}"}
-    e2b.set_script(run_answers(printed(f"{long}\n"), raised))
+    e2b.set_script(run_answers(stdout(f"{long}\n"), raised))
     page.look("light", width=360)
     page.open(service.url).run()
     overflow = page.script(
@@ -759,7 +735,7 @@ def test_a_phone_of_360_pixels_never_scrolls_sideways(
     page: Page, e2b: LocalE2B, keyed_service: Service
 ) -> None:
     page.look("light", width=360)
-    e2b.set_script(run_answers(printed("x" * 500 + "\n"), drawn(width=1600)))
+    e2b.set_script(run_answers(stdout("x" * 500 + "\n"), drawn(width=1600)))
     page.open(keyed_service.url).give_key()
     page.opened_at.add(f"{PICTURES_HOST}:{keyed_service.port}")
     page.run("y" * 300)
@@ -775,7 +751,7 @@ def test_a_phone_of_360_pixels_never_scrolls_sideways(
 def test_words_and_borders_stand_out_from_their_background_light_and_dark(
     page: Page, e2b: LocalE2B, service: Service
 ) -> None:
-    e2b.set_script(run_answers(printed("words\n"), RAISED))
+    e2b.set_script(run_answers(stdout("words\n"), RAISED))
     page.open(service.url).run()
     for scheme in ("light", "dark"):
         page.look(scheme)

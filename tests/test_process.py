@@ -21,6 +21,7 @@ from typing import Any
 import psutil
 import pytest
 import requests
+from builders import answer_with, stdout
 from local_e2b import LocalE2B
 
 from conftest import E2B_KEY, OK_RUN, ROOT, Service, e2b_at, free_port, text_of
@@ -493,8 +494,7 @@ def test_a_request_that_stops_is_cut_after_15_s(
 def test_a_request_has_one_line_in_the_log_with_what_an_operator_asks_for_and_no_content(
     start_service: Start, scripted_e2b: LocalE2B
 ) -> None:
-    said = {"type": "stdout", "text": "words-of-output\n", "timestamp": "T"}
-    scripted_e2b.set_script({"run": {"events": [said], "pngs": 1, "png_bytes": 2000}})
+    answer_with(scripted_e2b, stdout("words-of-output\n"), pngs=1, png_bytes=2000)
     service = start_service({"PROXY_API_KEY": PROXY_KEY, "LOG_LEVEL": "debug"})
     headers = {
         "Authorization": f"Bearer {PROXY_KEY}",

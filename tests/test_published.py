@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import io
 import os
 import re
 import socket
@@ -16,6 +15,7 @@ from typing import Any
 
 import pytest
 import requests
+from builders import RED_SVG, figure, picture, result
 from local_e2b import LocalE2B
 from PIL import Image
 
@@ -27,10 +27,6 @@ NAME = r"[A-Za-z0-9_-]{22,}\.(?:png|jpg)"
 # What an outsider could try has the form of the service's own names.
 OWN_NAME = "e2b-" + 32 * "A" + ".png"
 SECRET = b"\x89PNG\r\n\x1a\n a secret outside of the folder"
-SVG = (
-    '<svg xmlns="http://www.w3.org/2000/svg" width="40" height="30">'
-    '<rect width="40" height="30" fill="#ff0000"/></svg>'
-)
 
 
 # --- services ---------------------------------------------------------------------------------
@@ -79,12 +75,6 @@ def serving(start: Callable[..., Service], own_folder: Path) -> Service:
 # --- what a sandbox draws, and what is sent and read ------------------------------------------
 
 
-def picture(image_format: str, colour: str = "red") -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", (8, 6), colour).save(file, image_format)
-    return file.getvalue()
-
-
 PNG, JPEG = picture("PNG"), picture("JPEG")
 
 
@@ -92,10 +82,10 @@ def shows(*pictures: bytes | str) -> dict[str, Any]:
     """A script with runs that print a line and show these pictures; a text is an SVG."""
     events: list[dict[str, Any]] = [*OK_RUN["events"]]
     for data in pictures:
-        label = "svg" if isinstance(data, str) else "jpeg" if data == JPEG else "png"
-        shown = data if isinstance(data, str) else base64.b64encode(data).decode()
-        more = {"text": "<Figure>", "extra": {}, "is_main_result": False}
-        events.append({"type": "result", label: shown, **more})
+        if isinstance(data, str):
+            events.append(result("<Figure>", svg=data))
+        else:
+            events.append(figure(data))
     return {"run": {"events": events}}
 
 
@@ -186,7 +176,7 @@ def test_the_same_picture_has_another_name_each_time_that_nobody_can_guess(
 def test_an_svg_is_published_as_a_png_and_never_as_itself(
     linking: Service, e2b: LocalE2B, folder: Path
 ) -> None:
-    e2b.set_script(shows(SVG))
+    e2b.set_script(shows(RED_SVG))
     [url] = urls_of(execute(linking))
     assert url.endswith(".png")
     with Image.open(folder / name_of(url)) as image:
@@ -198,7 +188,9 @@ def test_an_svg_is_published_as_a_png_and_never_as_itself(
 def test_an_svg_that_cannot_be_drawn_costs_that_picture_only(
     linking: Service, e2b: LocalE2B
 ) -> None:
-    e2b.set_script(shows(SVG.replace("<rect", '<image href="/etc/passwd"/><rect'), PNG))
+    e2b.set_script(
+        shows(RED_SVG.replace("<rect", '<image href="/etc/passwd"/><rect'), PNG)
+    )
     response = execute(linking)
     assert len(urls_of(response)) == 1
     assert re.search(

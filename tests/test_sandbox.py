@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
+from builders import answer_with, error, stdout
 from e2b import TimeoutException
 from e2b_code_interpreter import Sandbox as E2BSandbox
 from local_e2b import LocalE2B
@@ -30,7 +31,7 @@ from sandbox import (
 )
 
 CONFIG = Config(e2b_api_key=E2B_KEY)
-PRINTED = {"events": [{"type": "stdout", "text": "printed before\n", "timestamp": "T"}]}
+PRINTED = {"events": [stdout("printed before\n")]}
 HANGS: dict[str, dict[str, Any]] = {
     "hangs before the headers": {"fault": "hang"},
     "falls silent": {**PRINTED, "fault": "silent"},
@@ -234,9 +235,7 @@ def test_the_sandboxs_id_is_not_in_what_the_code_found_out(e2b: LocalE2B) -> Non
     sandbox = made()
     (listed,) = e2b.state()["sandboxes"]
     name = listed["id"]
-    error = {"type": "error", "name": "E", "value": name, "traceback": f"at {name}"}
-    printed = {"type": "stdout", "text": f"I am {name}\n", "timestamp": "T"}
-    e2b.set_script({"run": {"events": [printed, error]}})
+    answer_with(e2b, stdout(f"I am {name}\n"), error("E", name, f"at {name}"))
     run = run_in(sandbox)
     assert run.stdout.head == "I am [sandbox id]\n"
     assert name not in run.traceback + run.error_value

@@ -1,0 +1,536 @@
+"""E2B's stream in, a `Run` out: the same however it is cut, and bounded whatever it holds."""
+
+from __future__ import annotations
+
+import io
+import json
+import tracemalloc
+from typing import Any
+
+import pytest
+from builders import (
+    END,
+    RED_SVG,
+    TIMESTAMP,
+    Event,
+    encoded,
+    error,
+    figure,
+    jpeg_of_pixels,
+    lines,
+    padded_png,
+    picture,
+    png_of_pixels,
+    result,
+    stderr,
+    stdout,
+)
+from PIL import Image
+
+from config import MAX_REPLY_IMAGE_BYTES, Config
+from pictures import JPEG, MAX_PIXELS, PNG, SVG, BadPicture, picture_from
+from run import Run
+from stream import StreamReader
+
+LONG = 300 * 1024  # more than the reader decodes at a time
+LIMIT = 30_000
+
+
+def read(*parts: bytes | Event, **settings: Any) -> StreamReader:
+    config = Config(**settings)
+    reader = StreamReader(Run.empty(config.max_output_chars), config)
+    for part in parts:
+        reader.feed(part if isinstance(part, bytes) else lines(part))
+    return reader
+
+
+def run_of(*parts: bytes | Event, **settings: Any) -> Run:
+    reader = read(*parts, **settings)
+    assert not reader.broken
+    return reader.run
+
+
+def facts(reader: StreamReader) -> tuple[object, ...]:
+    """All that a stream came to, in a form that can be compared."""
+    run = reader.run
+    outputs = [
+        (p.head, p.tail, p.missing) for p in (run.stdout, run.stderr, run.values)
+    ]
+    error = (run.error_name, run.error_value, run.traceback)
+    return (*outputs, error, run.pictures, run.left_out, reader.ended, reader.broken)
+
+
+STREAM = b"".join(
+    [
+        lines({"type": "number_of_executions", "execution_count": 1}),
+        lines(stdout('héllo \U0001f600 \\ " \u2028 \ud800\n')),
+        b'{"type":"stdout","text":"raw \xc3\xa9 \xf0\x9f\x98\x80"}\n\n',
+        lines(stderr("oops"), {"type": "keepalive"}),
+        lines(result("3", json=[1, {"a": None}]), figure(picture())),
+        lines(error("ValueError", "x", "a\nb"), END),
+    ]
+)
+
+
+class TestChunks:
+    whole = facts(read(STREAM))
+
+    def test_the_stream_is_read(self) -> None:
+        run = run_of(STREAM)
+        assert (
+            run.stdout.head == 'héllo \U0001f600 \\ " \u2028 \ud800\nraw é \U0001f600'
+        )
+        assert run.stderr.head == "oops"
+        assert run.values.head == "3"
+        assert [picture.media_type for picture in run.pictures] == [PNG]
+        assert (run.error_name, run.error_value, run.traceback) == (
+            "ValueError",
+            "x",
+            "a\nb",
+        )
+        assert read(STREAM).ended
+
+    def test_it_may_be_cut_at_any_byte(self) -> None:
+        for cut in range(len(STREAM)):
+            assert facts(read(STREAM[:cut], STREAM[cut:])) == self.whole, cut
+
+    @pytest.mark.parametrize("size", [1, 2, 3, 5, 64])
+    def test_it_may_come_in_pieces_of_any_size(self, size: int) -> None:
+        pieces = [STREAM[at : at + size] for at in range(0, len(STREAM), size)]
+        assert facts(read(*pieces)) == self.whole
+
+    def test_an_unfinished_last_line_is_not_taken_for_an_end(self) -> None:
+        reader = read(stdout("kept"), lines(END).rstrip(b"\n"))
+        assert reader.run.stdout.head == "kept"
+        assert not reader.ended and not reader.broken
+
+    @pytest.mark.parametrize(
+        ("kind", "text"),
+        [
+            ("stderr", "\U0001f600" * (LONG // 12)),
+            ("stdout", '\\"\\u0041\n' * (LONG // 8)),
+            ("stdout", "\\" * LONG),
+        ],
+    )
+    @pytest.mark.parametrize("ascii_only", [True, False])
+    def test_a_long_line_of_output_may_be_cut_at_any_byte(
+        self, kind: str, text: str, ascii_only: bool
+    ) -> None:
+        event = {"type": kind, "text": text, "timestamp": TIMESTAMP}
+        printed = json.dumps(event, ensure_ascii=ascii_only).encode() + b"\n"
+        stream = printed + lines(END)
+        near = [256 * 1024 + offset for offset in range(13)]
+        end = len(printed)
+        for cut in (*near, *range(end - 60, end + 1, 3)):
+            reader = read(stream[:cut], stream[cut:], max_output_chars=1_000_000)
+            run = reader.run
+            kept = getattr(run, kind)
+            assert kept.head + kept.tail == text, cut
+            assert reader.ended and not reader.broken
+            assert not run.left_out
+
+
+class TestLongOutput:
+    @pytest.mark.parametrize("kind", ["stdout", "stderr"])
+    @pytest.mark.parametrize("piece_chars", [4000, 5_000_000])
+    def test_head_and_tail_are_kept_and_the_rest_is_counted(
+        self, kind: str, piece_chars: int
+    ) -> None:
+        text = "".join(f"{number:09}\n" for number in range(500_000))  # 5 MB
+        starts = range(0, len(text), piece_chars)
+        events = [stdout(text[at : at + piece_chars]) | {"type": kind} for at in starts]
+        stream = lines(*events, END)
+        chunks = [stream[at : at + 65_536] for at in range(0, len(stream), 65_536)]
+        run = run_of(*chunks)
+        kept = getattr(run, kind)
+        assert kept.head == text[: LIMIT // 2]
+        assert kept.tail == text[-LIMIT // 2 :]
+        assert kept.missing == len(text) - LIMIT
+        assert not run.left_out
+
+    def test_memory_does_not_grow_with_the_output(self) -> None:
+        reader = read()
+        piece = b"x" * 65_536
+        reader.feed(b'{"type":"stdout","text":"')
+        tracemalloc.start()
+        try:
+            for _ in range(800):  # 50 MB
+                reader.feed(piece)
+            peak_bytes = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        reader.feed(b'"}\n' + lines(END))
+        assert peak_bytes < 4_000_000
+        assert reader.run.stdout.missing == 800 * 65_536 - LIMIT
+        assert reader.ended and not reader.broken
+
+    @pytest.mark.parametrize("name", ["png", "jpeg", "svg", "html", "text", "pdf"])
+    def test_a_result_over_every_limit_is_dropped_with_its_kind_and_size(
+        self, name: str
+    ) -> None:
+        formats = {"text": "<Figure>"} | {name: "MARK"}
+        start, end = lines(result(**formats)).split(b"MARK")
+        piece = b"x" * 65_536
+        tracemalloc.start()
+        try:
+            reader = read(
+                stdout("before"), start, *[piece] * 800, end, stdout("after"), END
+            )
+            peak_bytes = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        assert peak_bytes < 45_000_000  # three pictures as base64, and their copies
+        [(what, why)] = reader.run.left_out
+        assert what == "output"
+        assert why == f"52.4 MB of {name}, which is over every limit"
+        assert reader.run.stdout.head == "beforeafter"
+        assert reader.ended and not reader.broken
+
+    def test_an_error_of_2_mb_keeps_its_last_lines(self) -> None:
+        traceback = "\x1b[31mframe\x1b[0m\n" * 150_000 + "ValueError: the end"
+        run = run_of(error("n" * 9999, "v" * 2_000_000, traceback))
+        assert run.traceback.endswith("frame\x1b[0m\nValueError: the end")
+        assert len(run.traceback) < 10 * LIMIT
+        assert "characters cut" in run.traceback
+        assert run.error_name == "n" * 200
+        assert 0 < len(run.error_value) <= LIMIT
+        assert set(run.error_value) == {"v"}
+
+    def test_notes_are_bounded_too(self) -> None:
+        run = Run.empty(LIMIT)
+        for number in range(1000):
+            run.leave_out("picture", f"reason {number}")
+        assert len(run.left_out) <= 20 + 1
+        assert sum(run.left_out.values()) == 1000
+
+
+class TestBrokenStreams:
+    @pytest.mark.parametrize(
+        "bad",
+        [
+            b"<html>502</html>",
+            b"[]",
+            b"3",
+            b"null",
+            b'"stdout"',
+            b"{}",
+            b'{"type": "stdout"}',
+            b'{"type": ["stdout"], "text": "x"',
+            b'{"type": "error", "name": "E"}',
+            b'{"type": "result", "extra": 3}',
+            b'{"type": "stdout", "text": "\xff"}',
+            b"[" * 100_000,
+            b'{"type": "stdout", "text": ' + b"9" * 5000 + b"}",
+            b"\x00",
+            b"\xef\xbb\xbf{}",
+        ],
+    )
+    def test_a_line_that_is_no_event_is_said_and_what_came_before_is_kept(
+        self, bad: bytes
+    ) -> None:
+        reader = read(stdout("before"), bad + b"\n", END)
+        assert reader.run.stdout.head == "before"
+        assert reader.broken.startswith("a line of E2B's answer could not be read (")
+
+    @pytest.mark.parametrize(
+        "kind", ["chart", "number_of_executions", "unexpected_endpoint", 7]
+    )
+    def test_an_unknown_kind_of_event_is_passed_over(self, kind: object) -> None:
+        reader = read(json.dumps({"type": kind}).encode() + b"\n", stdout("after"), END)
+        assert reader.run.stdout.head == "after"
+        assert reader.ended and not reader.broken
+
+    @pytest.mark.parametrize(
+        "start",
+        [
+            b'{"type":"stdout","text":"a","x":' + b"[" * LONG,
+            b'{"type":"stdout","text":"a","type":"error","x":"' + b"x" * LONG,
+            b'{"type":"stdout","text":"a","text":["' + b"x" * LONG,
+            b'{"type":"stdout","text":"' + b"\xff" * LONG,
+            b'{"type":"stdout","text":"' + b"\\x" * LONG,
+            b'{"type":"stdout","text":"' + b"\\" * (LONG + 1),
+        ],
+    )
+    def test_a_long_line_that_only_begins_like_output_does_no_harm(
+        self, start: bytes
+    ) -> None:
+        reader = read(stdout("before"), start, b"\n", END)
+        assert reader.run.stdout.head.startswith("before")
+        assert reader.broken or reader.ended
+
+
+class TestPictures:
+    @pytest.mark.parametrize(
+        ("label", "data", "media_type"),
+        [
+            ("png", picture("PNG"), PNG),
+            ("jpeg", picture("JPEG"), JPEG),
+            ("png", picture("JPEG"), JPEG),
+            ("jpeg", picture("PNG"), PNG),
+            ("png", RED_SVG.encode(), SVG),
+        ],
+    )
+    def test_are_known_by_their_first_bytes(
+        self, label: str, data: bytes, media_type: str
+    ) -> None:
+        [kept] = run_of(result(**{label: encoded(data)})).pictures
+        assert (kept.media_type, kept.data) == (media_type, data)
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            RED_SVG,
+            f"\n  {RED_SVG}",
+            f'<?xml version="1.0"?>\n<!DOCTYPE svg PUBLIC "-//W3C//DTD SVG 1.1//EN">{RED_SVG}',
+            f"<!-- é -->{RED_SVG}",
+        ],
+    )
+    def test_an_svg_is_text_and_not_base64(self, text: str) -> None:
+        [kept] = run_of(result(svg=text)).pictures
+        assert (kept.media_type, kept.data) == (SVG, text.encode())
+
+    @pytest.mark.parametrize("newline", ["\n", "\r\n", " "])
+    def test_base64_may_have_newlines(self, newline: str) -> None:
+        text = encoded(picture())
+        wrapped = (
+            newline.join(text[at : at + 60] for at in range(0, len(text), 60)) + newline
+        )
+        assert run_of(result(png=wrapped)).pictures[0].data == picture()
+
+    @pytest.mark.parametrize(
+        ("text", "reason"),
+        [
+            ("not base64!", "not valid base64"),
+            ("abc", "not valid base64"),
+            ("é" * 40, "not valid base64"),
+            ("\ud800", "not valid base64"),
+            (encoded(picture())[:-2], "not valid base64"),
+            (encoded(b"MZ\x90\x00 an executable"), "neither PNG, JPEG nor SVG"),
+            (
+                encoded(b"<html><script>alert(1)</script><svg></svg>"),
+                "neither PNG, JPEG nor SVG",
+            ),
+            (encoded(b"GIF89a" + bytes(40)), "neither PNG, JPEG nor SVG"),
+            (
+                encoded(picture()[:20]),
+                "8 x 0 pixels (the limit is 50,000,000 in all)",
+            ),
+        ],
+    )
+    def test_what_is_none_is_left_out_with_the_reason(
+        self, text: str, reason: str
+    ) -> None:
+        run = run_of(result(text="<Figure>", png=text), stdout("after"))
+        assert run.pictures == []
+        assert run.left_out == {("picture", reason): 1}
+        assert run.stdout.head == "after"
+
+    @pytest.mark.parametrize(
+        "svg", ["<b>no</b>", "", "<script>1</script><svg></svg>", "\ud800"]
+    )
+    def test_an_svg_that_is_none_is_no_picture(self, svg: str) -> None:
+        assert run_of(result(text="<Figure>", svg=svg)).pictures == []
+
+    def test_an_svg_that_cannot_be_encoded_is_left_out_for_that_reason(self) -> None:
+        svg = RED_SVG.replace("<rect", "<desc>\ud800</desc><rect")
+        run = run_of(result("<Figure>", svg=svg), stdout("after"))
+        reason = "an SVG with a lone surrogate, which is no character"
+        assert run.left_out == {("picture", reason): 1}
+        assert run.stdout.head == "after"
+
+    @pytest.mark.parametrize(
+        ("width", "height"),
+        [(100_000, 100_000), (MAX_PIXELS + 1, 1), (0, 5), (2**32 - 1, 1)],
+    )
+    def test_a_png_that_claims_too_many_pixels_or_none_is_refused(
+        self, width: int, height: int
+    ) -> None:
+        with pytest.raises(
+            BadPicture, match=rf"{width} x {height} pixels .*50,000,000 in all"
+        ):
+            picture_from(png_of_pixels(width, height))
+
+    def test_a_png_of_as_many_pixels_as_allowed_is_taken(self) -> None:
+        assert picture_from(png_of_pixels(MAX_PIXELS // 2, 2)).media_type == PNG
+
+    @pytest.mark.parametrize(("width", "height"), [(65_500, 65_500), (60_000, 1_000)])
+    def test_a_jpeg_that_claims_too_many_pixels_is_refused(
+        self, width: int, height: int
+    ) -> None:
+        with pytest.raises(BadPicture, match=rf"{width} x {height} pixels"):
+            picture_from(jpeg_of_pixels(width, height))
+
+    @pytest.mark.parametrize(
+        "options", [{}, {"progressive": True}, {"exif": b"x" * 60_000}]
+    )
+    def test_a_jpeg_of_any_make_is_taken(self, options: dict[str, Any]) -> None:
+        file = io.BytesIO()
+        Image.new("RGB", (300, 20)).save(file, "JPEG", **options)
+        assert picture_from(file.getvalue()).media_type == JPEG
+
+    def test_the_first_format_that_is_good_is_the_one_picture(self) -> None:
+        png, jpeg = encoded(picture("PNG")), encoded(picture("JPEG"))
+        both = run_of(result(text="<PIL.Image.Image>", jpeg=jpeg, png=png, svg=RED_SVG))
+        assert [kept.media_type for kept in both.pictures] == [PNG]
+        second = run_of(result(png="broken!", jpeg=jpeg, svg=RED_SVG))
+        assert [kept.media_type for kept in second.pictures] == [JPEG]
+        assert not second.left_out
+        third = run_of(result(png="broken!", jpeg="broken!", svg=RED_SVG))
+        assert [kept.media_type for kept in third.pictures] == [SVG]
+
+    def test_the_text_beside_a_picture_is_not_a_result(self) -> None:
+        run = run_of(
+            result(text="<Figure size 640x480 with 1 Axes>", png=encoded(picture()))
+        )
+        assert run.values.head == ""
+
+    def test_the_same_bytes_twice_are_one_picture_without_a_note(self) -> None:
+        png = encoded(picture())
+        run = run_of(result(png=png), result(png=png), result(jpeg=png))
+        assert len(run.pictures) == 1
+        assert not run.left_out
+
+    def test_stand_in_the_order_of_display(self) -> None:
+        pngs = [picture(colour=(shade, 0, 0)) for shade in range(5)]
+        run = run_of(*(result(png=encoded(png)) for png in pngs))
+        assert [kept.data for kept in run.pictures] == pngs
+
+    def test_200_figures_are_the_first_10_and_a_count(self) -> None:
+        pngs = [picture(colour=(shade, 0, 0)) for shade in range(200)]
+        run = run_of(*(result(png=encoded(png)) for png in pngs))
+        assert [kept.data for kept in run.pictures] == pngs[:10]
+        assert run.left_out == {("picture", "a reply holds at most 10 pictures"): 190}
+
+    def test_none_are_kept_when_none_are_wanted(self) -> None:
+        run = run_of(result(png=encoded(picture())), max_images=0)
+        assert run.pictures == []
+        assert run.left_out == {("picture", "a reply holds at most 0 pictures"): 1}
+
+    def test_one_of_as_many_bytes_as_allowed_is_taken_and_one_more_is_not(self) -> None:
+        limit = Config().max_image_bytes
+        assert len(run_of(result(png=encoded(padded_png(limit)))).pictures) == 1
+        run = run_of(result(png=encoded(padded_png(limit + 1))))
+        assert run.left_out == {
+            ("picture", "5,242,881 bytes (the limit is 5,242,880)"): 1
+        }
+
+    def test_a_30_mb_one_is_left_out(self) -> None:
+        stream = lines(figure(padded_png(30_000_000)), END)
+        run = run_of(
+            *(stream[at : at + 65_536] for at in range(0, len(stream), 65_536))
+        )
+        assert run.pictures == []
+        assert run.left_out == {
+            ("output", "40.0 MB of png, which is over every limit"): 1
+        }
+
+    def test_all_together_have_a_limit_and_a_smaller_one_still_fits(self) -> None:
+        sizes = [4_000_000, 4_000_000, 4_000_000, MAX_REPLY_IMAGE_BYTES - 8_000_000]
+        pngs = [padded_png(size, (shade, 0, 0)) for shade, size in enumerate(sizes)]
+        run = run_of(*(result(png=encoded(png)) for png in pngs))
+        assert [len(kept.data) for kept in run.pictures] == [
+            sizes[0],
+            sizes[1],
+            sizes[3],
+        ]
+        reason = f"a reply holds at most {MAX_REPLY_IMAGE_BYTES:,} bytes of pictures"
+        assert run.left_out == {("picture", reason): 1}
+
+    def test_their_bytes_are_not_in_the_repr(self) -> None:
+        assert "PNG" not in repr(picture_from(picture()))
+
+
+class TestValues:
+    @pytest.mark.parametrize(
+        ("fields", "value"),
+        [
+            ({"text": "3"}, "3"),
+            ({"text": ""}, ""),
+            ({"text": "[1, 2]", "json": [1, 2]}, "[1, 2]"),
+            (
+                {"text": "   a\n0  1", "html": "<table>", "data": {"a": [1]}},
+                "   a\n0  1",
+            ),
+            (
+                {"text": "<IPython.core.display.Markdown object>", "markdown": "# m"},
+                "# m",
+            ),
+            ({"text": "<IPython.core.display.Latex object>", "latex": "$x$"}, "$x$"),
+            (
+                {"text": "<IPython.core.display.JSON object>", "json": {"a": 1}},
+                '{"a": 1}',
+            ),
+            ({"text": "<IPython.core.display.JSON object>", "json": []}, "[]"),
+            ({"text": "<IPython.core.display.JSON object>", "json": 0}, "0"),
+            ({"text": "<a.B object at 0x7f00>", "markdown": "m", "latex": "l"}, "m"),
+            ({"markdown": "only"}, "only"),
+            (
+                {"text": "<__main__.Thing object at 0x7f001234>"},
+                "<__main__.Thing object at 0x7f001234>",
+            ),
+            (
+                {"text": "see <a.B object at 0x1>", "markdown": "m"},
+                "see <a.B object at 0x1>",
+            ),
+        ],
+    )
+    def test_the_text_says_it_unless_it_only_stands_for_something(
+        self, fields: dict[str, Any], value: str
+    ) -> None:
+        run = run_of(result(**fields))
+        assert run.values.head + run.values.tail == value
+        assert not run.left_out
+
+    def test_several_stand_on_lines_of_their_own(self) -> None:
+        run = run_of(*(result(text=text) for text in ("a", "b\nc", "d")))
+        assert run.values.head == "a\nb\nc\nd"
+
+    @pytest.mark.parametrize(
+        ("fields", "name"),
+        [
+            (
+                {"text": "<IPython.core.display.HTML object>", "html": "<b>h</b>"},
+                "html",
+            ),
+            ({"html": "<b>h</b>"}, "html"),
+            (
+                {"text": "<IPython.core.display.Javascript object>", "javascript": "1"},
+                "javascript",
+            ),
+            ({"extra": {"image/gif": "R0lGOD"}}, "gif"),
+            ({"text": "<x.Image object>", "extra": {"image/webp": "UklGR"}}, "webp"),
+            ({"text": "<x.Pdf object>", "pdf": "JVBERi"}, "pdf"),
+        ],
+    )
+    def test_a_format_that_is_not_shown_is_named(
+        self, fields: dict[str, Any], name: str
+    ) -> None:
+        run = run_of(result(**fields))
+        assert run.values.head == ""
+        assert run.left_out == {(f"{name} output", "this format is not shown"): 1}
+
+    @pytest.mark.parametrize(
+        ("fields", "name"),
+        [({"pdf": "JVBERi"}, "pdf"), ({"extra": {"image/gif": "R0"}}, "gif")],
+    )
+    def test_a_lost_picture_is_named_even_beside_a_text(
+        self, fields: dict[str, Any], name: str
+    ) -> None:
+        run = run_of(result(text="shown", **fields))
+        assert run.values.head == "shown"
+        assert run.left_out == {(f"{name} output", "this format is not shown"): 1}
+
+    def test_html_beside_a_text_or_a_picture_is_no_loss(self) -> None:
+        run = run_of(
+            result(text="table", html="<table>"),
+            result(png=encoded(picture()), html="x"),
+        )
+        assert not run.left_out
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("", "v"), (None, None), ("E", ["a"]), ("E", {"a": 1})]
+)
+def test_an_error_of_odd_fields_is_still_an_error(name: object, value: object) -> None:
+    run = run_of({"type": "error", "name": name, "value": value, "traceback": None})
+    assert run.error_name
