@@ -38,20 +38,9 @@ _GONE_WITHIN_S = 2
 _LIMIT_TOLERANCE_S = 0.1
 _METADATA = {"service": "e2b-proxy", "version": VERSION, "process": uuid.uuid4().hex}
 
-_FAILED = "E2B failed. Try again in a minute."
-_KEY_REFUSED = "E2B refused this service's key. Its operator has to check E2B_API_KEY."
-_AT_ITS_LIMIT = "E2B is at its limit of sandboxes or requests. Try again in a minute."
-_NO_ANSWER = "E2B did not answer in time. Try again in a minute."
-_NOT_REACHED = "E2B could not be reached. Try again in a minute."
-_TEMPLATE_REFUSED = (
-    "E2B refused to make a sandbox. Its operator has to check E2B_TEMPLATE."
-)
 _RUN_REFUSED = "E2B's sandbox refused the run, so the code did not run. Try again."
 _PROCESS_DIED = (
     "The Python process died: out of memory, a crash in a native library, or an exit."
-)
-_CONNECTION_FAILED = (
-    "The connection to the sandbox failed; the code may or may not have run."
 )
 
 
@@ -80,16 +69,16 @@ def _explain(exc: Exception) -> str:
     """Say in our own words what it means that the SDK raised this."""
     status = getattr(exc, "status_code", None)
     if isinstance(exc, AuthenticationException) or status in (401, 403):
-        return _KEY_REFUSED
+        return "E2B refused this service's key. Its operator has to check E2B_API_KEY."
     if isinstance(exc, (RateLimitException, ServiceBusyException)):
-        return _AT_ITS_LIMIT
+        return "E2B is at its limit of sandboxes or requests. Try again in a minute."
     if isinstance(exc, httpx.TimeoutException):
-        return _NO_ANSWER
+        return "E2B did not answer in time. Try again in a minute."
     if isinstance(exc, httpx.TransportError):
-        return _NOT_REACHED
+        return "E2B could not be reached. Try again in a minute."
     if status in (400, 404):
-        return _TEMPLATE_REFUSED
-    return _FAILED
+        return "E2B refused to make a sandbox. Its operator has to check E2B_TEMPLATE."
+    return "E2B failed. Try again in a minute."
 
 
 @contextmanager
@@ -243,7 +232,7 @@ class Sandbox:
             run.problem = f"The run was stopped after {limit_s} s, its time limit."
         elif status is None:
             # No answer: the request may have reached the sandbox, or not.
-            run.problem = _CONNECTION_FAILED
+            run.problem = "The connection to the sandbox failed; the code may or may not have run."
         elif not 200 <= status < 300:
             # An answer of E2B's own, which comes before the code is given to the kernel.
             run.problem = _RUN_REFUSED

@@ -47,8 +47,8 @@ def make_pool(e2b: LocalE2B) -> Iterator[MakePool]:
     """A pool with these settings; none of its sandboxes is left when the test is over."""
     pools = []
 
-    def make(**settings: Any) -> Pool:
-        pools.append(Pool(Config(e2b_api_key=E2B_KEY, **settings)))
+    def make(of: type[Config] = Config, **settings: Any) -> Pool:
+        pools.append(Pool(of(e2b_api_key=E2B_KEY, **settings)))
         return pools[-1]
 
     yield make
@@ -66,6 +66,10 @@ def threads() -> Iterator[ThreadPoolExecutor]:
 
 def of_kind(state: State, kind: str) -> list[State]:
     return [request for request in state["requests"] if request["kind"] == kind]
+
+
+def answered(state: State, kind: str) -> list[State]:
+    return [request for request in of_kind(state, kind) if request["answer"]]
 
 
 def runs_sent(count: int) -> Callable[[State], bool]:
@@ -117,7 +121,7 @@ def test_one_more_run_than_the_cap_is_refused_at_once(
     assert e2b.state()["created"] == 3
 
 
-def test_a_place_counts_as_taken_while_its_sandbox_is_being_made(
+def test_a_slot_counts_as_taken_while_its_sandbox_is_being_made(
     e2b: LocalE2B, make_pool: MakePool, threads: ThreadPoolExecutor
 ) -> None:
     e2b.set_script({"run": OK_RUN, "create": {"delay_s": 0.5}})
@@ -128,7 +132,7 @@ def test_a_place_counts_as_taken_while_its_sandbox_is_being_made(
     assert running.result().outcome == "ok"
 
 
-def test_a_create_that_failed_leaves_its_place_free(
+def test_a_create_that_failed_leaves_its_slot_free(
     e2b: LocalE2B, make_pool: MakePool
 ) -> None:
     e2b.set_script({"run": OK_RUN, "create": [{"status": 400}] * 3 + [{}]})
@@ -137,7 +141,7 @@ def test_a_create_that_failed_leaves_its_place_free(
     assert outcomes == ["unavailable"] * 3 + ["ok"]
 
 
-def test_who_comes_while_a_kill_is_under_way_waits_for_its_place(
+def test_a_caller_who_comes_while_a_kill_is_under_way_waits_for_its_slot(
     e2b: LocalE2B, make_pool: MakePool
 ) -> None:
     e2b.set_script({"run": OK_RUN, "kill": {"delay_s": 0.6}})
@@ -177,7 +181,7 @@ def test_a_waiter_is_refused_when_the_kill_takes_longer_than_its_budget(
     assert 0.4 < refusal_s(pool, tries=1) < 1.1
 
 
-def test_a_place_is_held_until_the_lifetimes_end_when_every_kill_fails(
+def test_a_slot_is_held_until_the_lifetimes_end_when_every_kill_fails(
     e2b: LocalE2B, make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pool_module, "LIFETIME_MARGIN_S", 1)
@@ -210,7 +214,7 @@ def test_a_kill_that_fails_is_tried_again_off_the_callers_path(
     assert (state["killed"], state["kill_requests"]) == (1, 3)
 
 
-def test_code_that_cannot_be_sent_ends_its_sandbox_and_frees_its_place(
+def test_code_that_cannot_be_sent_ends_its_sandbox_and_frees_its_slot(
     e2b: LocalE2B, make_pool: MakePool
 ) -> None:
     pool = make_pool(max_concurrent_runs=1)
@@ -240,6 +244,37 @@ def test_a_request_as_a_whole_ends_within_its_overhead_when_the_wait_is_long_and
     run = pool.run("1", 1)  # waits 0.5 s for the kill; then 1 s is left for a sandbox
     assert time.monotonic() - started <= 1 + 3
     assert run.outcome == ("unavailable" if "fault" in create else "timeout")
+
+
+def test_making_a_sandbox_leaves_time_for_what_comes_after_the_run(
+    e2b: LocalE2B, make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool_module, "OVERHEAD_S", 4)
+    e2b.set_script({"create": {"fault": "hang"}})
+    pool = make_pool()
+    started = time.monotonic()
+    assert pool.run("1", 1).outcome == "unavailable"
+    assert 2.4 < time.monotonic() - started < 3.5  # 1.5 s are kept
+
+
+def test_a_sandbox_for_longer_work_runs_several_cells_and_lives_long_enough(
+    e2b: LocalE2B, make_pool: MakePool
+) -> None:
+    pool = make_pool(warm_sandboxes=1, run_timeout_s=5, max_concurrent_runs=2)
+    is_ready(pool)
+    for is_made_ahead in (True, False):
+        steps: dict[str, float] = {}
+        with pool.sandbox(100, time.monotonic() + 5, steps) as sandbox:
+            for _ in range(2):
+                sandbox.run("1", 5, Run.empty(1000))
+            assert sandbox.left_s() > 99
+            assert ("create" not in steps) == is_made_ahead
+            with pytest.raises(Full), pool.sandbox(1, 0, {}), pool.sandbox(1, 0, {}):
+                pass
+    state = e2b.wait_for(lambda state: state["killed"] >= 2, 30)
+    used = [request["sandbox_id"] for request in callers_runs(state)]
+    assert used[0] == used[1]
+    assert used[2] == used[3] != used[0]
 
 
 # --- money -------------------------------------------------------------------------------------
@@ -425,6 +460,103 @@ def test_when_e2b_is_short_of_room_making_ahead_backs_off_and_callers_still_run(
     assert of_kind(third, "create")[3]["at_s"] - second >= 1.8
 
 
+def test_a_caller_does_not_wait_while_making_ahead_backs_off(
+    e2b: LocalE2B, make_pool: MakePool
+) -> None:
+    e2b.set_script({"run": OK_RUN, "create": [{"status": 400}, {}]})
+    pool = make_pool(max_concurrent_runs=1, warm_sandboxes=1)
+    e2b.wait_for(lambda state: answered(state, "create"), 30)
+    run = pool.run("1", 5)
+    assert run.outcome == "ok"
+    assert run.durations_s["queue"] < 0.8  # the first back-off is 1 s
+
+
+def test_one_that_cannot_be_primed_is_killed_before_making_ahead_backs_off(
+    e2b: LocalE2B, make_pool: MakePool
+) -> None:
+    e2b.set_script({"run": {"fault": "reset"}})
+    make_pool(warm_sandboxes=1)
+    state = e2b.wait_for(lambda state: of_kind(state, "kill"), 30)
+    (primed, *_), (killed, *_) = of_kind(state, "run"), of_kind(state, "kill")
+    assert killed["at_s"] - primed["at_s"] < 0.8  # the first back-off is 1 s
+
+
+def test_the_back_off_begins_again_after_a_success(
+    e2b: LocalE2B, make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool_module, "_FIRST_BACK_OFF_S", 0.25)
+    refused = {"status": 400}
+    e2b.set_script({"run": OK_RUN, "create": [*[refused] * 3, {}, refused, {}]})
+    pool = make_pool(warm_sandboxes=1)
+    is_ready(pool)
+    assert pool.run("1", 5).outcome == "ok"
+    state = e2b.wait_for(lambda state: len(of_kind(state, "create")) == 6, 30)
+    times = [request["at_s"] for request in of_kind(state, "create")]
+    assert times[3] - times[2] > 0.95
+    assert times[5] - times[4] < 0.9
+
+
+def test_a_caller_who_waits_for_a_slot_comes_before_making_ahead(
+    e2b: LocalE2B, make_pool: MakePool
+) -> None:
+    e2b.set_script({"run": OK_RUN, "kill": {"delay_s": 0.2}})
+    pool = make_pool(max_concurrent_runs=1, warm_sandboxes=1)
+    for _ in range(4):
+        is_ready(pool)
+        pool.run("1", 5)
+        assert "create" in pool.run("1", 5).durations_s
+
+
+def test_the_next_is_made_ahead_as_soon_as_one_is_taken(
+    e2b: LocalE2B, make_pool: MakePool, threads: ThreadPoolExecutor
+) -> None:
+    pool = make_pool(warm_sandboxes=1)
+    is_ready(pool)
+    e2b.set_script({"run": {"run_s": 4, **OK_RUN}})
+    running = threads.submit(pool.run, "1", 10)
+    state = e2b.wait_for(lambda state: len(of_kind(state, "create")) == 2, 3)
+    assert not of_kind(state, "timeout")  # a sandbox that is in use is not renewed
+    assert running.result().outcome == "ok"
+
+
+class SlowConfig(Config):
+    """Its `warm_idle_s` is read only after `while_reading` was called."""
+
+    def while_reading(self) -> None:
+        """Replaced by a test."""
+
+    def __getattribute__(self, name: str) -> Any:
+        if name == "warm_idle_s":
+            self.while_reading()
+        return super().__getattribute__(name)
+
+
+def test_one_that_is_taken_at_the_worst_moment_is_replaced_at_once_too(
+    e2b: LocalE2B,
+    make_pool: MakePool,
+    threads: ThreadPoolExecutor,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The keeper had seen that its sandbox was not taken, and was about to wait."""
+    about_to_wait, is_taken = threading.Event(), threading.Event()
+
+    def while_reading(_: SlowConfig) -> None:
+        if pool.count("ready"):
+            about_to_wait.set()
+            is_taken.wait(5)
+
+    pool = make_pool(SlowConfig, warm_sandboxes=1)
+    monkeypatch.setattr(SlowConfig, "while_reading", while_reading)
+    is_ready(pool)
+    about_to_wait.wait(1)
+    e2b.set_script({"run": {"run_s": 4, **OK_RUN}})
+    running = threads.submit(pool.run, "1", 10)
+    wait_until(lambda: pool.count("running") == 1)
+    is_taken.set()
+    e2b.wait_for(lambda state: len(of_kind(state, "create")) == 2, 3)
+    assert running.result().outcome == "ok"
+
+
 def test_making_ahead_stops_when_the_days_budget_is_spent(
     e2b: LocalE2B, make_pool: MakePool
 ) -> None:
@@ -458,6 +590,20 @@ def test_close_leaves_none_whatever_they_were_doing(
     state = e2b.state()
     assert (state["alive"], state["created"], state["killed"]) == (0, 3, 3)
     assert running.result().outcome != "ok"
+
+
+def test_one_that_is_primed_while_the_pool_closes_is_not_offered(
+    e2b: LocalE2B, make_pool: MakePool, threads: ThreadPoolExecutor
+) -> None:
+    e2b.set_script(
+        {"run": {"delay_s": 0.6, **OK_RUN}, "kill": {"delay_s": 1.2}},
+    )
+    pool = make_pool(warm_sandboxes=1)
+    e2b.wait_for(lambda state: of_kind(state, "run"), 30)
+    closing = threads.submit(pool.close)
+    while not closing.done():
+        assert pool.count("ready") == 0
+    assert len(of_kind(e2b.state(), "kill")) == 1
 
 
 def test_close_tries_a_kill_again_and_gives_up_within_its_budget(
