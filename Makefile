@@ -49,7 +49,7 @@ lock: $(FOR_ALL)
 
 clean:
 	rm -rf $(VENV) .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache \
-		.schemathesis __pycache__ demo.log demo.png
+		.schemathesis __pycache__ demo-*.log demo-*.png
 
 $(FOR_ALL): dev/requirements.txt $(FOR_DEMO)
 	@$(PY) dev/install.py dev/requirements.txt

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import launch
 import pytest
 import requests
 from builders import stdout
+from launch import free_port
 from local_e2b import LocalE2B
 
 ROOT = Path(__file__).parent
@@ -24,12 +23,6 @@ OK_RUN = {"events": [stdout("ok\n")]}
 
 http = requests.Session()
 http.trust_env = False  # nothing here goes through a proxy
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def service_modules() -> set[str]:
@@ -50,25 +43,19 @@ class Service:
         self.lines: list[str] = []
         self._more = threading.Condition()
         self._ended = False
-        clean = {
-            k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy")
-        }
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "gunicorn", *command],
-            cwd=ROOT,
-            env=clean | {"E2B_API_KEY": E2B_KEY, "PORT": str(self.port)} | environ,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
+        own = {"E2B_API_KEY": E2B_KEY, "PORT": str(self.port)}
+        self.process = launch.start(
+            ("-m", "gunicorn", *command),
+            launch.clean_environ() | own | environ,
+            subprocess.PIPE,
         )
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
 
     def _read(self) -> None:
-        assert self.process.stdout
-        for line in self.process.stdout:
+        for line in self.process.stdout or ():
             with self._more:
-                self.lines.append(line)
+                self.lines.append(line.decode("utf-8", "replace"))
                 self._more.notify_all()
         with self._more:
             self._ended = True
@@ -86,12 +73,9 @@ class Service:
         assert line, f"no line with {text!r} in the log:\n{''.join(self.lines)}"
         return line
 
-    def wait_until_ready(self, timeout_s: float = 30) -> None:
+    def wait_until_ready(self, timeout_s: float = launch.START_TIMEOUT_S) -> None:
         """It listens before its worker has been started, which lasts on a busy machine."""
-        self.wait_for_log("Listening at", timeout_s)
-        http.get(
-            f"{self.url}/health", headers={"Connection": "close"}, timeout=timeout_s
-        )
+        launch.wait_until(lambda: launch.is_healthy(self.port), self.process, timeout_s)
 
     def requests_logged(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.lines if '"request_id"' in line]
@@ -102,15 +86,11 @@ class Service:
         )
 
     def stop(self, timeout_s: float = 20) -> None:
-        if self.process.poll() is None:
-            self.process.terminate()
-        try:
-            self.process.wait(timeout_s)
-        finally:
-            self.process.kill()
-            self._reader.join()
-            assert self.process.stdout
+        has_ended = launch.end(self.process, timeout_s)
+        self._reader.join()
+        if self.process.stdout:
             self.process.stdout.close()
+        assert has_ended, "".join(self.lines)
 
 
 def text_of(response: requests.Response) -> str:

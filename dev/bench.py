@@ -17,7 +17,6 @@ import os
 import platform
 import resource
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -26,17 +25,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import IO, Any, Self, cast
 
+import launch
 import psutil
+from launch import LOOPBACK, POLL_S, clean_environ, free_port
 
-ROOT = Path(__file__).resolve().parent.parent
-LOOPBACK = "127.0.0.1"
-START_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 40.0
 REQUEST_TIMEOUT_S = 60.0
-POLL_S = 0.02
 REAL_RUN = "import time; time.sleep(0.05); print('ok')"
 
 Job = dict[str, Any]
@@ -69,26 +65,6 @@ QUICK = Scale(0.03, 0.01, 0.01, 2, ((4, 1),), 8, 0.3, 1, 3, 1)
 # --- processes --------------------------------------------------------------------------------
 
 
-def clean_environ(e2b_url: str = "") -> dict[str, str]:
-    """This environment, without proxies; with an address, E2B is the stand-in there."""
-    unwanted = (
-        "http_proxy",
-        "https_proxy",
-        "all_proxy",
-        *(("e2b_",) if e2b_url else ()),
-    )
-    environ = {
-        k: v for k, v in os.environ.items() if not k.lower().startswith(unwanted)
-    }
-    if e2b_url:
-        environ |= {
-            "E2B_API_KEY": "local",
-            "E2B_API_URL": e2b_url,
-            "E2B_SANDBOX_URL": e2b_url,
-        }
-    return environ
-
-
 def get_json(port: int, path: str, timeout_s: float = 5) -> Any:
     connection = http.client.HTTPConnection(LOOPBACK, port, timeout=timeout_s)
     try:
@@ -103,17 +79,9 @@ class Child:
 
     def __init__(self, *command: str, environ: Mapping[str, str]) -> None:
         self.name = command[0] if command[0] != "-m" else command[1]
-        self.log = tempfile.TemporaryFile()  # noqa: SIM115 - closed in __exit__
+        self.log = tempfile.TemporaryFile()  # noqa: SIM115 - closed in kill
         self.started_at = time.monotonic()
-        self.process = subprocess.Popen(
-            [sys.executable, *command],
-            cwd=ROOT,
-            env=dict(environ),
-            stdin=subprocess.DEVNULL,
-            stdout=self.log,
-            stderr=self.log,
-            start_new_session=True,  # Ctrl-C is for the parent, which ends them in order
-        )
+        self.process = launch.start(command, environ, self.log.fileno())
 
     def __enter__(self) -> Self:
         return self
@@ -122,34 +90,25 @@ class Child:
         self.stop()
 
     def log_text(self) -> str:
-        # pread leaves the place where the child writes alone.
+        # pread leaves the position at which the child writes alone.
         size = os.fstat(self.log.fileno()).st_size
         return os.pread(self.log.fileno(), size, 0).decode("utf-8", "replace")
 
     def wait_until(self, is_up: Callable[[], bool]) -> None:
-        give_up_at = time.monotonic() + START_TIMEOUT_S
-        while not is_up():
-            if self.process.poll() is not None or time.monotonic() > give_up_at:
-                tail = " | ".join(self.log_text().splitlines()[-5:])
-                raise BenchError(f"{self.name} is not up: {tail}")
-            time.sleep(POLL_S)
+        try:
+            launch.wait_until(is_up, self.process)
+        except launch.NotUpError as exc:
+            tail = " | ".join(self.log_text().splitlines()[-5:])
+            raise BenchError(f"{self.name} {exc}: {tail}") from exc
 
     def stop(self) -> bool:
         """SIGTERM, and SIGKILL for whatever is left; whether the first was enough."""
-        has_ended = True
-        if self.process.poll() is None:
-            self.process.terminate()
-            try:
-                self.process.wait(STOP_TIMEOUT_S)
-            except subprocess.TimeoutExpired:
-                has_ended = False
-        self.kill()
+        has_ended = launch.end(self.process, STOP_TIMEOUT_S)
+        self.log.close()
         return has_ended
 
     def kill(self) -> None:
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
+        launch.kill(self.process)
         self.log.close()
 
     def processes(self) -> list[psutil.Process]:
@@ -204,24 +163,13 @@ class Service(Child):
     def __init__(self, environ: Mapping[str, str], port: int = 0) -> None:
         self.port = port or free_port()
         environ = {**environ, "HOST": LOOPBACK, "PORT": str(self.port)}
-        super().__init__("-m", "gunicorn", "proxy:app", environ=environ)
-        self.wait_until(self._is_up)
+        super().__init__(*launch.SERVICE, environ=environ)
+        self.wait_until(lambda: launch.is_healthy(self.port))
         self.start_s = time.monotonic() - self.started_at
-
-    def _is_up(self) -> bool:
-        try:
-            return bool(self.health()["status"] == "healthy")
-        except (OSError, ValueError):
-            return False
 
     def health(self) -> dict[str, Any]:
         health: dict[str, Any] = get_json(self.port, "/health")
         return health
-
-
-def free_port() -> int:
-    with socket.create_server((LOOPBACK, 0)) as probe:
-        return int(probe.getsockname()[1])
 
 
 class Generator:

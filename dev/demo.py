@@ -1,7 +1,8 @@
-"""`make demo`: starts the service as shipped, has check.py draw a sine wave, serves until Ctrl-C.
+"""`make demo`: starts the service, has check.py draw a sine wave, serves until Ctrl-C.
 
-Without E2B_API_KEY a stand-in for E2B (local_e2b.py) is started too, and used. PORT and the other
-settings are the service's own; it listens on loopback only. `--once` ends after the picture.
+Without E2B_API_KEY a stand-in for E2B (local_e2b.py) is started too, and used. PORT and
+the other settings are the service's own; it listens on loopback only. The picture and
+the log have the port in their names. `--once` ends after the picture.
 """
 
 from __future__ import annotations
@@ -9,25 +10,27 @@ from __future__ import annotations
 import argparse
 import contextlib
 import errno
-import http.client
 import os
 import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-ROOT = Path(__file__).resolve().parent.parent
-LOOPBACK = "127.0.0.1"
-START_TIMEOUT_S = 30.0
-# The service lets runs finish; whoever presses Ctrl-C waits no longer than this for them.
+import launch
+from launch import LOOPBACK, ROOT
+
+# The service lets runs finish; after Ctrl-C nobody waits longer than this for them.
 STOP_TIMEOUT_S = 10.0
 POLL_S = 0.1
 LOG_TAIL_LINES = 15
+# Below are ports that only root may listen on.
+FIRST_FREE_PORT = 1025
 
 
 class DemoError(Exception):
@@ -45,15 +48,8 @@ class Child:
     log: Path | None = None
 
     def check_alive(self) -> None:
-        code = self.process.poll()
-        if code is None:
-            return
-        how = (
-            f"was ended by signal {-code}"
-            if code < 0
-            else f"ended with exit code {code}"
-        )
-        raise DemoError(f"{self.name} {how}.{self.log_tail()}")
+        if ended := launch.has_ended(self.process):
+            raise DemoError(f"{self.name} {ended}.{self.log_tail()}")
 
     def log_tail(self) -> str:
         if not self.log:
@@ -90,55 +86,43 @@ class Demo:
         log: Path | None = None,
     ) -> Child:
         with log.open("wb") if log else contextlib.nullcontext() as output:
-            process = subprocess.Popen(
-                [sys.executable, *command],
-                cwd=ROOT,
-                env=environ,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                # Ctrl-C is for this process alone, which stops the others in order.
-                start_new_session=True,
-            )
+            process = launch.start(command, environ, output)
         child = Child(name, process, log)
         self.children.append(child)
         return child
 
-    def wait(self, happened: Callable[[], bool]) -> None:
-        """Return when it has happened; raises Stopped when asked to, DemoError on a dead child."""
+    def check(self) -> None:
+        """Raises Stopped when asked to, DemoError when a child has died."""
+        for child in self.children:
+            child.check_alive()
+        if self.stop.is_set():
+            raise Stopped
+
+    def wait_until(self, happened: Callable[[], bool]) -> None:
         while not happened():
-            for child in self.children:
-                child.check_alive()
-            if self.stop.wait(POLL_S):
-                raise Stopped
+            self.check()
+            self.stop.wait(POLL_S)
 
     def wait_until_up(self, child: Child, is_up: Callable[[], bool]) -> None:
-        polls = iter(range(int(START_TIMEOUT_S / POLL_S)))
-
-        def is_up_in_time() -> bool:
-            if next(polls, None) is None:
-                raise DemoError(
-                    f"{child.name} did not answer within {START_TIMEOUT_S:.0f} s.{child.log_tail()}"
-                )
+        def is_up_and_nothing_else_happened() -> bool:
+            self.check()
             return is_up()
 
-        self.wait(is_up_in_time)
+        try:
+            launch.wait_until(is_up_and_nothing_else_happened, child.process)
+        except launch.NotUpError as exc:
+            raise DemoError(f"{child.name} {exc}.{child.log_tail()}") from exc
 
     def stop_children(self) -> None:
         """Last started, first stopped: the service needs the stand-in for its last kills."""
         while self.children:
             process = self.children.pop().process
             process.terminate()
-            for _ in range(int(STOP_TIMEOUT_S / POLL_S)):
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(POLL_S)
+            give_up_at = time.monotonic() + STOP_TIMEOUT_S
+            while process.poll() is None and time.monotonic() < give_up_at:
+                if self.hurry.wait(POLL_S):
                     break
-                if self.hurry.is_set():
-                    break
-            # Also what it may have left behind: its process group is its own.
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            launch.kill(process)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -146,9 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="Start the service and have it draw a sine wave."
     )
     parser.add_argument("--once", action="store_true", help="end after the picture")
-    parser.add_argument(
-        "--out", type=Path, default=ROOT / "demo.png", help="default: %(default)s"
-    )
+    parser.add_argument("--out", type=Path, help="the picture; default: demo-PORT.png")
     options = parser.parse_args(arguments)
     demo = Demo()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -156,7 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, demo.on_signal)
     try:
-        _run(demo, options.out.resolve(), once=options.once)
+        _run(demo, options.out, once=options.once)
     except Stopped:
         demo.say("\nStopping.")
     except DemoError as problem:
@@ -168,8 +150,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _run(demo: Demo, out: Path, *, once: bool) -> None:
+def _run(demo: Demo, out: Path | None, *, once: bool) -> None:
     port = _free_port_from(os.environ.get("PORT") or "3001")
+    picture = out.resolve() if out else ROOT / f"demo-{port}.png"
+    log = ROOT / f"demo-{port}.log"
     environ = {**os.environ, "HOST": LOOPBACK, "PORT": str(port)}
     if environ.get("E2B_API_KEY") or environ.get("E2B_API_KEY_FILE"):
         demo.say("E2B_API_KEY is set: code runs in E2B's sandboxes.")
@@ -179,34 +163,31 @@ def _run(demo: Demo, out: Path, *, once: bool) -> None:
         )
         environ = _start_stand_in(demo, environ)
     url = f"http://{LOOPBACK}:{port}"
-    log = ROOT / "demo.log"
-    service = demo.start("The service", ["-m", "gunicorn", "proxy:app"], environ, log)
-    demo.wait_until_up(service, lambda: _health_status(port) == http.HTTPStatus.OK)
-    _check(demo, url, environ, out)
+    service = demo.start("The service", launch.SERVICE, environ, log)
+    demo.wait_until_up(service, lambda: launch.is_healthy(port))
+    _check(demo, url, environ, picture)
     if once:
         return
     demo.say(
         f"\nThe service listens at {url}: open that page to try it. Its log is {log}.\n"
         "Ctrl-C stops it."
     )
-    demo.wait(lambda: False)
+    demo.wait_until(lambda: False)
 
 
 def _start_stand_in(demo: Demo, environ: Mapping[str, str]) -> dict[str, str]:
     """Start it; the environment in which the service and the SDK use it, and nothing else."""
-    with socket.create_server((LOOPBACK, 0)) as probe:
-        port = probe.getsockname()[1]
+    port = launch.free_port()
     # A proxy would be asked for loopback addresses too.
-    strangers = {"http_proxy", "https_proxy", "all_proxy"}
     environ = {
         name: value
         for name, value in environ.items()
-        if name.lower() not in strangers and not name.startswith("E2B_")
+        if not name.lower().startswith((*launch.PROXY_VARIABLES, "e2b_"))
     }
     stand_in = demo.start(
         "The stand-in", ["dev/local_e2b.py", "--port", str(port)], environ
     )
-    demo.wait_until_up(stand_in, lambda: _accepts(port))
+    demo.wait_until_up(stand_in, lambda: launch.accepts(port))
     url = f"http://{LOOPBACK}:{port}"
     return {
         **environ,
@@ -223,7 +204,7 @@ def _check(demo: Demo, url: str, environ: Mapping[str, str], out: Path) -> None:
     )
     demo.children.remove(check)
     try:
-        demo.wait(lambda: check.process.poll() is not None)
+        demo.wait_until(lambda: check.process.poll() is not None)
     finally:
         check.process.kill()
         check.process.wait()
@@ -246,27 +227,15 @@ def _free_port_from(text: str) -> int:
         )
         raise DemoError(
             f"port {port} {reason}. Stop what listens there, or choose another: "
-            f"PORT={port % 65535 + 1} make demo"
+            f"PORT={_free_port_above(port)} make demo"
         ) from error
 
 
-def _accepts(port: int) -> bool:
-    try:
-        with socket.create_connection((LOOPBACK, port), timeout=1):
-            return True
-    except OSError:
-        return False
-
-
-def _health_status(port: int) -> int | None:
-    connection = http.client.HTTPConnection(LOOPBACK, port, timeout=2)
-    try:
-        connection.request("GET", "/health")
-        return connection.getresponse().status
-    except (OSError, http.client.HTTPException):
-        return None
-    finally:
-        connection.close()
+def _free_port_above(port: int) -> int:
+    for other in range(max(port + 1, FIRST_FREE_PORT), 65536):
+        with contextlib.suppress(OSError), socket.create_server((LOOPBACK, other)):
+            return other
+    return launch.free_port()
 
 
 if __name__ == "__main__":

@@ -24,16 +24,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from bench import (
-    LOOPBACK,
-    BenchError,
-    Child,
-    Service,
-    StandIn,
-    answered,
-    clean_environ,
-    free_port,
-)
+from bench import BenchError, Child, Service, StandIn, answered
+from launch import LOOPBACK, clean_environ, free_port
 
 RUN_TIMEOUT_S = 3
 # What the service promises: a run's limit and this is the longest that a sandbox may live.

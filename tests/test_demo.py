@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import check
+import demo as demo_command
 import install
 import psutil
 import pytest
@@ -27,7 +28,7 @@ from conftest import E2B_KEY, e2b_at, free_port
 pytestmark = pytest.mark.usefixtures("untraced")
 
 ROOT = Path(__file__).parent.parent
-DEMO_TIMEOUT_S = 60
+DEMO_TIMEOUT_S = 120  # on a loaded machine
 Make = Callable[..., "subprocess.CompletedProcess[str]"]
 PROXIES = {
     "HTTP_PROXY": "http://proxy.invalid:1",
@@ -235,6 +236,37 @@ def test_the_demo_says_when_the_port_is_taken(tmp_path: Path) -> None:
     assert f"port {port} is taken" in started.said
     assert "PORT=" in started.said
     assert "Traceback" not in started.said
+
+
+@pytest.mark.parametrize("port", [1, 80, 1024, 65535])
+def test_the_port_that_the_demo_suggests_is_free_and_open_to_everyone(
+    port: int,
+) -> None:
+    suggested = demo_command._free_port_above(port)
+    assert suggested > 1024
+    with socket.create_server(("127.0.0.1", suggested)):
+        pass
+
+
+def test_two_demos_at_once_keep_their_files_apart(e2b: LocalE2B) -> None:
+    ports = [free_port(), free_port()]
+    files = [ROOT / f"demo-{port}.{end}" for port in ports for end in ("log", "png")]
+    command = [sys.executable, str(ROOT / "dev/demo.py"), "--once"]
+    environ = clean_environ() | key_for(e2b)
+    demos = [
+        subprocess.Popen(
+            command, env=environ | {"PORT": str(port)}, stdout=subprocess.DEVNULL
+        )
+        for port in ports
+    ]
+    try:
+        assert [demo.wait(DEMO_TIMEOUT_S) for demo in demos] == [0, 0]
+        assert [file.stat().st_size > 0 for file in files] == [True] * 4
+    finally:
+        for demo in demos:
+            demo.kill()
+        for file in files:
+            file.unlink(missing_ok=True)
 
 
 @pytest.mark.parametrize("port", ["x", "0", "65536", "-1", "3001.0"])
