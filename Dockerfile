@@ -17,6 +17,8 @@ ENV PATH=/venv/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
     HOST=0.0.0.0
+# A new named volume becomes what its folder here is: whoever this runs as may write there.
+RUN mkdir --mode=1777 /files
 USER 65532:65532
 EXPOSE 3001
 # Short, as LibreChat waits for the first one. It asks /health alone: that makes no sandbox.

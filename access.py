@@ -2,6 +2,7 @@
 
 import re
 import secrets
+from base64 import b64decode
 
 # Under none of these can a page from the internet be served by an attacker's own DNS:
 # "e2b-proxy:3001" (no dot), "a.localhost", "192.0.2.7:3001", "[2001:db8::1]". Nor is a
@@ -32,6 +33,21 @@ def is_origin_own(origin: str, host: str) -> bool:
     over_http = f"http://{host.removesuffix(':80')}"
     over_https = f"https://{host.removesuffix(':443')}"
     return origin.lower() in (over_http, over_https)
+
+
+def bearer_of_basic(authorization: str) -> str:
+    """`Basic BASE64(USER:KEY)` as `Bearer KEY`; anything else as it is.
+
+    It is what a client sends for the address http://USER:KEY@HOST.
+    """
+    scheme, _, token = authorization.partition(" ")
+    if scheme.lower() != "basic":
+        return authorization
+    try:
+        credentials = b64decode(token).decode("latin-1")
+    except ValueError:
+        return authorization
+    return "Bearer " + credentials.partition(":")[2]
 
 
 def is_key_right(authorization: str, key: str) -> bool:

@@ -5,6 +5,7 @@ A secret may be in a file instead, named by that variable with _FILE added.
 """
 
 import logging
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, field, fields
@@ -23,6 +24,10 @@ OVERHEAD_S = 10
 # How much longer than its run's limit a sandbox may live if this process dies: E2B ends
 # it then.
 LIFETIME_MARGIN_S = 15
+# Files of one exec of the code API, together: as much on the way in as on the way out.
+MAX_CARRIED_BYTES = 200 * 1024 * 1024
+# Carrying them may take a second for each of these, on top of OVERHEAD_S.
+CARRIED_BYTES_PER_S = 1_000_000
 _NO_KEY = "E2B_API_KEY (or E2B_API_KEY_FILE) is required, https://e2b.dev has it"
 
 
@@ -88,6 +93,16 @@ class Config:
         "/a/path or http(s)://an/address",
     )
     image_ttl_hours: int = _whole_number(0, 0, 100_000)
+    # Where the code API keeps files; without it that is off.
+    files_dir: Path | None = _setting(
+        None,
+        "/.*",
+        "an absolute path",
+        Path,
+    )
+    max_file_bytes: int = _whole_number(150 * 1024 * 1024, 1, MAX_CARRIED_BYTES)
+    files_ttl_hours: int = _whole_number(26, 1, 100_000)
+    files_total_bytes: int = _whole_number(10 * 1024**3, 1, 10**12 - 1)
     sandbox_seconds_per_day: int = _whole_number(0, 0, 10**9)
     warm_sandboxes: int = _whole_number(0, 0, 100)
     warm_idle_s: int = _whole_number(600, 1, 86_400)
@@ -125,9 +140,18 @@ class Config:
             problems.append(_NO_KEY)
         if bool(config.image_dir) != bool(config.image_url):
             problems.append("IMAGE_DIR and IMAGE_URL must be set together")
+        if config.files_dir and not os.access(config.files_dir, os.W_OK | os.X_OK):
+            is_folder = config.files_dir.is_dir()
+            reason = "cannot be written" if is_folder else "is no folder"
+            problems.append(f"FILES_DIR {config.files_dir} {reason}")
         if problems:
             raise ValueError("Configuration error: " + "; ".join(problems))
         return config
+
+    def longest_request_s(self) -> int:
+        """From its arrival to its reply; the code API's may carry files twice."""
+        carry_s = 2 * MAX_CARRIED_BYTES // CARRIED_BYTES_PER_S if self.files_dir else 0
+        return self.run_timeout_s + OVERHEAD_S + carry_s
 
 
 def _read(setting: Field[Any], environ: Mapping[str, str]) -> Any:

@@ -7,7 +7,7 @@ import os
 import resource
 import sys
 
-from config import OVERHEAD_S, Config
+from config import Config
 from worker import JsonLogger, PatientWorker
 
 try:
@@ -27,7 +27,7 @@ worker_connections = max(100, min(4000, max_open_files // 2))
 # s; above Node's 5 s, or LibreChat sees ECONNRESET now and then.
 keepalive = 65
 # s; the longest request, then the kills.
-graceful_timeout = settings.run_timeout_s + OVERHEAD_S + 10
+graceful_timeout = settings.longest_request_s() + 10
 worker_tmp_dir = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108
 control_socket_disable = True
 logger_class = JsonLogger
@@ -43,4 +43,4 @@ def when_ready(server):
 
 def worker_exit(server, worker):
     if worker.wsgi:
-        worker.wsgi.extensions["service"].pool.close()
+        worker.wsgi.extensions["service"].close()

@@ -25,13 +25,25 @@ from werkzeug.exceptions import (
     Unauthorized,
     UnsupportedMediaType,
 )
+from werkzeug.wsgi import wrap_file
 
-from access import is_host_served, is_key_right, is_origin_own
+from access import bearer_of_basic, is_host_served, is_key_right, is_origin_own
+from code_api.execute import Exec
+from code_api.request import BadExec, parse_exec
+from code_api.store import NotStored, Store, StoreError
+from code_api.upload import BadUpload, take_form
 from config import MAX_BODY_BYTES, VERSION, Config, log
 from formatter import echo, format_run
 from images import deliver, json_pieces, published
 from mcp_server import PARSE_ERROR, error, handle, tool_result
-from metrics import IN_FLIGHT, PICTURE_BYTES, WARM_READY
+from metrics import (
+    DOWNLOAD_BYTES,
+    IN_FLIGHT,
+    PICTURE_BYTES,
+    UPLOAD_BYTES,
+    UPLOADS,
+    WARM_READY,
+)
 from pool import RETRY_AFTER_S, Full, Pool
 from run import Run
 from sandbox import Unavailable, check_key
@@ -54,7 +66,12 @@ _LOOPBACK = re.compile(r"(|(.*\.)?localhost|127(\.\d+){3}|0\.0\.0\.0|\[::1?\])(:
 _ASK_FOR_KEY = "Send this service's PROXY_API_KEY as Authorization: Bearer."
 _ASK_TO_SHOW = "To show the user these images, repeat these lines unchanged:"
 _WRONG_TYPE = "Send the body as Content-Type: application/json."
-_TOO_LARGE = f"The body has more than {MAX_BODY_BYTES:,} bytes."
+_TOO_LARGE = "The body has more than {:,} bytes."
+# A script of 10 MiB twice in base64, which is how create_file sends a file.
+MAX_EXEC_BODY_BYTES = 32 * 1024 * 1024
+_NO_FILES_DIR = "The code API is off: its operator has to set FILES_DIR."
+_NOT_STATEFUL = "Each exec has a sandbox of its own here."
+_NO_PROGRAMS = "Programs that call tools are not supported: use /exec."
 _UNREADABLE = "The body is no JSON that can be read."
 _FULL = f"Every place for a run is taken. Try again in {RETRY_AFTER_S} seconds."
 # A response is sent in steps; a client that takes none of it for so long is given up.
@@ -84,12 +101,44 @@ def create_app(config: Config) -> Flask:
     needs_key.get("/metrics")(service.metrics)
     app.register_blueprint(needs_key)
 
+    app.register_blueprint(_code_api(config, service))
+
     app.get("/")(service.page)
     app.get("/health")(service.health)
     app.get("/ready")(service.ready)
     app.get("/openapi.json")(service.openapi)
     app.get("/images/<name>")(service.image)
     return app
+
+
+def _code_api(config: Config, service: "_Service") -> Blueprint:
+    """The routes of LibreChat's code interpreter; without FILES_DIR all are a 404."""
+    blueprint = Blueprint("code_api", __name__, url_prefix="/v1")
+    if not config.files_dir:
+
+        @blueprint.route("/<path:_path>", methods=["GET", "POST", "DELETE"])
+        def off(_path: str) -> Response:
+            raise NotFound(_NO_FILES_DIR)
+
+        return blueprint
+    service.store = Store(config.files_dir, config)
+    views = _CodeApi(config, service.pool, service.store)
+    blueprint.before_request(service.require_key)
+    blueprint.post("/exec")(views.exec)
+    blueprint.post("/exec/programmatic")(views.exec_programmatic)
+    blueprint.post("/upload")(views.upload)
+    blueprint.post("/upload/batch")(views.upload_batch)
+    object_path = "/sessions/<session_id>/objects/<file_id>"
+    blueprint.get(object_path)(views.status)
+    blueprint.delete(object_path)(views.delete)
+    blueprint.delete("/files/<session_id>/<file_id>")(views.delete)
+    blueprint.get("/download/<session_id>/<file_id>")(views.download)
+    for bad_request in (BadExec, BadUpload):
+        blueprint.register_error_handler(bad_request, _code_api_bad_request)
+    blueprint.register_error_handler(NotStored, _code_api_not_stored)
+    blueprint.register_error_handler(StoreError, _code_api_store_error)
+    blueprint.register_error_handler(Full, _code_api_full)
+    return blueprint
 
 
 def parse_arguments(arguments: object, config: Config) -> tuple[str, int]:
@@ -125,6 +174,7 @@ class _Service:
     def __init__(self, config: Config) -> None:
         self._config = config
         self.pool = Pool(config)
+        self.store: Store | None = None  # the code API's, where that is on
         # The SDK's own variable; without it, E2B is on the internet.
         e2b_host = urlsplit(os.environ.get("E2B_API_URL") or "https://e2b.dev").netloc
         self._is_e2b_local = bool(_LOOPBACK.fullmatch(e2b_host.lower()))
@@ -138,6 +188,12 @@ class _Service:
             log.warning(
                 "IMAGE_DIR cannot be written: pictures will be left out of replies"
             )
+
+    def close(self) -> None:
+        """End what the process has started."""
+        self.pool.close()
+        if self.store:
+            self.store.close()
 
     # --- before and after each request
 
@@ -163,7 +219,10 @@ class _Service:
     def require_key(self) -> None:
         """Before each request that needs the key. Raises Unauthorized."""
         key = self._config.proxy_api_key
-        if not key or is_key_right(request.headers.get("Authorization", ""), key):
+        authorization = request.headers.get("Authorization", "")
+        if request.blueprint == "code_api":
+            authorization = bearer_of_basic(authorization)
+        if not key or is_key_right(authorization, key):
             return
         challenge = WWWAuthenticate("bearer")
         raise Unauthorized(_ASK_FOR_KEY, www_authenticate=challenge)
@@ -308,6 +367,88 @@ class _Service:
         return Response(data, headers=_IMAGE_HEADERS, content_type=media_type)
 
 
+class _CodeApi:
+    """The views of LibreChat's code interpreter."""
+
+    def __init__(self, config: Config, pool: Pool, store: Store) -> None:
+        self._config = config
+        self._pool = pool
+        self._store = store
+        store.start_sweeping()
+
+    def exec(self) -> Response:
+        if request.headers.get("X-CodeAPI-Expected-Profile") == "stateful":
+            return _code_api_error(409, "execution_profile_mismatch", _NOT_STATEFUL)
+        body = _json_body(MAX_EXEC_BODY_BYTES)
+        given = parse_exec(body, self._store, self._config.run_timeout_s)
+        _limit_sending()
+        an_exec = Exec(given, self._pool, self._store, self._config)
+        reply = an_exec.run()
+        g.fields |= {
+            "session_id": reply["session_id"],
+            "language": given.language_name,
+            "outcome": an_exec.outcome,
+            "files_in": len(given.inputs),
+            "bytes_in": given.input_bytes(),
+            "files_out": len(an_exec.outputs),
+            "bytes_out": sum(output.size_bytes for output in an_exec.outputs),
+        }
+        return _json(reply)
+
+    def exec_programmatic(self) -> Response:
+        return _code_api_error(400, "unsupported_capability", _NO_PROGRAMS)
+
+    def upload(self) -> Response:
+        reply = self._take_form()
+        for entry in reply["files"]:
+            if entry["status"] == "error":
+                is_too_large = entry["code"] == "file_too_large"
+                error = RequestEntityTooLarge if is_too_large else BadRequest
+                raise error(entry["error"])
+        return _json(reply)
+
+    def upload_batch(self) -> Response:
+        return _json(self._take_form())
+
+    def _take_form(self) -> dict[str, Any]:
+        content_type = request.headers.get("Content-Type", "")
+        max_bytes = self._config.max_file_bytes
+        reply, size = take_form(self._store, request.stream, content_type, max_bytes)
+        _limit_sending()
+        UPLOAD_BYTES.inc(size)
+        UPLOADS.labels("refused").inc(reply["failed"])
+        UPLOADS.labels("kept").inc(len(reply["files"]) - reply["failed"])
+        g.fields |= {
+            "session_id": reply["storage_session_id"],
+            "files_in": len(reply["files"]),
+            "files_refused": reply["failed"],
+            "bytes_in": size,
+        }
+        return reply
+
+    def status(self, session_id: str, file_id: str) -> Response:
+        """LibreChat asks before each turn whether it has to upload the file again."""
+        stored = self._store.find(session_id, file_id)
+        return _json({"lastModified": stored.created, "size": stored.size_bytes})
+
+    def download(self, session_id: str, file_id: str) -> Response:
+        stored = self._store.find(session_id, file_id)
+        file = wrap_file(request.environ, stored.open())
+        DOWNLOAD_BYTES.inc(stored.size_bytes)
+        headers = {
+            "Content-Disposition": "attachment",
+            "Content-Length": str(stored.size_bytes),
+        }
+        media_type = "application/octet-stream"
+        return Response(
+            file, headers=headers, mimetype=media_type, direct_passthrough=True
+        )
+
+    def delete(self, session_id: str, file_id: str) -> Response:
+        self._store.delete(session_id, file_id)
+        return _json({"message": "deleted"})
+
+
 def _load_document(config: Config) -> tuple[dict[str, Any], dict[str, Any]]:
     """openapi.json with the limits that are set, and its operation as MCP's tool."""
     document = json.loads((_HERE / "openapi.json").read_bytes())
@@ -346,13 +487,40 @@ def _milliseconds(duration_s: float) -> float:
 
 
 def _error(exc: HTTPException) -> Response:
-    """An error in the one form that all have."""
+    """An error in the one form that all have, but for those of the code API."""
+    code = str(exc.name).lower().replace(" ", "_")
+    if request.path.startswith("/v1/"):
+        return _code_api_error(exc.code or 500, code, str(exc.description))
     body = {
-        "code": str(exc.name).lower().replace(" ", "_"),
+        "code": code,
         "message": exc.description,
         "request_id": g.request_id,
     }
     return _json({"error": body}, exc.code or 500, exc.get_headers())
+
+
+def _code_api_error(status: int, code: str, message: str, **more: object) -> Response:
+    """An error in the form that LibreChat reads."""
+    return _json({"error": code, "message": message, **more}, status)
+
+
+def _code_api_bad_request(exc: Exception) -> Response:
+    return _code_api_error(400, "bad_request", str(exc))
+
+
+def _code_api_not_stored(_exc: Exception) -> Response:
+    return _code_api_error(404, "not_found", "There is no such file, or not any more.")
+
+
+def _code_api_store_error(exc: Exception) -> Response:
+    return _code_api_error(500, "storage_failed", str(exc))
+
+
+def _code_api_full(_exc: Exception) -> Response:
+    retry = {"retry_after_seconds": RETRY_AFTER_S}
+    response = _code_api_error(429, "rate_limited", _FULL, **retry)
+    response.headers["Retry-After"] = str(RETRY_AFTER_S)
+    return response
 
 
 def _json(body: object, status: int = 200, headers: Any = None) -> Response:
@@ -360,7 +528,7 @@ def _json(body: object, status: int = 200, headers: Any = None) -> Response:
     return Response(pieces, status, headers, content_type="application/json")
 
 
-def _json_body() -> object:
+def _json_body(max_bytes: int = MAX_BODY_BYTES) -> object:
     """What the request's body says.
 
     Raises UnsupportedMediaType, RequestEntityTooLarge, BadRequest.
@@ -368,14 +536,14 @@ def _json_body() -> object:
     if request.mimetype != "application/json":
         raise UnsupportedMediaType(_WRONG_TYPE)
     announced_bytes = request.content_length or 0
-    if announced_bytes > MAX_BODY_BYTES:
-        raise RequestEntityTooLarge(_TOO_LARGE)
+    if announced_bytes > max_bytes:
+        raise RequestEntityTooLarge(_TOO_LARGE.format(max_bytes))
     try:
-        body = request.stream.read(MAX_BODY_BYTES + 1)
+        body = request.stream.read(max_bytes + 1)
     except Exception:  # the server's own, for malformed chunks
         raise BadRequest(_UNREADABLE) from None
-    if len(body) > MAX_BODY_BYTES:
-        raise RequestEntityTooLarge(_TOO_LARGE)
+    if len(body) > max_bytes:
+        raise RequestEntityTooLarge(_TOO_LARGE.format(max_bytes))
     if len(body) < announced_bytes:
         raise BadRequest(_UNREADABLE)
     try:

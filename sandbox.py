@@ -207,6 +207,11 @@ class Sandbox:
 
     def run(self, code: str, limit_s: int, run: Run) -> None:
         """Run `code` once, for `limit_s` at most, and fill `run`. Raises SandboxGone only."""
+        self.run_cell(code, limit_s, run)
+        renumber_run(run, code, self._e2b.sandbox_id, is_first_cell=not self._primed)
+
+    def run_cell(self, code: str, limit_s: float, run: Run) -> None:
+        """As `run`, but line numbers and ids in texts are left as they come."""
         reader = StreamReader(run, self._config)
         started = monotonic()
         failed = False
@@ -241,7 +246,6 @@ class Sandbox:
             reason = reader.broken or "the connection ended before the run did"
             run.outcome = "error"
             run.problem = f"The run broke off: {reason}."
-        renumber_run(run, code, self._e2b.sandbox_id, is_first_cell=not self._primed)
 
 
 @_in_our_words()

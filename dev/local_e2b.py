@@ -46,6 +46,9 @@ from local_e2b_kernels import Kernel
 from local_e2b_script import CHUNK_BYTES, END, Answer, Script, line_of, scripted_lines
 
 KEPT_NEWEST = 1000
+# Of the code of each request that is kept: those that carry files are large.
+REMEMBERED_CHARS = 200_000
+MAX_BODY_BYTES = 64 * 1024 * 1024
 ID_ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789"
 
 
@@ -108,6 +111,14 @@ class Sandbox:
             "state": "running",
             "envdVersion": "0.5.9",
         }
+
+
+def _remembered(body: Any) -> Any:
+    """A request's body, without most of a large cell."""
+    code = body.get("code") if isinstance(body, dict) else None
+    if not isinstance(code, str) or len(code) <= REMEMBERED_CHARS:
+        return body
+    return {**body, "code": code[:REMEMBERED_CHARS], "code_chars": len(code)}
 
 
 def _gone(sandbox_id: str, status: int = 502) -> web.Response:
@@ -290,7 +301,7 @@ class _Server:
             "path": request.path_qs,
             "sandbox_id": sandbox_id,
             "headers": {name.lower(): value for name, value in request.headers.items()},
-            "body": body,
+            "body": _remembered(body),
             "at_s": time.monotonic(),
             "answer": None,
         }
@@ -556,11 +567,31 @@ def _kind(method: str, path: str, run_sandbox_id: str) -> tuple[str | None, str]
     return {"GET": "list", "POST": "create"}.get(method), ""
 
 
+def _large_request(
+    message: Any, payload: Any, protocol: Any, writer: Any, task: Any
+) -> web.BaseRequest:
+    loop = asyncio.get_running_loop()
+    return web.BaseRequest(
+        message,
+        payload,
+        protocol,
+        writer,
+        task,
+        loop,
+        client_max_size=MAX_BODY_BYTES,
+    )
+
+
 @contextlib.asynccontextmanager
 async def _serving(server: _Server, port: int) -> AsyncIterator[int]:
     """Listens on loopback; gives the port."""
     runner = web.ServerRunner(
-        web.Server(server.handle, handler_cancellation=True, access_log=None),
+        web.Server(
+            server.handle,
+            request_factory=_large_request,
+            handler_cancellation=True,
+            access_log=None,
+        ),
         shutdown_timeout=0.1,
     )
     await runner.setup()

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import inspect
+import json
 import os
 import queue
 import secrets
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -146,10 +149,13 @@ def _kernel_process() -> None:
 
 def _kernel_environment(home: Path, ipython_dir: Path) -> dict[str, str]:
     """An allowlist: neither keys nor proxies nor settings of the parent's reach a kernel."""
-    kept = ("PATH", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "SYSTEMROOT")
+    kept = ("TZ", "TMPDIR", "LD_LIBRARY_PATH", "SYSTEMROOT")
     caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    python_first = f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}"
     return {
         **{name: os.environ[name] for name in kept if name in os.environ},
+        # A script's python3 has the kernel's packages, as on E2B.
+        "PATH": python_first,
         # Not the parent's: of one that is not installed every shell warns, in the output.
         "LC_ALL": "C.UTF-8",
         "HOME": str(home),
@@ -159,6 +165,40 @@ def _kernel_environment(home: Path, ipython_dir: Path) -> dict[str, str]:
         "JPY_PARENT_PID": str(os.getpid()),
         "XDG_CONFIG_HOME": str(ipython_dir),
     }
+
+
+# The shell's arguments: what to mount over /mnt, and the command that is to see it.
+_WITH_MOUNT = 'mount --bind "$0" /mnt && exec "$@"'
+DATA = "/mnt/data"
+# What E2B's server takes as a cell: the most that Jupyter's websocket takes as JSON.
+_MAX_CELL_BYTES = 10 * 1024 * 1024
+
+
+@functools.cache
+def own_mount_command() -> tuple[str, ...]:
+    """Starts a process whose /mnt is a folder, the next argument, that others do not see.
+
+    Empty where this machine does not allow that.
+    """
+    for options in (("--mount",), ("--mount", "--map-root-user")):
+        command = ("unshare", *options, "sh", "-c", _WITH_MOUNT)
+        with tempfile.TemporaryDirectory() as folder, contextlib.suppress(OSError):
+            tried = subprocess.run([*command, folder, "true"], capture_output=True)
+            if tried.returncode == 0:
+                return command
+    return ()
+
+
+def _refused() -> Iterator[dict[str, Any]]:
+    """What E2B's server answers for a cell that is too long."""
+    texts = {
+        "WebSocketError": "The connections was lost, rerun the code to get the results",
+        "UnexpectedEndOfExecution": "Connection to the execution was closed before the"
+        " execution was finished",
+    }
+    for name, text in texts.items():
+        yield {"type": "error", "name": name, "value": text, "traceback": ""}
+    yield END
 
 
 class _Execution:
@@ -224,6 +264,8 @@ class Kernel:
         root = Path(tempfile.mkdtemp(prefix="local-e2b-")).resolve()
         self.home = root / "home" / "user"
         self.home.mkdir(parents=True)
+        self._mnt = root / "mnt"
+        self._mnt.mkdir()
         try:
             while True:
                 await self._one_life(root)
@@ -251,8 +293,11 @@ class Kernel:
         client = AsyncKernelClient()
         client.load_connection_info(connection)
         source = inspect.getsource(_kernel_process) + "\n_kernel_process()\n"
+        command = own_mount_command()
+        mounted = (*command, str(self._mnt)) if command else ()
         with (root / "log").open("wb") as log:
             self._process = await asyncio.create_subprocess_exec(
+                *mounted,
                 *(sys.executable, "-c", source, str(connection_file)),
                 env=_kernel_environment(self.home, root / "ipython"),
                 cwd=self.home,
@@ -325,6 +370,13 @@ class Kernel:
             if first:
                 self._global_envs = dict(sorted(sandbox_envs.items()))
             code = _with_envs(code, sandbox_envs if first else {}, envs)
+            if len(json.dumps(code)) > _MAX_CELL_BYTES:
+                finished = True
+                for event in _refused():
+                    yield line_of(event)
+                return
+            if not own_mount_command():
+                code = code.replace(DATA, self._own_data())
             execution = self._send(code)
             while not finished:
                 try:
@@ -337,11 +389,19 @@ class Kernel:
                     if execution.lost:
                         continue
                 finished = event is END
-                yield line_of(event).replace(str(self.home).encode(), b"/home/user")
+                yield self._as_on_e2b(line_of(event))
         finally:
             task = asyncio.create_task(self._clean_up(envs, interrupt=not finished))
             self._cleanups.add(task)
             task.add_done_callback(self._cleanups.discard)
+
+    def _own_data(self) -> str:
+        return str(self._mnt / "data")
+
+    def _as_on_e2b(self, line: bytes) -> bytes:
+        """Output names the paths that E2B has."""
+        line = line.replace(self._own_data().encode(), DATA.encode())
+        return line.replace(str(self.home).encode(), b"/home/user")
 
     async def until_ready(self) -> None:
         """Raises RuntimeError when the kernel could not be started."""

@@ -237,6 +237,8 @@ def loaded_modules() -> set[str]:
         name.removesuffix(".py").removesuffix("/__init__").replace("/", "."): name
         for name in service_modules()
     }
+    # One that is named as a file may lie in a package.
+    modules |= {Path(name).stem: name for name in modules.values()}
     waiting, found = ["gunicorn.conf.py", "proxy.py"], set[str]()
     while waiting:
         name = waiting.pop()
@@ -254,7 +256,8 @@ def names_in(node: ast.AST) -> list[str]:
         return [alias.name for alias in node.names]
     if isinstance(node, ast.ImportFrom):
         module = node.module or ""
-        return [module, *(f"{module}.{alias.name}" for alias in node.names)]
+        package = module.partition(".")[0]
+        return [package, module, *(f"{module}.{alias.name}" for alias in node.names)]
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         return [node.value.removesuffix(".py")] if node.value.endswith(".py") else []
     return []
@@ -290,7 +293,7 @@ def test_the_image_is_two_stages_of_one_exact_slim_python() -> None:
     assert re.fullmatch(r"python:3\.\d+\.\d+-slim-bookworm AS build", build)
     assert final == build.removesuffix(" AS build")
     minor = f"python{'.'.join(image_python()[:2])}"
-    install, remove = arguments_of("RUN")
+    install, remove, _ = arguments_of("RUN")
     assert "--require-hashes" in install
     assert "--only-binary :all:" in install
     assert "pip uninstall" in remove
@@ -520,18 +523,22 @@ def test_the_merged_api_waits_for_us_and_keeps_what_librechat_gave_it() -> None:
 
 def test_our_stanza_is_the_popular_one_locked_down() -> None:
     document = compose()
-    assert set(document) == {"services"}
+    assert set(document) == {"services", "volumes"}
     assert set(document["services"]) == {"api", "e2b-proxy"}
     ours = document["services"]["e2b-proxy"]
     assert ours["build"] == "./e2b-proxy"
-    e2b_key, own_key = ours["environment"]
+    e2b_key, own_key, files_dir = ours["environment"]
     assert re.fullmatch(r"E2B_API_KEY=\$\{E2B_API_KEY:\?[^}]+\}", e2b_key)
     assert (
         own_key == "PROXY_API_KEY=${PROXY_API_KEY:-}"
     )  # what is in .env alone would do nothing
-    assert not {"networks", "env_file", "ports", "privileged", "volumes", "user"} & set(
-        ours
-    )
+    # A new volume has the mode of its folder in the image, which any user may write.
+    [volume] = ours["volumes"]
+    name, _, folder = volume.partition(":")
+    assert files_dir == f"FILES_DIR={folder}"
+    assert document["volumes"] == {name: None}
+    assert f"RUN mkdir --mode=1777 {folder}\n" in (ROOT / "Dockerfile").read_text()
+    assert not {"networks", "env_file", "ports", "privileged", "user"} & set(ours)
     assert "${PORT" not in (ROOT / "compose.yaml").read_text()
     assert ours["read_only"] is True
     assert ours["tmpfs"] == ["/tmp"]
@@ -540,9 +547,10 @@ def test_our_stanza_is_the_popular_one_locked_down() -> None:
 
 
 def test_docker_waits_longer_than_gunicorn_lets_runs_finish(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("E2B_API_KEY", "x")
+    monkeypatch.setenv("FILES_DIR", str(tmp_path))
     settings = runpy.run_path(str(ROOT / "gunicorn.conf.py"))
     grace = compose()["services"]["e2b-proxy"]["stop_grace_period"]
     assert int(grace.removesuffix("s")) > settings["graceful_timeout"]
@@ -550,14 +558,15 @@ def test_docker_waits_longer_than_gunicorn_lets_runs_finish(
 
 def test_the_commented_lines_publish_pictures_into_librechats_folder() -> None:
     ours = compose(with_published_pictures=True)["services"]["e2b-proxy"]
-    assert ours["environment"][2:] == ["IMAGE_DIR=/images", "IMAGE_URL=/images/e2b"]
-    [volume] = ours["volumes"]
+    assert ours["environment"][3:] == ["IMAGE_DIR=/images", "IMAGE_URL=/images/e2b"]
+    _, volume = ours["volumes"]
     assert (volume["source"], volume["target"]) == ("./images/e2b", "/images")
     assert volume["bind"] == {"create_host_path": False}
     assert ours["user"] == "${UID:-1000}:${GID:-1000}"
     assert ours["ports"] == ["127.0.0.1:3001:3001"]
     settings = dict(line.split("=", 1) for line in ours["environment"])
-    assert Config.from_env({**settings, "E2B_API_KEY": "x"}).image_url == "/images/e2b"
+    settings |= {"E2B_API_KEY": "x", "FILES_DIR": "/tmp"}
+    assert Config.from_env(settings).image_url == "/images/e2b"
 
 
 def docker_compose(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -607,7 +616,11 @@ def test_docker_compose_itself_merges_it_like_that(
     pictures_environ = (
         {"IMAGE_DIR": "/images", "IMAGE_URL": "/images/e2b"} if pictures else {}
     )
-    assert ours["environment"] == {"E2B_API_KEY": "the-key", **pictures_environ}
+    assert ours["environment"] == {
+        "E2B_API_KEY": "the-key",
+        "FILES_DIR": "/files",
+        **pictures_environ,
+    }
     assert ours["networks"] == services["api"]["networks"]
     assert ours.get("user") == ("1000:1000" if pictures else None)
 

@@ -1,0 +1,677 @@
+"""LibreChat's code interpreter, as it is shipped: real sockets, real SDK, real kernels."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import requests
+from local_e2b import LocalE2B
+from local_e2b_kernels import own_mount_command
+
+from conftest import Service, e2b_at, http
+
+ID = re.compile(r"[A-Za-z0-9_-]{21}")
+Ref = dict[str, Any]
+
+needs_own_mount = pytest.mark.skipif(
+    not own_mount_command(), reason="this machine allows no mount namespace"
+)
+pytestmark = needs_own_mount
+
+
+class CodeApi:
+    """What LibreChat's client does, without the client."""
+
+    def __init__(self, service: Service) -> None:
+        self.url = f"{service.url}/v1"
+
+    def post(self, path: str, **fields: Any) -> requests.Response:
+        return http.post(f"{self.url}{path}", timeout=100, **fields)
+
+    def exec(
+        self, code: str, lang: str = "bash", files: Any = (), **more: Any
+    ) -> dict[str, Any]:
+        body = {"lang": lang, "code": code, "files": list(files), **more}
+        response = self.post("/exec", json=body)
+        assert response.status_code == 200, response.text
+        reply: dict[str, Any] = response.json()
+        assert ID.fullmatch(reply["session_id"])
+        return reply
+
+    def upload(self, name: str, data: bytes, **fields: str) -> Ref:
+        form = {"kind": "user", "id": "u1", **fields}
+        response = self.post("/upload", data=form, files={"file": (name, data)})
+        assert response.status_code == 200, response.text
+        reply = response.json()
+        assert reply["message"] == "success"
+        return {
+            "id": reply["files"][0]["fileId"],
+            "storage_session_id": reply["storage_session_id"],
+            "name": name,
+            "kind": "user",
+            "resource_id": "u1",
+        }
+
+    def upload_batch(self, files: dict[str, bytes], **fields: str) -> dict[str, Any]:
+        parts = [("file", (name, data)) for name, data in files.items()]
+        response = self.post("/upload/batch", data=fields, files=parts)
+        assert response.status_code == 200, response.text
+        reply: dict[str, Any] = response.json()
+        return reply
+
+    def download(self, ref: Ref) -> bytes:
+        path = f"/download/{ref['storage_session_id']}/{ref['id']}"
+        response = http.get(f"{self.url}{path}", timeout=100)
+        assert response.status_code == 200, response.text
+        return response.content
+
+    def probe(self, ref: Ref) -> requests.Response:
+        path = f"/sessions/{ref['storage_session_id']}/objects/{ref['id']}"
+        return http.get(f"{self.url}{path}?kind=user&id=u1", timeout=10)
+
+
+def named(reply: dict[str, Any]) -> dict[str, Ref]:
+    return {ref["name"]: ref for ref in reply["files"]}
+
+
+@pytest.fixture(scope="module")
+def files_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("files")
+
+
+@pytest.fixture(scope="module")
+def kernels() -> Iterator[LocalE2B]:
+    with LocalE2B(ahead=2) as local:
+        yield local
+
+
+@pytest.fixture(scope="module")
+def service(kernels: LocalE2B, files_dir: Path, untraced: None) -> Iterator[Service]:
+    settings = {"FILES_DIR": str(files_dir), "MAX_FILE_BYTES": "20000000"}
+    service = Service(e2b_at(kernels.url) | settings)
+    service.wait_until_ready()
+    yield service
+    http.close()
+    service.stop()
+
+
+@pytest.fixture(scope="module")
+def api(service: Service) -> CodeApi:
+    return CodeApi(service)
+
+
+# --- a script and its end -------------------------------------------------------------
+
+
+def test_a_command_answers_with_its_output_and_nothing_else(api: CodeApi) -> None:
+    reply = api.exec("echo hi", user_id="u1", isTemporary=False, intent="x")
+    del reply["session_id"]
+    assert reply == {"stdout": "hi\n", "stderr": "", "files": []}
+
+
+def test_an_empty_output_is_an_empty_string(api: CodeApi) -> None:
+    assert api.exec("true")["stdout"] == ""
+
+
+@pytest.mark.parametrize(
+    ("code", "stderr"),
+    [
+        ("exit 3", "exit code 3\n"),
+        ("kill -9 $$", "killed by signal 9, perhaps because memory ran out\n"),
+        ("kill -15 $$", "killed by signal 15\n"),
+        ("echo oh >&2; exit 1", "oh\nexit code 1\n"),
+        ("printf oh >&2; exit 1", "oh\nexit code 1\n"),
+    ],
+)
+def test_stderr_says_how_a_script_failed(api: CodeApi, code: str, stderr: str) -> None:
+    assert api.exec(code)["stderr"] == stderr
+
+
+def test_a_run_over_its_limit_says_so_after_what_it_printed(api: CodeApi) -> None:
+    reply = api.exec("echo begun; sleep 60", timeout=1000)
+    assert reply["stdout"] == "begun\n"
+    assert reply["stderr"] == "stopped after 1 s, its time limit\n"
+
+
+def test_what_left_the_process_group_is_killed_at_the_limit(
+    api: CodeApi, tmp_path: Path
+) -> None:
+    pid_file = tmp_path / "pid"
+    code = f"setsid sh -c 'echo $$ >{pid_file}; exec sleep 60' & sleep 60"
+    assert "time limit" in api.exec(code, timeout=1000)["stderr"]
+    pid = int(pid_file.read_text())
+    # One that nobody has waited for yet is dead all the same.
+    assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == "zombie"
+
+
+def test_a_child_in_the_background_is_not_waited_for(api: CodeApi) -> None:
+    reply = api.exec("(sleep 40) & echo now", timeout=30_000)
+    assert (reply["stdout"], reply["stderr"]) == ("now\n", "")
+
+
+def test_output_of_a_child_that_outlives_the_script_is_read(api: CodeApi) -> None:
+    assert api.exec("(sleep 0.3; echo late) & echo now")["stdout"] == "now\nlate\n"
+
+
+@pytest.mark.parametrize(
+    ("lang", "code", "stdout"),
+    [
+        ("py", "import sys; print(sys.argv[1:])", "['a b', \"'\"]\n"),
+        ("bash", 'printf "%s|" "$@"', "a b|'|"),
+        ("js", "console.log(process.argv.slice(2).join())", "a b,'\n"),
+        (
+            "c",
+            "#include <stdio.h>\nint main(int c, char **v) { puts(v[1]); return 0; }",
+            "a b\n",
+        ),
+        ("cpp", "#include <iostream>\nint main() { std::cout << 1; }", "1"),
+    ],
+)
+def test_languages_get_their_arguments(
+    api: CodeApi, lang: str, code: str, stdout: str
+) -> None:
+    reply = api.exec(code, lang, args=["a b", "'"])
+    if "is not part of" in reply["stderr"]:
+        pytest.skip(reply["stderr"])
+    assert (reply["stdout"], reply["stderr"]) == (stdout, "")
+
+
+@pytest.mark.parametrize(
+    ("lang", "stderr"),
+    [
+        ("d", "dmd is not part of this sandbox's template\n"),
+        ("cobol", "language cobol is not known: bash, py, js,"),
+        ("", "language '' is not known"),
+    ],
+)
+def test_what_cannot_run_is_a_line_in_stderr(
+    api: CodeApi, lang: str, stderr: str
+) -> None:
+    reply = api.exec("x", lang)
+    assert reply["stderr"].startswith(stderr)
+    assert reply["stdout"] == ""
+
+
+def test_the_environment_is_no_notebooks(api: CodeApi) -> None:
+    lines = api.exec("env; pwd; cat /proc/self/oom_score_adj")["stdout"].splitlines()
+    names = {line.partition("=")[0] for line in lines}
+    assert not names & {"TERM", "FORCE_COLOR", "CLICOLOR", "JPY_PARENT_PID"}
+    assert {"MPLBACKEND=Agg", "PYTHONPATH=/mnt/data"} <= set(lines)
+    # The script's directory, and that it is what ends when memory runs out.
+    assert lines[-2:] == ["/mnt/data", "1000"]
+
+
+def test_stdin_is_empty(api: CodeApi) -> None:
+    assert api.exec("cat; echo end")["stdout"] == "end\n"
+
+
+def test_output_is_exact_up_to_its_limit(api: CodeApi) -> None:
+    reply = api.exec("head -c 12582912 /dev/zero | tr '\\0' x")
+    assert reply["stdout"] == "x" * 12 * 1024 * 1024
+    assert reply["stderr"] == ""
+
+
+def test_output_over_its_limit_is_cut_with_a_note(api: CodeApi) -> None:
+    reply = api.exec("head -c 12582922 /dev/zero | tr '\\0' x; echo e >&2")
+    assert len(reply["stdout"]) == 12 * 1024 * 1024
+    assert reply["stderr"] == "e\nstdout was cut: 10 bytes more were not kept\n"
+
+
+def test_output_that_is_no_text_stays_readable(api: CodeApi) -> None:
+    reply = api.exec(r"printf 'a\377\0b\xc3\xa9\n'; printf '\xe2\x82' >&2")
+    assert reply["stdout"] == "a\ufffd\0b\u00e9\n"
+    assert reply["stderr"] == "\ufffd"
+
+
+def test_a_script_of_20_mb_runs(api: CodeApi, kernels: LocalE2B) -> None:
+    reply = api.exec("echo begin\n#" + "x" * 20_000_000 + "\necho end")
+    assert (reply["stdout"], reply["stderr"]) == ("begin\nend\n", "")
+
+
+# --- files in and out -----------------------------------------------------------------
+
+
+def test_a_file_goes_up_and_is_there_for_a_script(api: CodeApi) -> None:
+    ref = api.upload("sales.csv", b"a,b\n1,2\n")
+    reply = api.exec("cat sales.csv", files=[ref])
+    assert (reply["stdout"], reply["files"]) == ("a,b\n1,2\n", [])
+    assert api.download(ref) == b"a,b\n1,2\n"
+
+
+def test_what_a_script_writes_comes_out_under_one_session(api: CodeApi) -> None:
+    reply = api.exec("mkdir -p out/x; echo 1 >b.txt; echo 2 >out/x/a.txt; echo done")
+    files = named(reply)
+    assert list(files) == ["b.txt", "out/x/a.txt"]
+    assert {ref["storage_session_id"] for ref in files.values()} == {
+        reply["session_id"]
+    }
+    assert api.download(files["out/x/a.txt"]) == b"2\n"
+
+
+def test_files_are_named_where_nothing_was_printed(api: CodeApi) -> None:
+    reply = api.exec("echo 1 >b.txt; echo 2 >a.txt")
+    assert reply["stdout"] == "Files written: a.txt, b.txt\n"
+
+
+def test_a_failed_script_keeps_its_files(api: CodeApi) -> None:
+    reply = api.exec("echo 1 >b.txt; exit 3")
+    assert list(named(reply)) == ["b.txt"]
+
+
+def test_the_next_script_sees_the_files_of_the_last(api: CodeApi) -> None:
+    first = api.exec("echo 1 >b.txt")
+    second = api.exec("cat b.txt; echo 2 >b.txt", files=first["files"])
+    assert second["stdout"] == "1\n"
+    new, old = named(second)["b.txt"], named(first)["b.txt"]
+    assert new["id"] != old["id"]
+    assert (api.download(new), api.download(old)) == (b"2\n", b"1\n")
+
+
+def test_a_file_is_mounted_under_the_name_in_the_request(api: CodeApi) -> None:
+    ref = api.upload("my data.csv", b"1")
+    reply = api.exec("cat d/my_data-1.csv", files=[{**ref, "name": "d/my_data-1.csv"}])
+    assert reply["stdout"] == "1"
+
+
+def test_of_two_files_with_one_name_the_last_one_counts(api: CodeApi) -> None:
+    refs = [api.upload("a", b"1"), api.upload("a", b"2")]
+    assert api.exec("cat a", files=refs)["stdout"] == "2"
+
+
+@pytest.mark.parametrize("change", ["touch a", "cp a b && mv b a", "printf 1 >a"])
+def test_a_file_that_was_written_is_new_with_the_same_bytes_too(
+    api: CodeApi, change: str
+) -> None:
+    ref = api.upload("a", b"1")
+    assert list(named(api.exec(change, files=[ref]))) == ["a"]
+
+
+def test_a_file_that_was_only_read_does_not_come_back(api: CodeApi) -> None:
+    assert api.exec("cat a", files=[api.upload("a", b"1")])["files"] == []
+
+
+def test_a_file_that_was_removed_is_named(api: CodeApi) -> None:
+    refs = [api.upload("a", b"1"), api.upload("b", b"1")]
+    assert api.exec("rm a", files=refs)["deleted_files"] == ["a"]
+
+
+def test_files_that_are_read_only_never_come_back(api: CodeApi) -> None:
+    reply = api.upload_batch(
+        {"skills/s/a.py": b"1", "skills/s/b": b""}, read_only="true"
+    )
+    refs = [
+        {"storage_session_id": reply["storage_session_id"], "id": entry["fileId"]}
+        | {"name": entry["filename"], "kind": "skill", "version": 1}
+        for entry in reply["files"]
+    ]
+    assert [ref["name"] for ref in refs] == ["skills/s/a.py", "skills/s/b"]
+    code = "cat skills/s/a.py; rm -f skills/s/b; rm -f skills/s/a.py; echo 2 >skills/s/a.py"
+    second = api.exec(code, files=refs)
+    assert (second["stdout"], second["files"]) == ("1", [])
+    assert "deleted_files" not in second
+
+
+def test_what_is_no_plain_file_is_skipped(api: CodeApi) -> None:
+    reply = api.exec(
+        "ln -s /etc/passwd link; mkfifo fifo; touch .hidden; mkdir -p .git node_modules"
+        " __pycache__; touch .git/x node_modules/x __pycache__/x; touch real"
+    )
+    assert list(named(reply)) == ["real"]
+    assert reply["stderr"] == ""
+
+
+def test_names_that_cannot_be_kept_are_left_out_with_a_line(api: CodeApi) -> None:
+    reply = api.exec(
+        r"touch $'a\xff' $'b\nc' 'd\e' good; d=1/2/3/4/5/6/7/8/9/10; mkdir -p $d;"
+        " touch $d/deep"
+    )
+    assert list(named(reply)) == ["good"]
+    assert sorted(reply["stderr"].splitlines()) == [
+        r"file '1/2/3/4/5/6/7/8/9/10/deep' was left out: it lies deeper than 10 folders",
+        r"file 'a\udcff' was left out: its name is not UTF-8",
+        r"file 'b\nc' was left out: its name has control characters",
+        r"file 'd\\e' was left out: its name has a backslash",
+    ]
+
+
+def test_more_files_than_are_taken_are_counted(api: CodeApi) -> None:
+    reply = api.exec("for n in $(seq -w 60); do echo $n >f$n; done")
+    assert len(reply["files"]) == 50
+    assert "file f51 was left out: there are more than 50 files\n" in reply["stderr"]
+    assert reply["artifact_delivery"] == {
+        "code": "artifact_delivery_failed",
+        "status": "partial",
+        "attempted": 60,
+        "delivered": 50,
+        "failed": 10,
+    }
+
+
+def test_a_file_that_is_too_large_is_left_out_and_exactly_the_limit_is_not(
+    api: CodeApi,
+) -> None:
+    reply = api.exec(
+        "truncate -s 20000001 big; truncate -s 20000000 fits; truncate -s 9T huge"
+    )
+    assert list(named(reply)) == ["fits"]
+    assert (
+        "file big was left out: it is larger than 20,000,000 bytes\n"
+        in (reply["stderr"])
+    )
+    assert len(api.download(named(reply)["fits"])) == 20_000_000
+
+
+def test_large_files_go_in_and_out_unchanged(api: CodeApi, kernels: LocalE2B) -> None:
+    data = os.urandom(10_000_000)
+    ref = api.upload("a.bin", data)
+    reply = api.exec("cp a.bin b.bin; sha256sum <a.bin", files=[ref])
+    assert reply["stdout"].split()[0] == hashlib.sha256(data).hexdigest()
+    assert api.download(named(reply)["b.bin"]) == data
+
+
+def test_a_small_exec_is_one_create_one_run_and_one_kill(
+    api: CodeApi, kernels: LocalE2B
+) -> None:
+    ref = api.upload("a", b"1" * 500_000)
+    kernels.wait_for(lambda state: not state["alive"])
+    before = len(kernels.state()["requests"])
+    api.exec("cp a b", files=[ref])
+    kernels.wait_for(lambda state: not state["alive"])
+    kinds = [request["kind"] for request in kernels.state()["requests"][before:]]
+    assert kinds == ["create", "run", "kill"]
+
+
+# --- what is stored -------------------------------------------------------------------
+
+
+def test_a_probe_says_when_a_file_came(api: CodeApi) -> None:
+    reply = api.probe(api.upload("a", b"1")).json()
+    assert re.fullmatch(
+        r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", reply["lastModified"]
+    )
+
+
+def test_a_deleted_file_is_gone_and_its_siblings_are_not(
+    api: CodeApi, files_dir: Path
+) -> None:
+    reply = api.upload_batch({"a": b"1", "b": b"2"})
+    session_id = reply["storage_session_id"]
+    ids = [entry["fileId"] for entry in reply["files"]]
+    for number, file_id in enumerate(ids):
+        urls = [
+            f"{api.url}/sessions/{session_id}/objects/{file_id}",
+            f"{api.url}/files/{session_id}/{file_id}",
+        ]
+        answers = [http.delete(url).status_code for url in [urls[0], *urls]]
+        assert answers == [200, 404, 404]
+        assert (files_dir / session_id).exists() == (number == 0)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/download/{0}/{0}",
+        "/sessions/{0}/objects/{0}",
+        "/download/x/y",
+        "/download/..%2f..%2f/etc",
+        "/sessions/index.json/objects/index.json",
+    ],
+)
+def test_ids_that_stand_for_nothing_are_404(api: CodeApi, path: str) -> None:
+    response = http.get(api.url + path.format("a" * 21))
+    assert response.status_code == 404
+    assert set(response.json()) == {"error", "message"}
+
+
+def test_a_download_is_no_page(api: CodeApi) -> None:
+    ref = api.upload("a.html", b"<script>")
+    path = f"/download/{ref['storage_session_id']}/{ref['id']}?kind=user&id=u1"
+    headers = http.get(api.url + path).headers
+    assert headers["Content-Type"] == "application/octet-stream"
+    assert headers["Content-Disposition"] == "attachment"
+    assert headers["X-Content-Type-Options"] == "nosniff"
+
+
+def test_an_input_that_is_gone_is_a_line_in_stderr(api: CodeApi) -> None:
+    ref = {"id": "a" * 21, "storage_session_id": "b" * 21, "name": "old.csv"}
+    reply = api.exec("echo on", files=[ref])
+    assert reply["stdout"] == "on\n"
+    assert reply["stderr"] == "input old.csv is not there any more\n"
+
+
+# --- uploads --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", ["отчёт за май.csv", "a b/c'd/é.txt", "日本.csv", "a;b=c.txt"]
+)
+def test_names_are_echoed_as_they_came(api: CodeApi, name: str) -> None:
+    boundary = "b1"
+    body = (
+        f'--{boundary}\r\nContent-Disposition: form-data; name="file"; '
+        f'filename="{name}"\r\n\r\nx\r\n--{boundary}--\r\n'
+    ).encode()
+    headers = {"Content-Type": f"multipart/form-data; boundary={boundary}"}
+    # In pieces, so that it goes without a Content-Length.
+    response = api.post(
+        "/upload/batch", data=iter([body[:50], body[50:]]), headers=headers
+    )
+    assert response.json()["files"][0]["filename"] == name
+
+
+def test_a_file_larger_than_the_limit_is_413_and_exactly_the_limit_is_not(
+    api: CodeApi,
+) -> None:
+    api.upload("a", bytes(20_000_000))
+    response = api.post("/upload", files={"file": ("a", bytes(20_000_001))})
+    assert response.status_code == 413
+    assert response.json()["error"] == "request_entity_too_large"
+
+
+def test_in_a_batch_the_others_stay(api: CodeApi, files_dir: Path) -> None:
+    files = {"big": bytes(20_000_001), "good": b"1", "../evil": b"2"}
+    reply = api.upload_batch(files)
+    assert (reply["message"], reply["failed"]) == ("partial_success", 2)
+    statuses = [entry["status"] for entry in reply["files"]]
+    assert statuses == ["error", "success", "error"]
+    kept = os.listdir(files_dir / reply["storage_session_id"])
+    assert sorted(kept) == sorted([reply["files"][1]["fileId"], "index.json"])
+
+
+BAD_NAMES = [
+    "../a",
+    "/a",
+    ".",
+    "a/../b",
+    "a\\b",
+    "a" * 257,
+    "a\x07b",
+    "/".join("abcdefghijk"),
+]
+
+
+@pytest.mark.parametrize("name", BAD_NAMES)
+def test_a_bad_name_is_refused_going_up_and_skipped_going_in(
+    api: CodeApi, name: str
+) -> None:
+    # In a quoted string a backslash has to be doubled.
+    sent = name.replace("\\", "\\\\")
+    response = api.post("/upload", files={"file": (sent, b"1")})
+    assert response.status_code == 400, response.text
+    good = api.upload("good", b"1")
+    reply = api.exec("ls -A", files=[{**good, "name": name}])
+    assert reply["stdout"] == ""
+    assert "was left out: it" in reply["stderr"]
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type"),
+    [
+        (b"", "multipart/form-data; boundary=x"),
+        (b"--x\r\nContent-Disp", "multipart/form-data; boundary=x"),
+        (b"--x--\r\n", "multipart/form-data; boundary=x"),
+        (b"x", "multipart/form-data"),
+        (b"x", "text/plain"),
+        (
+            b'--x\r\nContent-Disposition: form-data; name="kind"\r\n\r\nuser\r\n--x--\r\n',
+        )
+        * 1
+        + ("multipart/form-data; boundary=x",),
+        (
+            b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\nhalf',
+            "multipart/form-data; boundary=x",
+        ),
+    ],
+)
+def test_a_form_without_a_whole_file_is_400(
+    api: CodeApi, body: bytes, content_type: str, files_dir: Path
+) -> None:
+    response = api.post("/upload", data=body, headers={"Content-Type": content_type})
+    assert response.status_code == 400, response.text
+    assert not list(files_dir.glob(".*"))
+
+
+# --- what else is asked ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ([], "Expected a JSON object"),
+        ({"lang": "bash"}, "code must be a string"),
+        ({"code": "x"}, "lang must be a string"),
+        ({"lang": "bash", "code": "\ud800"}, "lone surrogate"),
+        ({"lang": "bash", "code": "x", "args": "y"}, "args must be"),
+        ({"lang": "bash", "code": "x", "args": ["\0"]}, "args: no NUL"),
+        ({"lang": "bash", "code": "x", "files": {}}, "files must be"),
+    ],
+)
+def test_a_body_that_is_no_exec_is_400(api: CodeApi, body: Any, message: str) -> None:
+    if body == {}:
+        body = {"lang": 1}
+    response = api.post("/exec", json=body)
+    if isinstance(body, dict) and body.get("files") == {}:
+        assert response.status_code == 200  # an empty one counts as none
+        return
+    assert response.status_code == 400
+    assert message in response.json()["message"]
+
+
+def test_a_body_over_32_mib_is_413(api: CodeApi) -> None:
+    response = api.post(
+        "/exec", json={"lang": "bash", "code": "x" * (32 * 1024 * 1024)}
+    )
+    assert response.status_code == 413
+
+
+def test_programs_and_the_stateful_profile_are_refused(api: CodeApi) -> None:
+    response = api.post("/exec/programmatic", json={})
+    assert response.status_code == 400
+    assert response.json()["error"] == "unsupported_capability"
+    body = {"lang": "bash", "code": "echo hi"}
+    headers = {"X-CodeAPI-Expected-Profile": "stateful"}
+    response = api.post("/exec", json=body, headers=headers)
+    assert response.status_code == 409
+    assert response.json()["error"] == "execution_profile_mismatch"
+    headers = {"X-CodeAPI-Expected-Profile": "default"}
+    assert api.post("/exec", json=body, headers=headers).json()["stdout"] == "hi\n"
+
+
+def test_eight_execs_and_fifty_downloads_at_once(api: CodeApi) -> None:
+    ref = api.upload("a", b"x" * 100_000)
+    with ThreadPoolExecutor(58) as threads:
+        execs = [
+            threads.submit(api.exec, f"cat a; echo {n} >o", files=[ref])
+            for n in range(8)
+        ]
+        downloads = [
+            threads.submit(
+                requests.get,
+                f"{api.url}/download/{ref['storage_session_id']}/{ref['id']}",
+                timeout=60,
+            )
+            for _ in range(50)
+        ]
+        assert {len(one.result().content) for one in downloads} == {100_000}
+        replies = [one.result() for one in execs]
+    assert [api.download(reply["files"][0]) for reply in replies] == [
+        b"%d\n" % n for n in range(8)
+    ]
+
+
+def test_nothing_is_left_in_the_folder_that_no_session_holds(
+    api: CodeApi, files_dir: Path
+) -> None:
+    assert not [path for path in files_dir.iterdir() if not ID.fullmatch(path.name)]
+
+
+@pytest.fixture
+def start_code_api(
+    start: Callable[..., Service], tmp_path: Path
+) -> Callable[..., CodeApi]:
+    def start_code_api(**environ: str) -> CodeApi:
+        return CodeApi(start(FILES_DIR=str(tmp_path), **environ))
+
+    return start_code_api
+
+
+def test_without_a_folder_the_routes_name_the_setting(
+    start: Callable[..., Service],
+) -> None:
+    api = CodeApi(start())
+    response = api.post("/exec", json={"lang": "bash", "code": "true"})
+    assert response.status_code == 404
+    assert "FILES_DIR" in response.json()["message"]
+
+
+def test_the_key_is_taken_as_bearer_and_as_basic(
+    start_code_api: Callable[..., CodeApi],
+) -> None:
+    api = start_code_api(PROXY_API_KEY="k:e/y")
+    path = f"{api.url}/sessions/{'a' * 21}/objects/{'a' * 21}"
+    statuses = [
+        requests.get(path, timeout=10, **how).status_code  # type: ignore[arg-type]
+        for how in (
+            {},
+            {"auth": ("e2b", "wrong")},
+            {"headers": {"Authorization": "Basic !"}},
+            {"headers": {"Authorization": "Bearer k:e/y"}},
+            {"auth": ("e2b", "k:e/y")},
+        )
+    ]
+    assert statuses == [401, 401, 401, 404, 404]
+    assert requests.get(path, timeout=10).json()["error"] == "unauthorized"
+
+
+def test_when_all_slots_are_taken_the_answer_is_429(
+    start_code_api: Callable[..., CodeApi], e2b: LocalE2B
+) -> None:
+    e2b.set_script({"run": {"fault": "silent"}})
+    api = start_code_api(MAX_CONCURRENT_RUNS="1", RUN_TIMEOUT_S="1")
+    with ThreadPoolExecutor() as threads:
+        first = threads.submit(api.exec, "true")
+        e2b.wait_for(
+            lambda state: state["requests"] and state["requests"][-1]["kind"] == "run"
+        )
+        response = api.post("/exec", json={"lang": "bash", "code": "true"})
+        assert response.status_code == 429
+        assert response.json()["error"] == "rate_limited"
+        assert response.json()["retry_after_seconds"] == 5
+        assert "did not answer in time" in first.result()["stderr"]
+    e2b.set_script({})
+
+
+def test_a_folder_that_cannot_be_used_stops_the_start(tmp_path: Path) -> None:
+    missing = tmp_path / "missing"
+    service = Service({"FILES_DIR": str(missing)})
+    service.process.wait(20)
+    service.stop()
+    assert f"FILES_DIR {missing} is no folder" in "".join(service.lines)
