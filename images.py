@@ -23,7 +23,8 @@ _SVG_TO_PNG = Path(__file__).with_name("svg_to_png.py")
 _SVG_BUDGET_S = 5.0  # for all pictures of a reply
 _renderers = threading.BoundedSemaphore(2)  # each is a process of up to 1 GiB
 _SVG_TEXT = re.compile(rb"<(\w+:)?text")
-# Anything but a part of the same document or a picture inside it, in attributes and in CSS.
+# Anything but a part of the same document or a picture inside it, in attributes and
+# in CSS.
 _REFERS_OUTSIDE = re.compile(
     r"""(?:href|src)\s*=\s*+(?!["']\s*+(?:\#|data:image/(?:png|jpeg|gif|webp);base64,))
     |url\s*+\(\s*+(?!["']?\s*+\#)|@import|<!ENTITY|<\?xml-stylesheet""",
@@ -76,7 +77,7 @@ def _url_part(url: str | Blob) -> dict[str, Any]:
 
 
 def rasterize(run: Run, config: Config) -> None:
-    """Replace a run's SVGs by PNGs; one that cannot be drawn is left out, with a note."""
+    """Replace a run's SVGs by PNGs; one that cannot be drawn is left out."""
     overhead_s = sum(s for step, s in run.durations_s.items() if step != "run")
     give_up_at = monotonic() + min(_SVG_BUDGET_S, OVERHEAD_S - overhead_s)
     pictures = run.pictures
@@ -117,7 +118,7 @@ def _draw(svg: bytes, run: Run, give_up_at: float) -> Picture:
 
 
 def publish(run: Run, config: Config) -> list[str]:
-    """Write a run's pictures into IMAGE_DIR, whose old ones go; returns the addresses."""
+    """Write a run's pictures into IMAGE_DIR, whose old ones go. Returns addresses."""
     folder = config.image_dir or Path()
     if config.image_ttl_hours:
         _remove_old(folder, time.time() - config.image_ttl_hours * 3600)

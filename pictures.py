@@ -9,14 +9,18 @@ PNG = "image/png"
 JPEG = "image/jpeg"
 SVG = "image/svg+xml"
 MAX_PIXELS = 50_000_000  # decoded by a viewer they take 200 MB
-_PNG_START = b"\x89PNG\r\n\x1a\n\x00\x00\x00\x0dIHDR"
-_JPEG_START = b"\xff\xd8\xff"
 # The start of an SVG: `<svg `, or what may stand before it: `<?xml version="1.0"?>`.
 _SVG_START = re.compile(rb"\s*(?:<\?xml|<!--|<!DOCTYPE svg|<svg)")
-# A JPEG's "start of frame": ff c0, a length of 11 to 20, 8 bits a sample, height, width.
-_JPEG_FRAME = re.compile(
-    rb"\xff[\xc0-\xc3\xc5-\xc7\xc9-\xcb\xcd-\xcf]\0[\x0b\x11\x14].(..)(..)", re.S
-)
+_PNG_START = b"\x89PNG\r\n\x1a\n\0\0\0\x0dIHDR"
+_JPEG_START = b"\xff\xd8\xff"
+_SIZES = {
+    PNG: re.compile(rb"(?s)\A.{12}IHDR(?P<width>.{0,4})(?P<height>.{0,4})"),
+    # A "start of frame": ff c0, a length of 11 to 20, 8 bits a sample, its size.
+    JPEG: re.compile(
+        rb"(?s)\xff[\xc0-\xc3\xc5-\xc7\xc9-\xcb\xcd-\xcf]\0[\x0b\x11\x14]."
+        rb"(?P<height>..)(?P<width>..)"
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -31,16 +35,15 @@ class BadPicture(ValueError):
 
 def decode(label: str, text: str) -> bytes:
     """The bytes of what E2B sent as png, jpeg or svg. Raises BadPicture."""
-    if label == "svg":
-        try:
-            return text.encode()
-        except UnicodeEncodeError:
-            reason = "an SVG with a lone surrogate, which is no character"
-            raise BadPicture(reason) from None
     try:
+        if label == "svg":
+            return text.encode()
         return binascii.a2b_base64("".join(text.split()), strict_mode=True)
+    except UnicodeEncodeError:
+        reason = "an SVG with a lone surrogate, which is no character"
     except ValueError:
-        raise BadPicture("not valid base64") from None
+        reason = "not valid base64"
+    raise BadPicture(reason)
 
 
 def picture_from(data: bytes) -> Picture:
@@ -61,13 +64,11 @@ def picture_from(data: bytes) -> Picture:
 
 
 def size_in_pixels(picture: Picture) -> tuple[int, int]:
-    """The width and height that a PNG or a JPEG claims to have, (0, 0) if it has none."""
-    if picture.media_type == PNG:
-        width = int.from_bytes(picture.data[16:20])
-        return width, int.from_bytes(picture.data[20:24])
-    frames = _JPEG_FRAME.findall(picture.data)
-    sizes = [
-        (int.from_bytes(width), int.from_bytes(height)) for height, width in frames
-    ]
+    """The width and height that a PNG or a JPEG claims, (0, 0) if it has none."""
+    sizes = []
+    for match in _SIZES[picture.media_type].finditer(picture.data):
+        width = int.from_bytes(match["width"])
+        height = int.from_bytes(match["height"])
+        sizes.append((width, height))
     # A viewer may take any of them: the largest counts.
     return max(sizes, key=math.prod, default=(0, 0))

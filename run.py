@@ -16,11 +16,12 @@ _MAX_NOTES = 20
 class Clipped:
     """Text whose middle is dropped as it grows: `limit` characters of it are kept."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, text: str = "") -> None:
         self.head = ""  # all of the text, until something is missing
         self.tail = ""
         self.missing = 0  # characters between head and tail
         self._limit = limit
+        self.add(text)
 
     @property
     def kept(self) -> int:
@@ -54,8 +55,9 @@ class Clipped:
         return copy
 
     def text(self) -> str:
-        gap = f"\n[… {self.missing:,} characters cut …]\n" if self.missing else ""
-        return self.head + gap + self.tail
+        if not self.missing:
+            return self.head
+        return f"{self.head}\n[… {self.missing:,} characters cut …]\n{self.tail}"
 
 
 @dataclass
@@ -79,9 +81,9 @@ class Run:
     @classmethod
     def empty(cls, max_output_chars: int) -> Self:
         return cls(
-            stdout=Clipped(max_output_chars),
-            stderr=Clipped(max_output_chars),
-            values=Clipped(max_output_chars),
+            Clipped(max_output_chars),
+            Clipped(max_output_chars),
+            Clipped(max_output_chars),
         )
 
     def add_value(self, text: str) -> None:
@@ -96,13 +98,17 @@ class Run:
         if len(self.pictures) >= config.max_images:
             raise BadPicture(f"a reply holds at most {config.max_images} pictures")
         size = len(picture.data)
-        if size > config.max_image_bytes:
-            limit = f"the limit is {config.max_image_bytes:,}"
-            raise BadPicture(f"{size:,} bytes ({limit})")
-        if size + sum(len(one.data) for one in self.pictures) > MAX_REPLY_IMAGE_BYTES:
-            limit = f"{MAX_REPLY_IMAGE_BYTES:,} bytes"
-            raise BadPicture(f"a reply holds at most {limit} of pictures")
+        limit = config.max_image_bytes
+        if size > limit:
+            raise BadPicture(f"{size:,} bytes (the limit is {limit:,})")
+        limit = MAX_REPLY_IMAGE_BYTES
+        if size + self.picture_bytes > limit:
+            raise BadPicture(f"a reply holds at most {limit:,} bytes of pictures")
         self.pictures.append(picture)
+
+    @property
+    def picture_bytes(self) -> int:
+        return sum(len(picture.data) for picture in self.pictures)
 
     def leave_out(self, what: str, why: str) -> None:
         """Count something that is not shown, for a note."""

@@ -4,7 +4,7 @@ The stream's form: https://github.com/e2b-dev/code-interpreter (template/server)
 
 import json
 import re
-from typing import Any, Protocol
+from typing import Any
 
 from config import Config
 from pictures import BadPicture, decode, picture_from
@@ -20,6 +20,8 @@ _MAX_CONTAINERS = 250_000
 _LINE_START_BYTES = 4096
 # The start of a line of output: `{"type": "stdout", "text": "`.
 _OUTPUT = re.compile(rb'\s*\{\s*"type"\s*:\s*"(stdout|stderr)"\s*,\s*"text"\s*:\s*"')
+# The first half of a character that JSON writes as two.
+_HALF_A_PAIR = re.compile("[\ud800-\udbff]\\Z")
 _LABEL = re.compile(rb'"(stdout|stderr|error|text|png|jpeg|svg|pdf|html)"')
 # `<matplotlib.lines.Line2D object at 0x7f…>`: a result's text that says nothing.
 _PLACEHOLDER = re.compile(r"<[\w.]+ object(?: at 0x[0-9a-f]+)?>")
@@ -28,27 +30,19 @@ _PLACEHOLDER = re.compile(r"<[\w.]+ object(?: at 0x[0-9a-f]+)?>")
 _ALWAYS_NAMED = {"image/gif": "gif", "image/webp": "webp", "pdf": "pdf"}
 _NOT_SHOWN = {**_ALWAYS_NAMED, "html": "html", "javascript": "javascript"}
 
-
-class TextSink(Protocol):
-    def add(self, text: str, /) -> None: ...
+Event = dict[str, Any]
 
 
 class StreamReader:
-    """Reads a stream into `run`, and its stdout into another sink where one is given.
+    """Reads a stream into `run`, of whose outputs nothing is used but `add(text)`.
 
     A line of output is read in parts, however long; any other that is over every
     limit is dropped."""
 
-    def __init__(
-        self, run: Run, config: Config, stdout: TextSink | None = None
-    ) -> None:
+    def __init__(self, run: Run, config: Config) -> None:
         self.run = run
         self.ended = False  # the end marker was seen
         self.broken = ""  # what about the stream could not be understood
-        self._outputs: dict[str, TextSink] = {
-            "stdout": stdout or run.stdout,
-            "stderr": run.stderr,
-        }
         self._config = config
         self._line = bytearray()
         self._decode_at = _LONG_OUTPUT_BYTES
@@ -81,11 +75,14 @@ class StreamReader:
         if not output:
             return
         start = output.end()
-        # The end of what there is may be the middle of a character.
+        # The end of what there is may be in the middle of a character.
         for end in range(len(self._line), len(self._line) - _CHARACTER_BYTES, -1):
-            text = _unquoted(self._line[start:end])
-            if text is not None:
-                self._outputs[output[1].decode()].add(text)
+            try:
+                text = json.loads(b'"' + self._line[start:end] + b'"')
+            except ValueError:
+                continue
+            if not _HALF_A_PAIR.search(text):
+                getattr(self.run, output[1].decode()).add(text)
                 del self._line[start:end]
                 self._decode_at = _LONG_OUTPUT_BYTES
                 return
@@ -104,8 +101,8 @@ class StreamReader:
             self._read(line)
 
     def _note_dropped(self, line: bytearray) -> None:
-        labels = _LABEL.findall(line[:_LINE_START_BYTES])
-        label = labels[-1].decode() if labels else "an unknown kind"
+        labels = [b"an unknown kind", *_LABEL.findall(line[:_LINE_START_BYTES])]
+        label = labels[-1].decode()
         size = f"{self._dropped_bytes / 1e6:,.1f} MB of {label}"
         self.run.leave_out("output", f"{size}, which is over every limit")
         self._dropped_bytes = 0
@@ -123,10 +120,10 @@ class StreamReader:
             kind = type(e).__name__
             self.broken = f"a line of E2B's answer could not be read ({kind})"
 
-    def _take_event(self, event: dict[str, Any]) -> None:
+    def _take_event(self, event: Event) -> None:
         match event["type"]:
-            case "stdout" | "stderr" as name:
-                self._outputs[name].add(str(event["text"]))
+            case "stdout" | "stderr" as kind:
+                getattr(self.run, kind).add(str(event["text"]))
             case "result":
                 self._take_result(event)
             case "error":
@@ -134,62 +131,54 @@ class StreamReader:
             case "end_of_execution":
                 self.ended = True
 
-    def _take_error(self, event: dict[str, Any]) -> None:
+    def _take_error(self, event: Event) -> None:
         limit = self._config.max_output_chars
         self.run.error_name = str(event["name"])[:200] or "Error"
         self.run.error_value = str(event["value"])[: limit // 4]
         # Much of it goes later: the lines before the first cell, colours.
-        traceback = Clipped(8 * limit)
-        traceback.add(str(event["traceback"]))
+        traceback = Clipped(8 * limit, str(event["traceback"]))
         self.run.traceback = traceback.text()
 
-    def _take_result(self, event: dict[str, Any]) -> None:
+    def _take_result(self, event: Event) -> None:
         formats = {**(event.get("extra") or {}), **event}
-        labels = [label for label in ("png", "jpeg", "svg") if formats.get(label)]
-        if labels:
-            self._take_picture({label: str(formats[label]) for label in labels})
-            names = _ALWAYS_NAMED
-        else:
-            text = _value_text(formats)
-            if text is not None:
-                self.run.add_value(text)
-            names = _NOT_SHOWN if text is None else _ALWAYS_NAMED
+        is_shown = self._take_picture(formats) or self._take_value(formats)
+        names = _ALWAYS_NAMED if is_shown else _NOT_SHOWN
         for label, name in names.items():
             if formats.get(label):
                 self.run.leave_out(f"{name} output", "this format is not shown")
 
-    def _take_picture(self, texts: dict[str, str]) -> None:
-        """Keep the first of a picture's forms that is good."""
-        problems = []
-        for label, text in texts.items():
+    def _take_picture(self, formats: Event) -> bool:
+        """Keep a picture's first good form; whether there was a picture at all."""
+        reason = ""
+        for label in ("png", "jpeg", "svg"):
+            if not formats.get(label):
+                continue
             try:
-                picture = picture_from(decode(label, text))
+                picture = picture_from(decode(label, str(formats[label])))
                 self.run.keep(picture, self._config)
-                return
+                return True
             except BadPicture as exc:
-                problems.append(str(exc))
-        self.run.leave_out("picture", problems[0])
+                reason = reason or str(exc)
+        if reason:
+            self.run.leave_out("picture", reason)
+        return bool(reason)
+
+    def _take_value(self, formats: Event) -> bool:
+        """Keep the text of a result without a picture; whether it has one."""
+        text = _value_text(formats)
+        if text is not None:
+            self.run.add_value(text)
+        return text is not None
 
 
-def _unquoted(part: bytearray) -> str | None:
-    """The text of a part of a JSON string, None if it does not end with a character."""
-    try:
-        text = str(json.loads(b'"' + part + b'"'))
-    except ValueError:
-        return None
-    ends_in_half_a_pair = "\ud800" <= text[-1:] <= "\udbff"
-    return None if ends_in_half_a_pair else text
-
-
-def _value_text(formats: dict[str, Any]) -> str | None:
+def _value_text(formats: Event) -> str | None:
     """The text of a result without a picture, None if none of it says something."""
-    text = formats.get("text")
-    if text is not None and not _PLACEHOLDER.fullmatch(str(text)):
-        return str(text)
-    for label in ("markdown", "latex", "json"):
+    for label in ("text", "markdown", "latex", "json"):
         value = formats.get(label)
-        if value is not None:
-            return value if isinstance(value, str) else json.dumps(value)
-    if text is None or any(formats.get(label) for label in _NOT_SHOWN):
-        return None
-    return str(text)
+        text = value if isinstance(value, str) else json.dumps(value)
+        if value is not None and not _PLACEHOLDER.fullmatch(text):
+            return text
+    for label in _NOT_SHOWN:
+        if formats.get(label):
+            return None
+    return formats.get("text")

@@ -27,39 +27,46 @@ from run import Run
 
 _E2B_LINES = 4  # that its own template has before the first cell
 # How many there may be, likeliest first; each is a variable of the template.
-_PREFIXES: tuple[int, ...] = (_E2B_LINES, *range(1, 100))
+_PREFIXES: list[int] = [_E2B_LINES, *range(1, 100)]
 # So many quoted lines tell how many there are, and bound the search.
 _MAX_QUOTED = 1000
 _E2B_CODE = " import os; os.environ['E2B_"
 
-# Between two lines that are joined: `-----ZeroDivisionError`, `last)Cell In[2], line 1`.
+# Where two lines are joined.
 _JOINT = re.compile(
-    r"(?<=-{75})(?=\w)|(?<=recent call last\))(?=Cell |File )|(?<=:)(?=-{75})"
+    r"(?<=-{75})(?=\w)"  # `-----ZeroDivisionError`
+    r"|(?<=recent call last\))(?=Cell |File )"  # `… last)Cell In[2], line 1`
+    r"|(?<=:)(?=-{75})"  # `… another exception occurred:-----`
 )
-# A frame of the first cell: `Cell In[1], line 5`, then rows, and `(...)` for a gap.
+# A frame of the first cell: its heading, then quoted lines.
 _FRAME = re.compile(
-    r"(?m)^Cell In\[1\], line \d.*(?:\n(?: *(?:-+> )?\d{1,7}(?: .*)?|\s*\(\.\.\.\)\s*)$)*"
+    r"(?m)^Cell In\[1\], line \d.*(?:\n(?:"
+    r" *(?:-+> )?\d{1,7}(?: .*)?"  # `----> 5 1/0`
+    r"|\s*\(\.\.\.\)\s*"  # `(...)`, for a gap
+    r")$)*"
 )
-# A row of it, its number and its code: `      4 x = 1`, `----> 5 1/0`.
+# The same line in its parts: `----> `, `5`, ` 1/0`.
 _ROW = re.compile(r"(?m)\n( *(?:-+> )?)(\d{1,7})(?= |$)(.*)")
-# A place, the line in it, and the next line, which quotes it: of a syntax error
-# `  Cell In[1], line 5`, of a warning `…/ipykernel_304/15.py:6: UserWarning`.
-_QUOTING = re.compile(
-    r"(?m)(?:^ +Cell In\[1\], line |ipykernel_\d+/\d+\.py(?::|\", line ))(\d{1,7}).*"
-    r"\n[ |]*(.*)"
+# A place in the first cell, then its line.
+_PLACE = (
+    r"^ *Cell In\[1\], line "  # `Cell In[1], line 5`
+    r'|ipykernel_\d+/\d+\.py(?::|", line )'  # `…/ipykernel_304/15.py:6: UserWarning`
 )
-# What stands before a line number in what is printed: `Cell In[1], line 5`,
-# `…/ipykernel_304/15.py:6`, `…/15.py", line 7`, `<>:3: SyntaxWarning`.
+# The same in a text without rows: the next line quotes the code.
+_QUOTING = re.compile(rf"(?m)(?!^Cell)({_PLACE})(\d{{1,7}}).*\n[ |]*(.*)")
 _PRINTED = re.compile(
-    r"(?m)(^ *Cell In\[1\], line |ipykernel_\d+/\d+\.py(?::|\", line )"
-    r"|^<>:(?=\d+: \w+Warning))(\d{1,7})"
+    rf"(?m)({_PLACE}"
+    r"|^<>:(?=\d+: \w+Warning)"  # `<>:3: SyntaxWarning: …`
+    r")(\d{1,7})"
 )
-# And in a syntax error: `(15.py, line 5)`, `(detected at line 5)`, `after 'if'
-# statement on line 5`, `  File <tokenize>:5`, `… level (<tokenize>, line 5)`.
 _SYNTAX_ERROR = re.compile(
-    r"(?m)(\(\d+\.py, line |\(detected at line "
-    r"|(?:parenthesis '.'|statement|definition) on line "
-    r"|\A  File <\w+>:|(?:level|indentation) \(<\w+>, line )(\d{1,7})"
+    r"(?m)("
+    r"\(\d+\.py, line "  # `invalid syntax (15.py, line 5)`
+    r"|\(detected at line "  # `unterminated string literal (detected at line 5)`
+    r"|(?:parenthesis '.'|statement|definition) on line "  # `… statement on line 5`
+    r"|\A  File <\w+>:"  # `  File <tokenize>:5`
+    r"|(?:level|indentation) \(<\w+>, line "  # `… level (<tokenize>, line 5)`
+    r")(\d{1,7})"
 )
 
 
@@ -97,19 +104,18 @@ def prefix_lines(code: str, evidence: str) -> int:
 
     It is the number for which each line that is quoted in `evidence`, the cell's
     traceback and warnings, is that line of the code."""
-    lines = [line.strip() for line in code.split("\n")]
+    own_lines = map(str.strip, code.split("\n"))
+    numbered = set(enumerate(own_lines, 1))
     frames = "\n".join(_FRAME.findall(evidence))
-    rows = [(number, text) for _, number, text in _ROW.findall(frames)]
-    rows += _QUOTING.findall(evidence)
-    # Shell commands and magics are quoted as the calls that they became.
-    quoted = [
-        (int(number), text.strip())
-        for number, text in rows[:_MAX_QUOTED]
-        if "get_ipython()." not in text
-    ]
+    rows = _ROW.findall(frames) + _QUOTING.findall(evidence)
+    quoted = []
+    for _, number, text in rows[:_MAX_QUOTED]:
+        # Shell commands and magics are quoted as the calls that they became.
+        if "get_ipython()." not in text:
+            quoted.append((int(number), text.strip()))
     for prefix in _PREFIXES:
-        own = [(number - prefix, text) for number, text in quoted if number > prefix]
-        if own and all(lines[at - 1 : at] == [text] for at, text in own):
+        own = {(number - prefix, text) for number, text in quoted if number > prefix}
+        if own and own <= numbered:
             return prefix
     return _E2B_LINES
 
@@ -124,14 +130,19 @@ def renumber_traceback(text: str, prefix: int) -> str:
 
     def renumbered(row: re.Match[str]) -> str:
         margin, number, code = row.groups()
-        if int(number) <= prefix or code.startswith(_E2B_CODE):
+        own_number = int(number) - prefix
+        if own_number < 1 or code.startswith(_E2B_CODE):
             return ""
-        own_number = str(int(number) - prefix)
-        padding = margin[:1] * (len(number) - len(own_number))
-        return f"\n{padding}{margin}{own_number}{code}"
+        # As wide as before.
+        width = len(margin + number)
+        fill = margin[:1] or " "
+        return "\n" + f"{margin}{own_number}".rjust(width, fill) + code
+
+    def frame_renumbered(frame: re.Match[str]) -> str:
+        return _ROW.sub(renumbered, frame[0])
 
     if prefix:
-        text = _FRAME.sub(lambda frame: _ROW.sub(renumbered, frame[0]), text)
+        text = _FRAME.sub(frame_renumbered, text)
     return renumber_printed(text, prefix)
 
 
@@ -144,7 +155,7 @@ def _subtract(prefix: int, pattern: re.Pattern[str], text: str) -> str:
     """Subtract `prefix` from each number that is the pattern's second group."""
 
     def renumbered(match: re.Match[str]) -> str:
-        number = int(match[2])
-        return f"{match[1]}{number - prefix}" if number > prefix else match[0]
+        number = int(match[2]) - prefix
+        return f"{match[1]}{number}" if number > 0 else match[0]
 
     return pattern.sub(renumbered, text)
