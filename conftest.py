@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,18 @@ from local_e2b import LocalE2B
 ROOT = Path(__file__).parent
 E2B_KEY = "e2b_0123456789abcdef0123456789abcdef01234567"
 OK_RUN = {"events": [stdout("ok\n")]}
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """What is skipped in a file for one reason is one line of the summary."""
+    report = yield
+    if report.skipped and isinstance(report.longrepr, tuple):
+        path, _, reason = report.longrepr
+        report.longrepr = (path, 1, reason)
+    return report
 
 
 http = requests.Session()

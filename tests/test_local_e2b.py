@@ -27,6 +27,7 @@ from typing import Any
 
 import builders
 import httpx
+import IPython
 import local_e2b
 import local_e2b_kernels
 import psutil
@@ -41,6 +42,8 @@ from PIL import Image
 pytestmark = pytest.mark.usefixtures("untraced")
 
 DASHES = "-" * 75
+# Of this Python, which runs the kernels too.
+LIBRARIES = f"{Path(IPython.__file__).parents[1]}/"
 PREFIX = (
     "      1 import os; os.environ['E2B_SANDBOX'] = 'true'\n"
     "      2 import os; os.environ['E2B_SANDBOX_ID'] = 'ID'\n"
@@ -176,7 +179,7 @@ def normal(value: Any, sandbox_id: str, key: str = "") -> Any:
     if isinstance(value, str):
         value = re.sub(r"\b\d{6,}\.py", "CELL.py", value.replace(sandbox_id, "ID"))
         value = re.sub(r"/\S*/ipykernel_\d+/", "DIR/", value)
-        value = re.sub(r"/\S+/(?:dist|site)-packages/", "LIB/", value)
+        value = value.replace(LIBRARIES, "LIB/")
         # Newer Pythons underline the failing part of a line.
         value = re.sub(r"  \|     ~+\^+\n", "", value)
         value = re.sub(r"Cell In\[\d+\]", "Cell In[N]", value)
