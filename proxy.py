@@ -429,15 +429,15 @@ class _CodeApi:
     def status(self, session_id: str, file_id: str) -> Response:
         """LibreChat asks before each turn whether it has to upload the file again."""
         stored = self._store.find(session_id, file_id)
-        return _json({"lastModified": stored.created, "size": stored.size_bytes})
+        return _json({"lastModified": stored.created, "size": stored.size})
 
     def download(self, session_id: str, file_id: str) -> Response:
         stored = self._store.find(session_id, file_id)
         file = wrap_file(request.environ, stored.open())
-        DOWNLOAD_BYTES.inc(stored.size_bytes)
+        DOWNLOAD_BYTES.inc(stored.size)
         headers = {
             "Content-Disposition": "attachment",
-            "Content-Length": str(stored.size_bytes),
+            "Content-Length": str(stored.size),
         }
         media_type = "application/octet-stream"
         return Response(

@@ -148,10 +148,10 @@ class Report(Clipped):
         if output is not self._current:
             self._open(output)
         unpacker = zlib.decompressobj()
-        data = unpacker.decompress(b64decode(packed), _MAX_CHUNK_BYTES)
+        data = unpacker.decompress(b64decode(packed, validate=True), _MAX_CHUNK_BYTES)
         output.received_bytes += len(data)
-        if unpacker.unconsumed_tail or output.received_bytes > output.size_bytes:
-            raise BadReport("more bytes than the file has")
+        if not unpacker.eof or output.received_bytes > output.size_bytes:
+            raise BadReport("other bytes than the file has")
         assert self._file  # noqa: S101 - opened above
         self._file.write(data)
 

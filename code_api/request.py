@@ -30,7 +30,7 @@ class ExecRequest:
     notes: list[str] = field(default_factory=list)
 
     def input_bytes(self) -> int:
-        return sum(stored.size_bytes for stored in self.inputs.values())
+        return sum(stored.size for stored in self.inputs.values())
 
 
 def parse_exec(body: object, store: Store, run_timeout_s: int) -> ExecRequest:
@@ -112,7 +112,7 @@ def _mount(request: ExecRequest, refs: list[dict[str, Any]], store: Store) -> No
     folders = {name[:at] for name in request.inputs for at in _slashes(name)}
     total_bytes = 0
     for name, stored in list(request.inputs.items()):
-        total_bytes += stored.size_bytes
+        total_bytes += stored.size
         if name in folders:
             problem = "another input needs a folder of this name"
         elif total_bytes > MAX_CARRIED_BYTES:

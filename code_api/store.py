@@ -41,10 +41,10 @@ class StoreError(Exception):
 @dataclass(frozen=True)
 class StoredFile:
     path: Path
-    name: str
-    size_bytes: int
-    read_only: bool
     created: str  # ISO 8601, UTC
+    name: str
+    size: int  # bytes
+    read_only: bool
 
     def open(self) -> BinaryIO:
         """Open it: from then on it can be read to its end. Raises NotStored."""
@@ -123,13 +123,11 @@ class Store:
         try:
             index = json.loads((folder / _INDEX).read_bytes())
             entry = index["files"][file_id]
-            size_bytes = path.stat().st_size
-        except (OSError, ValueError, KeyError):
+            if path.stat().st_size != entry["size"]:
+                raise NotStored
+            return StoredFile(path=path, created=index["created"], **entry)
+        except (OSError, ValueError, LookupError, TypeError):
             raise NotStored from None
-        if size_bytes != entry["size"]:
-            raise NotStored
-        created = index["created"]
-        return StoredFile(path, entry["name"], size_bytes, entry["read_only"], created)
 
     def delete(self, session_id: str, file_id: str) -> None:
         """Delete a file, its session with the last one. Raises NotStored, StoreError."""

@@ -1,0 +1,368 @@
+"""What the code API survives: E2B's faults at each step, full disks, restarts, lies."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+from code_api_client import ID, CodeApi, named
+from local_e2b import LocalE2B
+from local_e2b_kernels import own_mount_command
+
+from conftest import Service, e2b_at, http
+
+needs_own_mount = pytest.mark.skipif(
+    not own_mount_command(), reason="this machine allows no mount namespace"
+)
+REAL = {"kernel": True}
+ENDED = {"ended": True, "returncode": 0, "timed_out": False}
+
+
+def reported(*lines: Any, **more: Any) -> dict[str, Any]:
+    """A scripted run whose sandbox reports these lines."""
+    text = "".join(
+        line if isinstance(line, str) else json.dumps(line) + "\n" for line in lines
+    )
+    return {"events": [{"type": "stdout", "text": text}], **more}
+
+
+@pytest.fixture(scope="module")
+def files_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("files")
+
+
+@pytest.fixture(scope="module")
+def service(start: Callable[..., Service], files_dir: Path) -> Service:
+    return start(FILES_DIR=str(files_dir), RUN_TIMEOUT_S="2", MAX_CONCURRENT_RUNS="8")
+
+
+@pytest.fixture(scope="module")
+def api(service: Service) -> CodeApi:
+    return CodeApi(service)
+
+
+@pytest.fixture
+def script(e2b: LocalE2B) -> Iterator[Callable[..., None]]:
+    """Say what E2B answers; afterwards every sandbox is gone, and E2B is itself again."""
+
+    def set_script(**answers: Any) -> None:
+        e2b.set_script(answers)
+
+    yield set_script
+    e2b.set_script({})
+    e2b.wait_for(lambda state: not state["alive"])
+
+
+class Counted:
+    """How many requests of each kind came to E2B meanwhile."""
+
+    def __init__(self, e2b: LocalE2B) -> None:
+        self._e2b = e2b
+        self._before = len(e2b.state()["requests"])
+
+    def __call__(self, kind: str) -> int:
+        requests_ = self._e2b.state()["requests"][self._before :]
+        return sum(request["kind"] == kind for request in requests_)
+
+
+@pytest.fixture
+def count(e2b: LocalE2B) -> Counted:
+    return Counted(e2b)
+
+
+# --- before the script ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("create", "stderr"),
+    [
+        ({"status": 429, "body": {"code": 429, "message": "secret"}}, "at its limit"),
+        ({"status": 500, "body": "secret"}, "E2B failed"),
+        (
+            {"status": 401, "body": {"code": 401, "message": "secret"}},
+            "refused this service's key",
+        ),
+        ({"fault": "reset"}, "could not be reached"),
+    ],
+)
+def test_a_sandbox_that_cannot_be_made_is_a_line_in_stderr(
+    api: CodeApi,
+    script: Callable[..., None],
+    count: Counted,
+    create: Any,
+    stderr: str,
+) -> None:
+    script(create=create, run={})
+    reply = api.exec("echo hi")
+    assert stderr in reply["stderr"]
+    assert "secret" not in reply["stderr"]
+    assert (reply["stdout"], reply["files"], count("run")) == ("", [], 0)
+
+
+def test_a_create_that_hangs_ends_within_the_limit_and_10_s(
+    api: CodeApi, script: Callable[..., None]
+) -> None:
+    script(create={"fault": "hang"}, run={})
+    started = time.monotonic()
+    assert "did not answer in time" in api.exec("echo hi")["stderr"]
+    assert time.monotonic() - started < 13
+
+
+def test_a_sandbox_gone_before_its_first_cell_is_replaced_once(
+    api: CodeApi, script: Callable[..., None], count: Counted
+) -> None:
+    script(run=[{"fault": "gone"}, reported({"stdout": "hi\n"}, ENDED)])
+    assert api.exec("echo hi")["stdout"] == "hi\n"
+    assert (count("create"), count("run")) == (2, 2)
+
+
+def test_two_sandboxes_that_are_gone_are_a_line_in_stderr(
+    api: CodeApi, script: Callable[..., None], count: Counted
+) -> None:
+    script(run={"fault": "gone"})
+    reply = api.exec("echo hi")
+    assert "the code did not run" in reply["stderr"]
+    assert (count("create"), count("run")) == (2, 2)
+
+
+@needs_own_mount
+def test_a_sandbox_gone_between_cells_is_replaced_and_gets_all_files_again(
+    api: CodeApi, script: Callable[..., None], count: Counted
+) -> None:
+    ref = api.upload("a.bin", os.urandom(5_000_000))
+    script(run=[REAL, {"fault": "gone"}, REAL])
+    reply = api.exec("wc -c <a.bin; echo once >b", files=[ref])
+    assert (reply["stdout"], reply["stderr"]) == ("5000000\n", "")
+    assert count("create") == 2
+
+
+@pytest.mark.parametrize("fault", ["cut", "reset", "no_end", "not_json"])
+def test_a_fault_while_files_go_in_ends_it_before_the_script(
+    api: CodeApi, script: Callable[..., None], count: Counted, fault: str
+) -> None:
+    ref = api.upload("a.bin", os.urandom(5_000_000))
+    script(run=[{}, {"fault": fault}, reported({"stdout": "ran"}, ENDED)])
+    reply = api.exec("true", files=[ref])
+    assert reply["stdout"] == ""
+    assert reply["stderr"]
+    assert (count("create"), count("run")) == (1, 2)
+
+
+def test_an_error_of_the_notebook_while_files_go_in_is_named(
+    api: CodeApi, script: Callable[..., None], count: Counted
+) -> None:
+    ref = api.upload("a.bin", os.urandom(3_000_000))
+    error = {"type": "error", "name": "OSError", "traceback": ""}
+    full = {"events": [{**error, "value": "[Errno 28] No space left on device"}]}
+    script(run=full)
+    stderr = api.exec("true", files=[ref])["stderr"]
+    assert stderr == "the sandbox failed: OSError: [Errno 28] No space left on device\n"
+    assert count("run") == 1
+
+
+# --- once the script may have begun ---------------------------------------------------
+
+
+@pytest.mark.parametrize("fault", ["cut", "vanish", "reset", "no_end", "not_json"])
+def test_a_script_that_may_have_begun_is_never_run_again(
+    api: CodeApi, script: Callable[..., None], count: Counted, fault: str
+) -> None:
+    script(run=[reported({"stdout": "begun\n"}, fault=fault), reported(ENDED)])
+    reply = api.exec("echo begun; sleep 9")
+    assert reply["stdout"] == ("" if fault == "reset" else "begun\n")
+    assert reply["stderr"]
+    assert (count("create"), count("run")) == (1, 1)
+
+
+@pytest.mark.parametrize("status", [429, 500])
+def test_a_refused_run_is_not_sent_again(
+    api: CodeApi, script: Callable[..., None], count: Counted, status: int
+) -> None:
+    script(run={"status": status, "body": "secret"})
+    reply = api.exec("true")
+    assert "the code did not run" in reply["stderr"]
+    assert "secret" not in reply["stderr"]
+    assert count("run") == 1
+
+
+def test_a_sandbox_that_falls_silent_is_given_up_10_s_after_the_limit(
+    api: CodeApi, script: Callable[..., None], count: Counted
+) -> None:
+    script(run=reported({"stdout": "begun\n"}, fault="silent"))
+    started = time.monotonic()
+    reply = api.exec("echo begun; sleep 99")
+    assert 11 < time.monotonic() - started < 14
+    assert reply["stdout"] == "begun\n"
+    assert reply["stderr"] == "the sandbox did not answer in time\n"
+    assert count("run") == 1
+
+
+WRITTEN = ({"written": "a.bin", "size": 3_000_000}, {"written": "b", "size": 1})
+
+
+@pytest.mark.parametrize("fault", ["gone", "cut", "vanish", "reset", "not_json"])
+def test_files_that_cannot_be_fetched_are_left_out_and_the_output_stays(
+    api: CodeApi,
+    script: Callable[..., None],
+    count: Counted,
+    files_dir: Path,
+    fault: str,
+) -> None:
+    script(run=[reported({"stdout": "hi\n"}, ENDED, *WRITTEN), {"fault": fault}])
+    reply = api.exec("echo hi; head -c 3000000 /dev/urandom >a.bin; printf x >b")
+    assert reply["stdout"] == "hi\n"
+    assert "file a.bin was left out: it did not arrive whole\n" in reply["stderr"]
+    assert reply["files"] == []
+    assert reply["artifact_delivery"]["status"] == "failed"
+    assert (count("create"), count("run")) == (1, 2)
+    assert not list(files_dir.glob(".*"))
+
+
+@needs_own_mount
+def test_a_kernel_that_dies_while_files_come_leaves_the_others(
+    api: CodeApi, script: Callable[..., None], count: Counted
+) -> None:
+    script(run=[REAL, REAL, {"fault": "gone"}])
+    code = "head -c 9000000 /dev/urandom >b.bin; head -c 5000 /dev/urandom >a.bin"
+    reply = api.exec(code)
+    assert list(named(reply)) == ["a.bin"]
+    assert "file b.bin was left out" in reply["stderr"]
+    assert count("create") == 1
+
+
+# --- lies, over the wire --------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        [ENDED, ENDED],
+        [ENDED, {"of": 0, "packed": "%%"}, {"written": "a", "size": "x"}],
+        ["{" * 10 + "\n"],
+        ["{" + "x" * 3_000_000],
+        [ENDED, *({"written": str(n), "size": 0} for n in range(2000))],
+    ],
+    ids=["two ends", "bad types", "no JSON", "endless", "names"],
+)
+def test_a_report_that_lies_is_said_so(
+    api: CodeApi, script: Callable[..., None], files_dir: Path, lines: list[Any]
+) -> None:
+    script(run=reported({"stdout": "hi\n"}, *lines))
+    reply = api.exec("echo hi")
+    assert reply["stdout"] == "hi\n"
+    assert "the sandbox's report is wrong" in reply["stderr"]
+    assert not list(files_dir.glob(".*"))
+
+
+def test_a_report_without_an_end_is_said_so(
+    api: CodeApi, script: Callable[..., None]
+) -> None:
+    script(run={"events": []})
+    stderr = api.exec("true")["stderr"]
+    assert stderr == "the sandbox did not report the script's end\n"
+
+
+def test_a_huge_report_is_dropped_as_it_comes(
+    api: CodeApi, script: Callable[..., None]
+) -> None:
+    script(run={"one_line_bytes": 50_000_000})
+    assert "report" in api.exec("true")["stderr"]
+
+
+# --- the folder -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def on_a_full_disk(
+    e2b: LocalE2B, tmp_path: Path
+) -> Iterator[tuple[CodeApi, Service, Path]]:
+    """A service that can write no file larger than 1 MB, which fails as a full disk does."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, limits[1]))
+    try:
+        service = Service(e2b_at(e2b.url) | {"FILES_DIR": str(tmp_path)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    service.wait_until_ready()
+    yield CodeApi(service), service, tmp_path
+    http.close()
+    service.stop()
+
+
+@needs_own_mount
+def test_a_full_disk_is_said_and_logged_and_nothing_half_written_stays(
+    on_a_full_disk: tuple[CodeApi, Service, Path],
+) -> None:
+    api, service, folder = on_a_full_disk
+    response = api.post("/upload", files={"file": ("a", bytes(1_100_000))})
+    assert response.status_code == 500
+    assert response.json()["error"] == "storage_failed"
+    assert "has to check FILES_DIR" in response.json()["message"]
+    reply = api.exec("echo hi; head -c 2000000 /dev/urandom >big; echo 1 >small")
+    assert reply["stdout"] == "hi\n"
+    assert "this service could not store the files" in reply["stderr"]
+    assert "File too large" in reply["stderr"]
+    assert reply["files"] == []
+    assert len([line for line in service.lines if "FILES_DIR could not" in line]) == 2
+    assert not list(folder.iterdir())
+    assert list(named(api.exec("echo 1 >small"))) == ["small"]
+
+
+def test_files_outlive_a_restart(
+    start: Callable[..., Service], service: Service, api: CodeApi, files_dir: Path
+) -> None:
+    ref = api.upload("a", b"1")
+    left_behind = files_dir / f".new-{'a' * 21}"
+    left_behind.mkdir()
+    os.utime(left_behind, (1, 1))
+    second = start(FILES_DIR=str(files_dir), RUN_TIMEOUT_S="2")
+    assert CodeApi(second).download(ref) == b"1"
+    deadline_s = time.monotonic() + 20
+    while left_behind.exists() and time.monotonic() < deadline_s:
+        time.sleep(0.05)
+    assert not left_behind.exists()
+
+
+def test_a_download_that_has_begun_is_read_to_its_end(api: CodeApi) -> None:
+    data = os.urandom(20_000_000)
+    ref = api.upload("a", data)
+    path = f"{ref['storage_session_id']}/{ref['id']}"
+    with requests.get(
+        f"{api.url}/download/{path}", stream=True, timeout=30
+    ) as response:
+        pieces = response.iter_content(65536)
+        first = next(pieces)
+        assert http.delete(f"{api.url}/files/{path}").status_code == 200
+        assert first + b"".join(pieces) == data
+
+
+def test_an_input_evicted_meanwhile_is_a_line_in_stderr(
+    api: CodeApi, script: Callable[..., None], e2b: LocalE2B, files_dir: Path
+) -> None:
+    ref = api.upload("a", b"1")
+    script(create={"delay_s": 1}, run=reported(ENDED))
+    replies: list[dict[str, Any]] = []
+    before = len(e2b.state()["requests"])
+    thread = threading.Thread(
+        target=lambda: replies.append(api.exec("cat a", files=[ref]))
+    )
+    thread.start()
+    e2b.wait_for(lambda state: len(state["requests"]) > before)
+    path = f"{ref['storage_session_id']}/{ref['id']}"
+    assert http.delete(f"{api.url}/files/{path}").status_code == 200
+    thread.join()
+    assert replies[0]["stderr"] == "input a is not there any more\n"
+
+
+def test_at_the_end_the_folder_holds_sessions_only(
+    api: CodeApi, files_dir: Path
+) -> None:
+    assert all(ID.fullmatch(path.name) for path in files_dir.iterdir())

@@ -1,0 +1,338 @@
+"""The code API's parts: the store, what a report may not do, what runs in a sandbox."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import subprocess
+import sys
+import time
+import tracemalloc
+import zlib
+from base64 import b64encode
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from code_api.cells import MAX_WRITTEN, exec_cells
+from code_api.names import is_id, name_problem, new_id
+from code_api.report import Report
+from code_api.request import parse_exec
+from code_api.store import NotStored, Store, StoreError
+from config import Config
+
+PROGRAM = Path(__file__).parents[1] / "code_api" / "in_sandbox.py"
+BAD_NAMES = ["", ".", "..", "/a", "a/", "a//b", "a/../b", "a\\b", "a\0b", "a\x7fb"]
+BAD_NAMES += ["a\n", "\x85", "a" * 257, "é" * 128, "/".join("abcdefghijk"), "\udcff"]
+BAD_NAMES += [None, 3, ["a"]]
+
+
+# --- names ----------------------------------------------------------------------------
+
+
+def test_ids_are_random_and_have_21_characters() -> None:
+    ids = {new_id() for _ in range(1000)}
+    assert len(ids) == 1000
+    assert all(map(is_id, ids))
+
+
+@pytest.mark.parametrize(
+    "value", ["a" * 20, "a" * 22, "a" * 20 + "\n", "a" * 20 + "/", 1]
+)
+def test_what_is_no_id(value: object) -> None:
+    assert not is_id(value)
+
+
+@pytest.mark.parametrize("name", BAD_NAMES, ids=repr)
+def test_what_is_no_name(name: object) -> None:
+    assert name_problem(name)
+
+
+@pytest.mark.parametrize("name", ["a", "...", "a b/ç", "é" * 127, "-rf", "a'\";$(x)"])
+def test_what_is_a_name(name: str) -> None:
+    assert not name_problem(name)
+
+
+# --- the store ------------------------------------------------------------------------
+
+
+def store_in(folder: Path, **settings: Any) -> Store:
+    return Store(folder, Config(**settings))
+
+
+def add(store: Store, data: bytes = b"1", age_s: float = 0) -> tuple[str, str]:
+    """A session with one file: both ids."""
+    with store.new_session() as session:
+        file_id, file = session.create_file()
+        with file:
+            file.write(data)
+        session.keep(file_id, "a")
+        session.publish()
+    folder = store.find(session.id, file_id).path.parent
+    for path in (*folder.iterdir(), folder):
+        os.utime(path, (time.time() - age_s,) * 2)
+    return session.id, file_id
+
+
+def can_be_found(store: Store, ids: tuple[str, str]) -> bool:
+    try:
+        return bool(store.find(*ids))
+    except NotStored:
+        return False
+
+
+def test_a_session_is_found_only_once_it_is_whole(tmp_path: Path) -> None:
+    store = store_in(tmp_path)
+    with store.new_session() as session:
+        file_id, file = session.create_file()
+        file.close()
+        session.keep(file_id, "a")
+        assert not can_be_found(store, (session.id, file_id))
+        session.publish()
+    assert can_be_found(store, (session.id, file_id))
+
+
+def test_what_is_not_published_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), store_in(tmp_path).new_session() as session:
+        session.create_file()[1].close()
+        raise ZeroDivisionError
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_is_not_whole_is_not_there(tmp_path: Path) -> None:
+    store = store_in(tmp_path)
+    ids = add(store, b"123")
+    store.find(*ids).path.write_bytes(b"12")
+    assert not can_be_found(store, ids)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"files": {}}', "\xff"])
+def test_an_index_that_cannot_be_read_is_no_session(tmp_path: Path, text: str) -> None:
+    store = store_in(tmp_path)
+    ids = add(store)
+    (tmp_path / ids[0] / "index.json").write_bytes(text.encode("latin-1"))
+    assert not can_be_found(store, ids)
+
+
+def test_an_open_file_is_read_to_its_end(tmp_path: Path) -> None:
+    store = store_in(tmp_path)
+    stored = store.find(*add(store))
+    with stored.open() as file:
+        store.delete(stored.path.parent.name, stored.path.name)
+        assert file.read() == b"1"
+    with pytest.raises(NotStored):
+        stored.open()
+
+
+def test_old_sessions_are_removed_and_others_are_not(tmp_path: Path) -> None:
+    store = store_in(tmp_path, files_ttl_hours=2)
+    old, new = add(store, age_s=7300), add(store, age_s=7100)
+    store.sweep()
+    assert not can_be_found(store, old)
+    assert can_be_found(store, new)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_the_oldest_go_first_when_there_is_too_much(tmp_path: Path) -> None:
+    store = store_in(tmp_path, files_total_bytes=25_000)
+    sessions = [add(store, bytes(10_000), age_s) for age_s in (10, 30, 20)]
+    store.sweep()
+    assert [can_be_found(store, ids) for ids in sessions] == [True, False, True]
+
+
+def test_what_a_process_left_behind_is_removed_and_what_is_written_is_not(
+    tmp_path: Path,
+) -> None:
+    store = store_in(tmp_path)
+    for prefix in (".new-", ".old-"):
+        for age_s in (0, 4000):
+            folder = tmp_path / f"{prefix}{new_id()}"
+            folder.mkdir()
+            (folder / "x").write_bytes(b"1")
+            for path in (folder / "x", folder):
+                os.utime(path, (time.time() - age_s,) * 2)
+    (tmp_path / "lost+found").mkdir()
+    with store.new_session() as session:
+        session.create_file()[1].close()
+        store.sweep()
+        session.publish()
+    # Two of the four, what is no session of ours, and the one that was written.
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_two_processes_may_remove_the_same_session(tmp_path: Path) -> None:
+    store = store_in(tmp_path, files_ttl_hours=1)
+    for _ in range(20):
+        add(store, age_s=4000)
+    with subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import sys; from pathlib import Path; from config import Config;"
+            " from code_api.store import Store;"
+            " Store(Path(sys.argv[1]), Config(files_ttl_hours=1)).sweep()",
+            str(tmp_path),
+        ],
+        cwd=PROGRAM.parents[1],
+    ) as other:
+        store.sweep()
+    assert other.returncode == 0
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_is_gone_is_an_error_in_words(tmp_path: Path) -> None:
+    store = store_in(tmp_path / "gone")
+    expected = pytest.raises(StoreError, match="has to check FILES_DIR")
+    with expected, store.new_session():
+        pass
+
+
+# --- the report of a sandbox that lies ------------------------------------------------
+
+
+def line(**fields: Any) -> str:
+    return json.dumps(fields) + "\n"
+
+
+def chunk(number: int, data: bytes) -> str:
+    return line(of=number, packed=b64encode(zlib.compress(data)).decode())
+
+
+ENDED = line(ended=True, returncode=0, timed_out=False)
+LIES = {
+    "two ends": ENDED + ENDED,
+    "output after the end": ENDED + line(stdout="x"),
+    "a line without an end": "{" + "x" * 300_000,
+    "no JSON": "{x}\n",
+    "deep JSON": '{"a":' + "[" * 100_000 + "\n",
+    "no such line": line(x=1),
+    "text that is none": line(stdout=1),
+    "too much output": line(stdout="x" * 200_000) * 70,
+    "a size below 0": line(written="a", size=-1),
+    "a size that is none": line(written="a", size="1"),
+    "more bytes than the file has": line(written="a", size=1) + chunk(0, b"12"),
+    "a bomb": line(written="a", size=10**8) + chunk(0, bytes(10**8)),
+    "bad base64": line(written="a", size=1) + line(of=0, packed="%"),
+    "bad compression": line(written="a", size=1) + line(of=0, packed="YQ=="),
+    "a file twice": line(written="a", size=2)
+    + line(written="b", size=1)
+    + chunk(0, b"1")
+    + chunk(1, b"1")
+    + chunk(0, b"1"),
+    "names without end": line(written="a", size=0) * (MAX_WRITTEN + 1),
+    "deleted without end": line(deleted="a") * 1001,
+}
+
+
+@pytest.mark.parametrize("lie", LIES.values(), ids=LIES)
+def test_a_lie_is_named_and_nothing_is_taken_after_it(tmp_path: Path, lie: str) -> None:
+    with store_in(tmp_path).new_session() as session:
+        report = Report(session, 10**8)
+        report.add(lie)
+        assert report.problem.startswith("the sandbox's report is wrong")
+        report.add(line(stderr="later"))
+        assert report.stderr.text() == ""
+        report.finish()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "name", ["../evil", "/evil", "a/../../evil", "\udcff", "a" * 257]
+)
+def test_a_bad_name_is_left_out_whatever_comes_for_it(
+    tmp_path: Path, name: str
+) -> None:
+    with store_in(tmp_path).new_session() as session:
+        report = Report(session, 100)
+        report.add(ENDED + line(written=name, size=1) + line(written="b", size=1))
+        report.add(chunk(0, b"1") + chunk(1, b"2"))
+        assert [output.name for output in report.finish()] == ["b"]
+        assert len(report.left_out) == 1
+        session.publish()
+    assert len(list((tmp_path / session.id).iterdir())) == 2
+
+
+def test_a_report_is_the_same_however_it_is_cut(tmp_path: Path) -> None:
+    text = line(stdout="é\u2028\n") + "noise\n" + ENDED + line(written="a", size=3)
+    text += chunk(0, b"12") + chunk(0, b"3")
+    for size in (1, 7, len(text)):
+        with store_in(tmp_path).new_session() as session:
+            report = Report(session, 100)
+            for start in range(0, len(text), size):
+                report.add(text[start : start + size])
+            assert report.stdout.text() == "é\u2028\n"
+            assert [output.received_bytes for output in report.finish()] == [3]
+
+
+def test_a_file_that_did_not_arrive_whole_is_left_out(tmp_path: Path) -> None:
+    with store_in(tmp_path).new_session() as session:
+        report = Report(session, 100)
+        report.add(ENDED + line(written="a", size=3) + chunk(0, b"12"))
+        assert report.finish() == []
+        assert report.left_out == [("a", "it did not arrive whole")]
+
+
+def test_a_report_of_100_mb_takes_little_memory(tmp_path: Path) -> None:
+    data = os.urandom(96 * 1024)
+    piece = chunk(0, data)
+    with store_in(tmp_path).new_session() as session:
+        report = Report(session, 200_000_000)
+        report.add(ENDED + line(written="a", size=1000 * len(data)))
+        tracemalloc.start()
+        for _ in range(1000):
+            report.add(piece)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert len(report.finish()) == 1
+    assert peak < 2_000_000
+
+
+# --- what runs in the sandbox, in another Python --------------------------------------
+
+
+def test_the_program_is_python_of_3_8_and_ascii() -> None:
+    ast.parse(PROGRAM.read_text("ascii"), feature_version=(3, 8))
+
+
+@pytest.mark.parametrize("python", ["python3", "python3.8", "python3.9"])
+def test_the_cells_run_in_any_python(tmp_path: Path, python: str) -> None:
+    version = (
+        subprocess.run([python, "--version"], capture_output=True, check=False)
+        if (
+            any(
+                (Path(folder) / python).exists()
+                for folder in os.environ["PATH"].split(":")
+            )
+        )
+        else None
+    )
+    if not version or version.returncode:
+        pytest.skip(f"{python} is not installed")
+    data = tmp_path / "data"
+    store = store_in(tmp_path)
+    ids = add(store, os.urandom(3_000_000))
+    ref = {"name": "in/a.bin", "storage_session_id": ids[0], "id": ids[1]}
+    code = "cat in/a.bin >b.bin; echo hi; echo oh >&2; exit 3"
+    request = parse_exec({"lang": "bash", "code": code, "files": [ref]}, store, 20)
+    cells = [cell.code for cell in exec_cells(request)]
+    assert len(cells) > 2
+    program = "\n".join([*cells, "the_exec.send([[0, 0, 3000000]])"])
+    ran = subprocess.run(
+        [python, "-"],
+        input=program.replace("/mnt/data", str(data)).encode(),
+        capture_output=True,
+        check=False,
+    )
+    assert ran.stderr == b""
+    with store.new_session() as session:
+        report = Report(session, 10**8)
+        report.add(ran.stdout.decode())
+        [output] = report.finish()
+        session.publish()
+    assert not report.problem
+    assert report.ended and report.ended["returncode"] == 3
+    assert (report.stdout.text(), report.stderr.text()) == ("hi\n", "oh\n")
+    given, came = store.find(*ids), store.find(session.id, output.file_id)
+    assert given.path.read_bytes() == came.path.read_bytes()
