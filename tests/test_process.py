@@ -124,12 +124,12 @@ def long_waits(
     """What became of clients that take long: the answer, and when it was over, s."""
 
     def idle_client() -> bytes:
+        # Refused for what it lacks: runs of its own would be counted as other tests' runs.
         with connected(shared) as connection:
-            body = b'{"code": "1"}'
-            connection.sendall(post(body))
+            connection.sendall(post(b"{}"))
             first = one_answer(connection)
             stopped.wait(6)
-            connection.sendall(post(body))
+            connection.sendall(post(b"{}"))
             return first + one_answer(connection)
 
     def dripping(start: bytes, drop: bytes) -> Callable[[], bytes]:
@@ -467,7 +467,7 @@ def test_a_node_client_that_posts_after_6_s_idle_gets_no_econnreset(
     long_waits: dict[str, Future[tuple[bytes, float]]],
 ) -> None:
     answers, _ = long_waits["idle"].result()
-    assert re.findall(rb"HTTP/1\.1 (\d\d\d) ", answers) == [b"200", b"200"]
+    assert re.findall(rb"HTTP/1\.1 (\d\d\d) ", answers) == [b"400", b"400"]
 
 
 @pytest.mark.parametrize("name", ["drips headers", "drips a body", "drips chunks"])
