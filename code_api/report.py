@@ -65,7 +65,6 @@ class Report(Clipped):
     """
 
     def __init__(self, session: NewSession, max_file_bytes: int) -> None:
-        super().__init__(0)
         self.problem = ""
         self.ended: dict[str, Any] | None = None  # the line that says how
         self.stdout = Text(STDOUT_LIMIT_BYTES)
@@ -81,6 +80,7 @@ class Report(Clipped):
         self.wanted_bytes = 0
         self._file: BinaryIO | None = None
         self._current: Output | None = None  # whose file it is
+        super().__init__(0)  # adds an empty text
 
     def add(self, text: str) -> None:
         *lines, self._line = (self._line + text).split("\n")
