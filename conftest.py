@@ -1,4 +1,5 @@
-"""What the tests share: E2B's stand-in, and the service as it is shipped, on a port of its own."""
+"""What the tests share: E2B's stand-in, and the
+service as it is shipped, on a port of its own."""
 
 from __future__ import annotations
 
@@ -86,7 +87,8 @@ class Service:
         return line
 
     def wait_until_ready(self, timeout_s: float = launch.START_TIMEOUT_S) -> None:
-        """It listens before its worker has been started, which lasts on a busy machine."""
+        """It listens before its worker has been
+        started, which lasts on a busy machine."""
         launch.wait_until(lambda: launch.is_healthy(self.port), self.process, timeout_s)
 
     def requests_logged(self) -> list[dict[str, Any]]:
@@ -117,7 +119,8 @@ def urls_of(response: requests.Response) -> list[str]:
 
 @pytest.fixture(scope="module")
 def untraced() -> Iterator[None]:
-    """Processes that are started do not measure coverage: a third of a service's start."""
+    """Processes that are started do not measure
+    coverage: a third of a service's start."""
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
         yield
@@ -168,7 +171,8 @@ def e2b_at(url: str) -> dict[str, str]:
 
 @pytest.fixture
 def start_service(scripted_e2b: LocalE2B) -> Iterator[Callable[..., Service]]:
-    """Start the service with these variables, against `scripted_e2b` unless they say otherwise."""
+    """Start the service with these variables, against
+    `scripted_e2b` unless they say otherwise."""
     started: list[Service] = []
 
     def start(environ: dict[str, str] | None = None) -> Service:

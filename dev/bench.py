@@ -1,11 +1,13 @@
-"""`make bench`: how the service compares with the bare SDK, in time, CPU, memory and money.
+"""`make bench`: how the service compares with
+the bare SDK, in time, CPU, memory and money.
 
     python dev/bench.py [--quick] [--e2b [--max-sandbox-seconds 60]]
 
-The bare SDK is `with Sandbox.create() as s: s.run_code(...)`. Both ask the stand-in for E2B, which
-answers after fixed delays; the service, the stand-in and what makes the load are processes of
-their own. Prints a Markdown table with a target beside each figure, then which were missed; exits
-1 when one was. With --e2b it asks the real E2B (E2B_API_KEY) a few times, and judges nothing.
+The bare SDK is `with Sandbox.create() as s: s.run_code(...)`. Both ask the
+stand-in for E2B, which answers after fixed delays; the service, the stand-in
+and what makes the load are processes of their own. Prints a Markdown table
+with a target beside each figure, then which were missed; exits 1 when one was.
+With --e2b it asks the real E2B (E2B_API_KEY) a few times, and judges nothing.
 """
 
 from __future__ import annotations
@@ -62,7 +64,7 @@ FULL = Scale()
 QUICK = Scale(0.03, 0.01, 0.01, 2, ((4, 1),), 8, 0.3, 1, 3, 1)
 
 
-# --- processes --------------------------------------------------------------------------------
+# --- processes ------------------------------------------------------------------------
 
 
 def get_json(port: int, path: str, timeout_s: float = 5) -> Any:
@@ -75,7 +77,8 @@ def get_json(port: int, path: str, timeout_s: float = 5) -> Any:
 
 
 class Child:
-    """A Python process, ended when its `with` block is left; its output goes to a file."""
+    """A Python process, ended when its `with`
+    block is left; its output goes to a file."""
 
     def __init__(self, *command: str, environ: Mapping[str, str]) -> None:
         self.name = command[0] if command[0] != "-m" else command[1]
@@ -216,11 +219,12 @@ class Generator:
         return self.result()
 
 
-# --- in the generator's process ---------------------------------------------------------------
+# --- in the generator's process -------------------------------------------------------
 
 
 def generate() -> None:
-    """Do jobs, a line of JSON each, until stdin ends; answer each with a line of JSON."""
+    """Do jobs, a line of JSON each, until stdin
+    ends; answer each with a line of JSON."""
     for line in sys.stdin:
         job = json.loads(line)
         do = {"bare": _bare, "alone": _alone, "service": _service, "probe": _probe}[
@@ -232,7 +236,8 @@ def generate() -> None:
 def _in_threads(
     job: Job, make_call: Callable[[], Callable[[], float]]
 ) -> dict[str, Any]:
-    """Have `callers` threads make `calls` calls each; `make_call` gives a thread its call."""
+    """Have `callers` threads make `calls` calls
+    each; `make_call` gives a thread its call."""
     durations_s: list[float] = []
     failed: list[str] = []
     start = threading.Barrier(job["callers"] + 1)
@@ -336,7 +341,8 @@ def _service(job: Job) -> dict[str, Any]:
 
 
 def _probe(job: Job) -> dict[str, Any]:
-    """Ask /health as a monitor does, on a new connection each time, for some seconds."""
+    """Ask /health as a monitor does, on a new
+    connection each time, for some seconds."""
     durations_s = []
     end_at = time.monotonic() + job["for_s"]
     while (started_at := time.monotonic()) < end_at:
@@ -346,7 +352,7 @@ def _probe(job: Job) -> dict[str, Any]:
     return {"durations_s": durations_s, "failed": []}
 
 
-# --- the table --------------------------------------------------------------------------------
+# --- the table ------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -403,7 +409,7 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join([lines[0], "|---|---|---|---|---|", *lines[1:]])
 
 
-# --- the measurements -------------------------------------------------------------------------
+# --- the measurements -----------------------------------------------------------------
 
 
 def answered(**answer: Any) -> str:
@@ -429,7 +435,8 @@ class Bench:
         self.e2b = stack.enter_context(StandIn(delays(scale.create_s, scale.kill_s)))
         self.environ = clean_environ(self.e2b.url) | {
             "MAX_CONCURRENT_RUNS": str(scale.cap),
-            # More threads than connections kept would open new ones all the time, on both sides.
+            # More threads than connections kept would
+            # open new ones all the time, on both sides.
             "E2B_MAX_KEEPALIVE_CONNECTIONS": str(2 * scale.cap),
         }
         generators = (stack.enter_context(Generator(self.environ)) for _ in range(3))
@@ -604,7 +611,8 @@ def _refusal(port: int) -> float:
 
 
 def real_rows(calls: int, max_sandbox_s: int) -> list[Row]:
-    """One caller at the real E2B; a third of the sandbox seconds for each way to ask it."""
+    """One caller at the real E2B; a third of the
+    sandbox seconds for each way to ask it."""
     share_s = max(1, max_sandbox_s // 3)
     environ = clean_environ() | {
         "SANDBOX_SECONDS_PER_DAY": str(share_s),

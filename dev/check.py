@@ -1,8 +1,10 @@
-"""Is it working? Has a running e2b-proxy draw a sine wave, and says what is wrong if it does not.
+"""Is it working? Has a running e2b-proxy draw a
+sine wave, and says what is wrong if it does not.
 
     python dev/check.py [--url http://127.0.0.1:3001] [--key KEY] [--out sine.png]
 
-Exits 0 with the text of the reply and the picture in a file, else 1 with one line on stderr.
+Exits 0 with the text of the reply and the picture
+in a file, else 1 with one line on stderr.
 """
 
 from __future__ import annotations
@@ -21,8 +23,8 @@ from urllib.parse import urljoin, urlsplit
 import requests
 
 HEALTH_TIMEOUT_S = 10
-# Longer than the service's longest request: a run at its limit (at most a minute for any client
-# that gives up near 60 s) and what comes around it.
+# Longer than the service's longest request: a run at its limit (at most a minute for
+# any client that gives up near 60 s) and what comes around it.
 RUN_TIMEOUT_S = 90
 PNG = b"\x89PNG\r\n\x1a\n"
 DATA_URI = "data:image/png;base64,"
@@ -42,7 +44,10 @@ print(f"The sine wave peaks at {np.sin(x).max():.3f}.")
 """
 
 
-MALFORMED = "the reply is not LibreChat's two-element array: is this the address of e2b-proxy itself?"
+MALFORMED = (
+    "the reply is not LibreChat's two-element array: is this the address of "
+    "e2b-proxy itself?"
+)
 EXAMPLE = "It looks like http://127.0.0.1:3001."
 
 
@@ -74,7 +79,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def check(url: str, key: str | None, out: Path) -> tuple[str, str]:
-    """The text of the reply and a sentence that says where the picture is; or NotWorking."""
+    """The text of the reply and a sentence that
+    says where the picture is; or NotWorking."""
     with _session(url, key) as session:
         _check_health(session, url)
         text, picture_url = _run(session, url, key)
@@ -87,7 +93,8 @@ def check(url: str, key: str | None, out: Path) -> tuple[str, str]:
         out.write_bytes(png)
     except OSError as error:
         raise NotWorking(
-            f"the picture cannot be written to {out}: {error.strerror}. Name another with --out."
+            f"the picture cannot be written to {out}: {error.strerror}. Name another "
+            "with --out."
         ) from error
     return text, f"Picture saved: {out.resolve()}"
 
@@ -131,7 +138,8 @@ def _check_health(session: requests.Session, url: str) -> None:
     if status is None:
         raise NotWorking(
             f"{url}/health answered {answer.status_code}, but not as e2b-proxy does: "
-            "another program listens there. Look at PORT, or name the address with --url."
+            "another program listens there. Look at PORT, or name the address with "
+            "--url."
         )
     if answer.status_code != 200 or status != "healthy":
         raise NotWorking(
@@ -147,21 +155,25 @@ def _run(session: requests.Session, url: str, key: str | None) -> tuple[str, str
     )
     if answer.status_code == 401:
         raise NotWorking(
-            "the service refuses this key: give it the PROXY_API_KEY that it was started with."
+            "the service refuses this key: give it the PROXY_API_KEY that it was "
+            "started with."
             if key
-            else "the service wants a key: set PROXY_API_KEY to the one that it was started with."
+            else "the service wants a key: set PROXY_API_KEY to the one that it was "
+            "started with."
         )
     if answer.status_code == 503:
         seconds = answer.headers.get("Retry-After", "a few")
         raise NotWorking(
-            f"the service is full: try again in {seconds} seconds, or raise MAX_CONCURRENT_RUNS."
+            f"the service is full: try again in {seconds} seconds, or raise "
+            "MAX_CONCURRENT_RUNS."
         )
     reply = _json(answer)
     if answer.status_code != 200:
         error = reply.get("error") if isinstance(reply, dict) else None
         message = error.get("message") if isinstance(error, dict) else None
         raise NotWorking(
-            f"{url}/execute answered {answer.status_code}: {message or 'no reason given'}"
+            f"{url}/execute answered {answer.status_code}: "
+            f"{message or 'no reason given'}"
         )
     text, pictures = _parts(reply)
     outcome = answer.headers.get("X-Run-Outcome")
@@ -169,11 +181,13 @@ def _run(session: requests.Session, url: str, key: str | None) -> tuple[str, str
         raise NotWorking(
             f"the run ended with X-Run-Outcome {outcome}: {_before_the_code(text)}"
             if outcome
-            else "the reply has no X-Run-Outcome header: is this the address of e2b-proxy itself?"
+            else "the reply has no X-Run-Outcome header: is this the address of "
+            "e2b-proxy itself?"
         )
     if len(pictures) != 1:
         raise NotWorking(
-            f"the reply has {len(pictures)} pictures instead of one: {_before_the_code(text)}"
+            f"the reply has {len(pictures)} pictures instead of one: "
+            f"{_before_the_code(text)}"
         )
     return text, pictures[0]
 
@@ -199,7 +213,8 @@ def _before_the_code(text: str) -> str:
 
 
 def _picture(session: requests.Session, url: str, picture_url: str) -> bytes | None:
-    """The picture's bytes; None when it is published at a path that this service does not serve."""
+    """The picture's bytes; None when it is published
+    at a path that this service does not serve."""
     if picture_url.startswith("data:"):
         if not picture_url.startswith(DATA_URI):
             raise NotWorking(
@@ -218,7 +233,8 @@ def _picture(session: requests.Session, url: str, picture_url: str) -> bytes | N
             if picture_url.startswith("/"):
                 return None
             raise NotWorking(
-                f"the picture's address {address} answered {answer.status_code}: look at IMAGE_URL."
+                f"the picture's address {address} answered {answer.status_code}: look "
+                "at IMAGE_URL."
             )
         png = answer.content
     if not png.startswith(PNG):
@@ -240,11 +256,13 @@ def _ask(
         )
     except requests.Timeout as error:
         raise NotWorking(
-            f"no answer from {url} within {timeout_s} s: the service's log says where it hangs."
+            f"no answer from {url} within {timeout_s} s: the service's log says where "
+            "it hangs."
         ) from error
     except requests.ConnectionError as error:
         raise NotWorking(
-            f"nothing answers at {url}: is the service running (make demo), and is the address "
+            f"nothing answers at {url}: is the service running (make demo), and is the "
+            "address "
             "right (--url)?"
         ) from error
     except requests.RequestException as error:

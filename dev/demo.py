@@ -114,7 +114,8 @@ class Demo:
             raise DemoError(f"{child.name} {exc}.{child.log_tail()}") from exc
 
     def stop_children(self) -> None:
-        """Last started, first stopped: the service needs the stand-in for its last kills."""
+        """Last started, first stopped: the service
+        needs the stand-in for its last kills."""
         while self.children:
             process = self.children.pop().process
             process.terminate()
@@ -176,7 +177,8 @@ def _run(demo: Demo, out: Path | None, *, once: bool) -> None:
 
 
 def _start_stand_in(demo: Demo, environ: Mapping[str, str]) -> dict[str, str]:
-    """Start it; the environment in which the service and the SDK use it, and nothing else."""
+    """Start it; the environment in which the
+    service and the SDK use it, and nothing else."""
     port = launch.free_port()
     # A proxy would be asked for loopback addresses too.
     environ = {

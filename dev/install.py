@@ -14,8 +14,8 @@ from pathlib import Path
 
 # What each lock takes, to download and on disk, in MB: for who waits to know the end.
 SIZES = {"requirements-demo.txt": (80, 440), "requirements.txt": (140, 640)}
-# How pip begins a line on each package: it is fetched, read from disk, there already, or
-# for other machines only.
+# How pip begins a line on each package: it is fetched, read
+# from disk, there already, or for other machines only.
 FIRST_WORDS = ("Collecting", "Processing", "Requirement", "Ignoring")
 # In a log, which cannot be written over, a line for so many packages.
 LOGGED_EACH = 20

@@ -1,7 +1,8 @@
 """Starts the service as shipped, or another Python program, and waits until it is up.
 
-What the demo, the benchmark, the soak and the tests share: a process in a group of its
-own, so that Ctrl-C is for whoever started it, and nothing of it is left when it is ended.
+What the demo, the benchmark, the soak and the tests share: a
+process in a group of its own, so that Ctrl-C is for whoever
+started it, and nothing of it is left when it is ended.
 """
 
 from __future__ import annotations

@@ -137,7 +137,8 @@ async def _hang() -> None:
 
 
 async def _reset(request: web.BaseRequest) -> None:
-    """Cuts the connection with a TCP reset; waits for aiohttp to cancel this handler."""
+    """Cuts the connection with a TCP reset;
+    waits for aiohttp to cancel this handler."""
     transport = request.transport
     if transport is not None:
         sock = transport.get_extra_info("socket")
@@ -147,7 +148,8 @@ async def _reset(request: web.BaseRequest) -> None:
 
 
 class _Server:
-    """All state, in one event loop; `changed` guards it against readers in other threads."""
+    """All state, in one event loop; `changed`
+    guards it against readers in other threads."""
 
     def __init__(self, script: dict[str, Any], ahead: int = 0) -> None:
         self.changed = threading.Condition()
@@ -483,7 +485,8 @@ class _Server:
         if pending:
             await stream.write(pending)
         if fault == "cut":
-            # What was sent must have been read: a reset throws away what is still under way.
+            # What was sent must have been read: a reset
+            # throws away what is still under way.
             await asyncio.sleep(0.05)
             await _reset(request)
         elif fault == "vanish":
@@ -606,7 +609,8 @@ async def _serving(server: _Server, port: int) -> AsyncIterator[int]:
 
 
 class LocalE2B:
-    """The stand-in, in a thread of the calling process, for as long as the `with` block lasts."""
+    """The stand-in, in a thread of the calling
+    process, for as long as the `with` block lasts."""
 
     def __init__(
         self, script: dict[str, Any] | None = None, port: int = 0, ahead: int = 0
@@ -661,7 +665,8 @@ class LocalE2B:
     def wait_for(
         self, condition: Callable[[dict[str, Any]], object], timeout_s: float = 30
     ) -> dict[str, Any]:
-        """The state once `condition(state)` holds; TimeoutError shows the state that did not."""
+        """The state once `condition(state)` holds;
+        TimeoutError shows the state that did not."""
         deadline_s = time.monotonic() + timeout_s
         with self._server.changed:
             while not condition(state := self.state()):
@@ -674,7 +679,8 @@ class LocalE2B:
 
 
 BANNER = (
-    "local_e2b: http://127.0.0.1:{port} runs the code it is sent UNISOLATED, on this machine and as"
+    "local_e2b: http://127.0.0.1:{port} runs the code it is sent UNISOLATED, on this "
+    "machine and as"
     " this user: for trying out and for tests only (stop with Ctrl-C)"
 )
 
@@ -706,7 +712,8 @@ def main() -> None:
         asyncio.run(serve())
     except OSError as error:
         sys.exit(
-            f"local_e2b: cannot listen on port {options.port}: {os.strerror(error.errno or 0)}"
+            f"local_e2b: cannot listen on port {options.port}: "
+            f"{os.strerror(error.errno or 0)}"
         )
 
 

@@ -27,7 +27,8 @@ from local_e2b_script import END, line_of
 
 KEEPALIVE_S = 5.0
 RESTART_S = 2.5
-# A kernel that dies this soon takes what it said with it, the run's number included, as on E2B.
+# A kernel that dies this soon takes what it said
+# with it, the run's number included, as on E2B.
 HELD_BACK_S = 0.05
 RESTARTED = {
     "type": "error",
@@ -52,9 +53,11 @@ RESULT_FIELDS = {
 
 
 def _kernel_process() -> None:
-    """What runs in a kernel's process: ipykernel, set up as E2B's startup scripts set it up.
+    """What runs in a kernel's process: ipykernel,
+    set up as E2B's startup scripts set it up.
 
-    Its source is handed to `python -c`, so that it starts without this module's imports.
+    Its source is handed to `python -c`, so that
+    it starts without this module's imports.
     """
     import contextlib
     import sys
@@ -102,7 +105,8 @@ def _kernel_process() -> None:
     app.initialize(["-f", sys.argv[1]])  # type: ignore[no-untyped-call]
     shell: Any = app.shell
 
-    # Only now: ipykernel has made the inline backend the default, which importing pyplot takes up.
+    # Only now: ipykernel has made the inline backend
+    # the default, which importing pyplot takes up.
     import IPython
     import pandas  # type: ignore[import-untyped]
     from e2b_charts import chart_figure_to_dict  # type: ignore[import-untyped]
@@ -148,7 +152,8 @@ def _kernel_process() -> None:
 
 
 def _kernel_environment(home: Path, ipython_dir: Path) -> dict[str, str]:
-    """An allowlist: neither keys nor proxies nor settings of the parent's reach a kernel."""
+    """An allowlist: neither keys nor proxies nor
+    settings of the parent's reach a kernel."""
     kept = ("TZ", "TMPDIR", "LD_LIBRARY_PATH", "SYSTEMROOT")
     caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     python_first = f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}"
@@ -156,7 +161,8 @@ def _kernel_environment(home: Path, ipython_dir: Path) -> dict[str, str]:
         **{name: os.environ[name] for name in kept if name in os.environ},
         # A script's python3 has the kernel's packages, as on E2B.
         "PATH": python_first,
-        # Not the parent's: of one that is not installed every shell warns, in the output.
+        # Not the parent's: of one that is not
+        # installed every shell warns, in the output.
         "LC_ALL": "C.UTF-8",
         "HOME": str(home),
         "IPYTHONDIR": str(ipython_dir),
@@ -176,7 +182,8 @@ _MAX_CELL_BYTES = 10 * 1024 * 1024
 
 @functools.cache
 def own_mount_command() -> tuple[str, ...]:
-    """Starts a process whose /mnt is a folder, the next argument, that others do not see.
+    """Starts a process whose /mnt is a folder,
+    the next argument, that others do not see.
 
     Empty where this machine does not allow that.
     """
@@ -228,7 +235,8 @@ class _Execution:
 class Kernel:
     """A Jupyter kernel in a process group and a temporary directory of its own.
 
-    It is started again when it dies, and leaves nothing behind when `stop` has been awaited.
+    It is started again when it dies, and leaves
+    nothing behind when `stop` has been awaited.
     """
 
     def __init__(self) -> None:
@@ -326,7 +334,8 @@ class Kernel:
     async def _read(self) -> None:
         client = self._client
         while True:
-            # Asked until an answer is heard: what was published before we had subscribed is lost.
+            # Asked until an answer is heard: what was
+            # published before we had subscribed is lost.
             client.kernel_info()
             with contextlib.suppress(queue.Empty):
                 await client.get_iopub_msg(timeout=0.2)
@@ -361,7 +370,8 @@ class Kernel:
     async def execute(
         self, code: str, sandbox_envs: dict[str, str], envs: dict[str, str]
     ) -> AsyncGenerator[bytes, None]:
-        """The lines of one run, END included. A caller that goes away interrupts the run."""
+        """The lines of one run, END included. A
+        caller that goes away interrupts the run."""
         await self._lock.acquire()
         finished = False
         try:
@@ -421,7 +431,8 @@ class Kernel:
         return self._execution
 
     async def _clean_up(self, envs: dict[str, str], interrupt: bool) -> None:
-        """After a run: interrupts what still runs, takes `envs` back, lets the next run in."""
+        """After a run: interrupts what still runs,
+        takes `envs` back, lets the next run in."""
         try:
             if interrupt and self._execution and self._process:
                 with contextlib.suppress(ProcessLookupError):
@@ -436,7 +447,8 @@ class Kernel:
 
 
 def _event(message: dict[str, Any]) -> dict[str, Any] | None:
-    """A line of the stream for a message of the kernel's; None for what E2B does not pass on."""
+    """A line of the stream for a message of the
+    kernel's; None for what E2B does not pass on."""
     kind, content = message["msg_type"], message["content"]
     if kind == "stream":
         timestamp = message["header"]["date"].isoformat()
@@ -486,7 +498,8 @@ def _assignments(envs: dict[str, str]) -> str:
 
 
 def _with_envs(code: str, sandbox_envs: dict[str, str], envs: dict[str, str]) -> str:
-    """The code after the lines that E2B puts before it, indented like its first line."""
+    """The code after the lines that E2B puts
+    before it, indented like its first line."""
     if not sandbox_envs and not envs:
         return code
     first_line = next((line for line in code.split("\n") if line.strip()), "")

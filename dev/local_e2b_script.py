@@ -1,4 +1,5 @@
-"""What the stand-in for E2B answers instead of the truth, and the output that it makes up.
+"""What the stand-in for E2B answers instead
+of the truth, and the output that it makes up.
 
 A script maps a kind of request ("create", "run", "kill", "timeout", "list", "connect",
 "get", "health") to an answer, a list of answers (the last one repeats) or
@@ -39,7 +40,8 @@ Answer = dict[str, Any]
 
 
 class Script:
-    """What to answer instead of the truth, by kind of request; a kind that is absent is real."""
+    """What to answer instead of the truth, by kind
+    of request; a kind that is absent is real."""
 
     def __init__(self, script: dict[str, Any]) -> None:
         self.api_key: str | None = script.get("api_key")
@@ -136,7 +138,8 @@ def _png_line(number: int, size_bytes: int) -> bytes:
 def _filled(
     before: bytes, filler: bytes, after: bytes, line_bytes: int
 ) -> Iterator[bytes]:
-    """One line of `line_bytes` bytes (its newline not counted), never whole in memory."""
+    """One line of `line_bytes` bytes (its newline
+    not counted), never whole in memory."""
     missing = line_bytes - len(before) - len(after)
     yield before
     chunk = filler * CHUNK_BYTES
@@ -147,7 +150,8 @@ def _filled(
 
 
 def scripted_lines(answer: Answer) -> Iterator[bytes]:
-    """The lines between number_of_executions and end_of_execution, in chunks of any length."""
+    """The lines between number_of_executions and
+    end_of_execution, in chunks of any length."""
     for event in answer.get("events", []):
         yield line_of(event)
     missing = answer.get("stdout_bytes", 0)

@@ -1,11 +1,12 @@
-"""`make soak`: mixed load with faults and restarts, and an account of all that came of it.
+"""`make soak`: mixed load with faults and
+restarts, and an account of all that came of it.
 
     python dev/soak.py [--runs 5000] [--faults 0.1] [--restarts 3] [--warm 0] [--quick]
 
-The service as shipped, the stand-in for E2B and the load are processes of their own. Each run is
-given its fate in its code, so that its reply can be held against it; what the stand-in did is held
-against what the service should have done about it. Exits 1 unless all of it is explained: see
-`problems`. It ends by itself.
+The service as shipped, the stand-in for E2B and the load are processes of their own.
+Each run is given its fate in its code, so that its reply can be held against it; what
+the stand-in did is held against what the service should have done about it. Exits 1
+unless all of it is explained: see `problems`. It ends by itself.
 """
 
 from __future__ import annotations
@@ -28,9 +29,11 @@ from bench import BenchError, Child, Service, StandIn, answered
 from launch import LOOPBACK, clean_environ, free_port
 
 RUN_TIMEOUT_S = 3
-# What the service promises: a run's limit and this is the longest that a sandbox may live.
+# What the service promises: a run's limit and
+# this is the longest that a sandbox may live.
 LIFETIME_MARGIN_S = 15
-# What a request may take beyond its run's limit, by the same promise, and a busy machine.
+# What a request may take beyond its run's limit,
+# by the same promise, and a busy machine.
 OVERHEAD_S = 10 + 3
 MAX_GROWTH_MB = 10
 LONG_OUTPUT_BYTES = 2_000_000
@@ -40,7 +43,7 @@ FULL = "place for a run is taken"
 Answer = dict[str, Any]
 
 
-# --- what is asked ----------------------------------------------------------------------------
+# --- what is asked --------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,9 @@ EXCEPTION = {
     "type": "error",
     "name": "ZeroDivisionError",
     "value": "division by zero",
-    "traceback": "Traceback (most recent call last)\nZeroDivisionError: division by zero",
+    "traceback": (
+        "Traceback (most recent call last)\nZeroDivisionError: division by zero"
+    ),
 }
 SAID = {"events": [_stdout("number {n}\n")]}
 
@@ -161,7 +166,8 @@ BAD_REQUESTS: tuple[tuple[str, str, dict[str, str], str, int], ...] = (
 
 
 def script(faults: float, quick: bool) -> dict[str, Any]:
-    """The stand-in's answers; each create and each kill fails with the given probability."""
+    """The stand-in's answers; each create and
+    each kill fails with the given probability."""
 
     def mix(delay_s: float, answers: Sequence[tuple[int, Answer]], seed: int) -> Answer:
         # A create or a kill that hangs holds its place for as long as it may.
@@ -177,7 +183,7 @@ def script(faults: float, quick: bool) -> dict[str, Any]:
     }
 
 
-# --- what was seen ----------------------------------------------------------------------------
+# --- what was seen --------------------------------------------------------------------
 
 
 @dataclass
@@ -245,7 +251,8 @@ class Report:
     took_s: float = 0.0
 
     def never_killed(self) -> int:
-        """Sandboxes that were left to their lifetime although a kill could have ended them."""
+        """Sandboxes that were left to their lifetime
+        although a kill could have ended them."""
         return max(0, self.expired + self.alive - self.may_expire)
 
 
@@ -261,7 +268,8 @@ class Plan:
     def warm_up(self) -> int:
         """Runs of a process before its memory is looked at for the first time.
 
-        Until then stacks of threads and buffers of connections reach the size that they keep.
+        Until then stacks of threads and buffers of
+        connections reach the size that they keep.
         """
         return min(1000, self.runs // 5)
 
@@ -301,7 +309,8 @@ def problems(report: Report, plan: Plan) -> list[str]:
 
 
 class Witness(threading.Thread):
-    """Reads what the stand-in did before it forgets: it keeps its newest thousand requests."""
+    """Reads what the stand-in did before it forgets:
+    it keeps its newest thousand requests."""
 
     def __init__(self, e2b: StandIn) -> None:
         super().__init__(name="witness")
@@ -374,7 +383,7 @@ class Witness(threading.Thread):
             setattr(report, name, self.state[name])
 
 
-# --- the load ---------------------------------------------------------------------------------
+# --- the load -------------------------------------------------------------------------
 
 
 class Wrong(Exception):
@@ -422,7 +431,8 @@ class Load:
             setattr(self.report, name, getattr(self.report, name) + 1)
 
     def rest(self, what: str) -> None:
-        """Before the same request is made again. Raises Wrong when it is too late for that."""
+        """Before the same request is made again.
+        Raises Wrong when it is too late for that."""
         if self._is_over:
             raise Wrong(f"{what}: was not answered")
         time.sleep(0.1)
@@ -465,7 +475,8 @@ class Load:
 
 
 class Caller:
-    """One client, which keeps its connection and tries again while the service is restarted."""
+    """One client, which keeps its connection and
+    tries again while the service is restarted."""
 
     def __init__(self, load: Load, port: int) -> None:
         self._load, self._port = load, port
@@ -549,7 +560,8 @@ class Caller:
     def _ask(
         self, method: str, path: str, headers: dict[str, str], body: bytes, what: str
     ) -> tuple[int, Any, bytes]:
-        """Ask until it is answered. Raises Wrong when the connection fails for no known reason."""
+        """Ask until it is answered. Raises Wrong when
+        the connection fails for no known reason."""
         while True:
             asked_at = time.monotonic()
             try:
@@ -638,7 +650,7 @@ def _seen_over_mcp(reply: Any, number: int) -> Seen | None:
     return None
 
 
-# --- the soak ---------------------------------------------------------------------------------
+# --- the soak -------------------------------------------------------------------------
 
 
 def soak(plan: Plan) -> Report:
@@ -695,7 +707,8 @@ def soak(plan: Plan) -> Report:
 def _restart(
     service: Service, environ: dict[str, str], load: Load, e2b: StandIn, is_kill: bool
 ) -> Service:
-    """End the service with SIGKILL or with SIGTERM, and start it again at the same port."""
+    """End the service with SIGKILL or with SIGTERM,
+    and start it again at the same port."""
     report = load.report
     restart = Restart(signal.SIGKILL if is_kill else signal.SIGTERM, time.monotonic())
     report.restarts.append(restart)
@@ -719,7 +732,8 @@ def text_of(report: Report) -> str:
     lines = [
         (
             "runs",
-            f"{report.runs:,} and {report.bad_requests:,} bad requests, {report.took_s:.0f} s",
+            f"{report.runs:,} and {report.bad_requests:,} bad requests, "
+            f"{report.took_s:.0f} s",
         ),
         ("outcomes", _counts(report.outcomes)),
         ("fates", _counts(report.fates)),
@@ -727,13 +741,17 @@ def text_of(report: Report) -> str:
         ("refused", f"full {report.full:,}, no sandbox {report.no_sandbox:,}"),
         (
             "restarts",
-            f"{len(report.restarts)} ({_counts(signals)}); meanwhile {report.refused:,} connections"
-            f" refused, {report.stopped:,} runs told so, {report.cut_by_kill:,} cut by SIGKILL",
+            f"{len(report.restarts)} ({_counts(signals)}); meanwhile "
+            f"{report.refused:,} connections"
+            f" refused, {report.stopped:,} runs told so, {report.cut_by_kill:,} cut by "
+            "SIGKILL",
         ),
         (
             "sandboxes",
-            f"{report.created:,} created, {report.killed:,} killed, {report.expired:,} ended by"
-            f" their lifetime (at most {report.longest_lifetime_s} s), {report.alive:,} alive",
+            f"{report.created:,} created, {report.killed:,} killed, {report.expired:,} "
+            "ended by"
+            f" their lifetime (at most {report.longest_lifetime_s} s), "
+            f"{report.alive:,} alive",
         ),
         ("never killed", f"{report.never_killed():,} for no reason that is known"),
         ("unexplained", f"{len(report.unexplained):,}"),

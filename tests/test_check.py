@@ -87,7 +87,7 @@ def assert_one_line(checked: Checked, *words: str) -> None:
         assert word in err
 
 
-# --- the service itself -------------------------------------------------------------------------
+# --- the service itself ---------------------------------------------------------------
 
 
 @pytest.fixture
@@ -141,7 +141,7 @@ def test_the_service_passes_with_a_key_and_published_pictures(
     assert published.read_bytes() == drawn
 
 
-# --- how a service can fail ---------------------------------------------------------------------
+# --- how a service can fail -----------------------------------------------------------
 
 
 def test_a_service_that_works_leaves_its_text_and_the_picture(

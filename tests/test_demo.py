@@ -84,7 +84,8 @@ class Started:
 def demo(tmp_path: Path, *arguments: str, **environ: str) -> Iterator[Started]:
     out = tmp_path / "sine.png"
     command = [sys.executable, str(ROOT / "dev/demo.py"), "--out", str(out), *arguments]
-    # Not below tmp_path: the kernels' sockets are in it, and a socket's path is a short one.
+    # Not below tmp_path: the kernels' sockets are
+    # in it, and a socket's path is a short one.
     with (
         tempfile.TemporaryDirectory() as folder,
         subprocess.Popen(
@@ -288,12 +289,13 @@ def test_the_demo_fails_when_the_sine_wave_does_not_come(
     assert not started.out.exists()
 
 
-# --- make ---------------------------------------------------------------------------------------
+# --- make -----------------------------------------------------------------------------
 
 
 @pytest.fixture
 def make(tmp_path: Path) -> Make:
-    """`make(*arguments)` with a venv folder in tmp_path/venv; gives the finished process."""
+    """`make(*arguments)` with a venv folder in
+    tmp_path/venv; gives the finished process."""
     if not shutil.which("make"):
         pytest.skip("make is not installed")
 

@@ -1,6 +1,8 @@
-"""What the service survives: E2B that misbehaves, hostile results, load. Each row is a promise.
+"""What the service survives: E2B that misbehaves,
+hostile results, load. Each row is a promise.
 
-Real sockets, the real SDK, the service as shipped. Rows about signals are in test_process.py.
+Real sockets, the real SDK, the service as shipped.
+Rows about signals are in test_process.py.
 """
 
 from __future__ import annotations
@@ -39,7 +41,8 @@ Row = tuple[requests.Response, float]  # and the seconds it took
 
 
 def best_of_three(service: Service, code: str, timeout: int) -> Row:
-    """The first that is over in time: something else may have kept this machine busy."""
+    """The first that is over in time: something
+    else may have kept this machine busy."""
     for _ in range(3):
         response, took_s = timed_execute(service, code, timeout=timeout)
         if took_s < timeout + 1:
@@ -54,14 +57,15 @@ def timed_execute(service: Service, code: str, **fields: Any) -> Row:
 
 
 def execute_by_its_clock(service: Service, code: str, **fields: Any) -> Row:
-    """With the seconds it took by the service's own clock, while other rows are under way: the
-    stand-in's work in this process, 200 MB of output say, holds up the reading of the reply."""
+    """With the seconds it took by the service's own clock, while
+    other rows are under way: the stand-in's work in this process,
+    200 MB of output say, holds up the reading of the reply."""
     response = service.execute(code, **fields)
     line = service.wait_for_log(response.headers["X-Request-Id"])
     return response, json.loads(line)["took_ms"] / 1000
 
 
-# --- the services, shared: each test leaves no sandbox of its own alive -------------------------
+# --- the services, shared: each test leaves no sandbox of its own alive ---------------
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +98,8 @@ def fast(e2b: LocalE2B) -> Iterator[Service]:
 
 @pytest.fixture
 def service(e2b: LocalE2B, fast: Service) -> Iterator[Service]:
-    """The service; its E2B does what `e2b.set_script` says, and has no sandbox before and after."""
+    """The service; its E2B does what `e2b.set_script`
+    says, and has no sandbox before and after."""
     at = len(fast.lines)
     yield fast
     e2b.wait_for(lambda state: state["alive"] == 0, 15)
@@ -107,7 +112,8 @@ LOOP_LIMIT_S = 8  # a kernel is started in that time
 
 @pytest.fixture(scope="module")
 def slow_rows(slow_e2b: LocalE2B) -> Iterator[dict[str, Future[Row]]]:
-    """Rows that take seconds, all of them under way at once, with a service of their own."""
+    """Rows that take seconds, all of them under
+    way at once, with a service of their own."""
     printing = "print('printed before', flush=True)"
     endless = {"events": [stdout("printed before\n")], "keepalive_s": 0.3}
     codes = {
@@ -121,8 +127,8 @@ def slow_rows(slow_e2b: LocalE2B) -> Iterator[dict[str, Future[Row]]]:
         "hang": ("1", {"fault": "hang"}),
     }
     rows: dict[str, Future[Row]] = {}
-    # A name longer than can be is refused by the resolver without asking anyone. That nobody
-    # listens at an address is in test_sandbox.py.
+    # A name longer than can be is refused by the resolver without asking anyone. That
+    # nobody listens at an address is in test_sandbox.py.
     nowhere = {"DNS failure": f"http://{'a' * 64}.test"}
     with ExitStack() as stack:
         threads = stack.enter_context(ThreadPoolExecutor(20))
@@ -312,7 +318,7 @@ def test_create_reaches_nobody_says_so_within_the_run_limit_plus_10_s(
     assert took_s < 11
 
 
-def test_create_succeeds_but_its_reply_is_lost_the_retry_carries_the_same_idempotency_key(
+def test_create_succeeds_but_its_reply_is_lost_the_retry_has_the_same_idempotency_key(
     service: Service, e2b: LocalE2B, since: Since
 ) -> None:
     e2b.set_script({"create": [{"fault": "lost_reply"}, {}], "run": OK_RUN})
@@ -328,7 +334,7 @@ def test_create_succeeds_but_its_reply_is_lost_the_retry_carries_the_same_idempo
 
 
 @pytest.mark.parametrize("name", ["loop", "keepalives forever", "drip"])
-def test_run_never_ends_it_ends_at_the_limit_and_what_was_printed_until_then_is_returned(
+def test_run_never_ends_it_ends_at_the_limit_and_what_was_printed_is_returned(
     slow_rows: dict[str, Future[Row]], slow_e2b: LocalE2B, name: str
 ) -> None:
     response, took_s = slow_rows[name].result()
@@ -511,7 +517,8 @@ def test_kill_fails_the_result_is_returned_all_the_same_and_it_is_counted_and_lo
         lambda state: since.count("kill_requests") >= tries and not state["alive"], 10
     )
     if fault["fault"] == "hang":
-        # It is known to have failed once its time is over; the second try finds nothing to kill.
+        # It is known to have failed once its time is
+        # over; the second try finds nothing to kill.
         e2b.wait_for(lambda state: since.count("kill_requests") == 2, 10)
     expected = 0 if fault["fault"] == "not_found" else 1  # what is gone is gone
     assert failed() - before == expected
@@ -590,7 +597,7 @@ class Memory:
         ),
     ],
 )
-def test_more_than_every_limit_is_cut_while_streaming_memory_is_flat_and_what_was_cut_is_told(
+def test_more_than_every_limit_is_cut_while_streaming_memory_is_flat_the_cut_is_noted(
     service: Service, e2b: LocalE2B, answer: dict[str, Any], words: list[str]
 ) -> None:
     e2b.set_script({"run": answer})
@@ -823,7 +830,7 @@ def test_a_bad_svg_costs_that_picture_only_nothing_is_read_and_the_service_stays
     assert requests.get(f"{service.url}/health", timeout=30).ok
 
 
-def test_the_same_bytes_shown_twice_are_one_picture_and_a_figure_as_the_last_value_is_no_noise(
+def test_the_same_bytes_twice_are_one_picture_and_a_figure_as_last_value_is_no_noise(
     service: Service, e2b: LocalE2B
 ) -> None:
     png = encoded(PNG)
@@ -933,7 +940,7 @@ def test_500_runs_in_a_row_memory_threads_and_files_flat_as_many_kills_as_create
 # --- last, for they last longest -----------------------------------------------------
 
 
-def test_create_accepts_and_hangs_says_so_within_the_run_limit_plus_10_s_and_its_thread_is_free(
+def test_create_accepts_and_hangs_says_so_within_the_limit_plus_10_s_its_thread_is_free(
     slow_rows: dict[str, Future[Row]],
 ) -> None:
     response, took_s = slow_rows["create hangs"].result()

@@ -1,7 +1,9 @@
-"""What LibreChat makes of the service, shown with the packages that LibreChat itself is built of.
+"""What LibreChat makes of the service, shown with
+the packages that LibreChat itself is built of.
 
-The scripts in librechat_client/ run librechat-data-provider, the MCP client and react-markdown in
-Node; the service runs as shipped and E2B is the stand-in, told what to answer. `pytest -rP -k adds`
+The scripts in librechat_client/ run librechat-data-provider, the
+MCP client and react-markdown in Node; the service runs as shipped
+and E2B is the stand-in, told what to answer. `pytest -rP -k adds`
 prints what one picture adds to what the model reads, by each road.
 """
 
@@ -46,7 +48,7 @@ Arguments = dict[str, Any]
 CLIENT_VERSIONS = ["2025-11-25", "2025-06-18", "2025-03-26", "2024-11-05", "2024-10-07"]
 
 
-# --- the packages -----------------------------------------------------------------------------
+# --- the packages ---------------------------------------------------------------------
 
 
 class Node:
@@ -96,7 +98,8 @@ class Node:
 
 @pytest.fixture(scope="module")
 def node(start: Callable[..., Service]) -> Iterator[Node]:
-    """Closed before the services are stopped: they wait for connections that are kept alive."""
+    """Closed before the services are stopped: they
+    wait for connections that are kept alive."""
     missing = [name for name in ("node", "npm") if shutil.which(name) is None]
     if missing:
         pytest.skip(
@@ -134,7 +137,7 @@ def install_packages() -> None:
         installed.write_text(wanted)
 
 
-# --- what the sandbox answers -----------------------------------------------------------------
+# --- what the sandbox answers ---------------------------------------------------------
 
 
 def sandbox_prints(e2b: LocalE2B, *events: dict[str, Any]) -> None:
@@ -143,7 +146,8 @@ def sandbox_prints(e2b: LocalE2B, *events: dict[str, Any]) -> None:
 
 
 def sandboxes_print(e2b: LocalE2B, *runs: list[dict[str, Any]]) -> None:
-    """The next run answers with the first list of events, and so on; the last one repeats."""
+    """The next run answers with the first list of
+    events, and so on; the last one repeats."""
     e2b.set_script({"run": [{"events": events} for events in runs]})
 
 
@@ -227,7 +231,8 @@ def publishing(start: Callable[..., Service], image_dir: Path) -> Service:
 
 @pytest.fixture(scope="session")
 def picture() -> bytes:
-    """A real PNG of PICTURE_BYTES, give or take two hundred; noise, so that nothing shrinks it."""
+    """A real PNG of PICTURE_BYTES, give or take two
+    hundred; noise, so that nothing shrinks it."""
     side = 115
     pixels = random.Random(1).randbytes(side * side * 3)
     file = io.BytesIO()
@@ -236,7 +241,7 @@ def picture() -> bytes:
     return file.getvalue()
 
 
-# --- what is read from the answers ------------------------------------------------------------
+# --- what is read from the answers ----------------------------------------------------
 
 http = requests.Session()
 http.trust_env = False
@@ -289,7 +294,7 @@ class Page(HTMLParser):
             self.pictures.append(dict(attrs)["src"])
 
 
-# --- Actions ----------------------------------------------------------------------------------
+# --- Actions --------------------------------------------------------------------------
 
 
 def test_librechat_makes_one_tool_of_openapi_json_named_and_described_as_written(
@@ -377,7 +382,7 @@ def test_an_action_with_the_api_key_is_served_and_one_without_is_refused(
     assert count_runs(e2b.state()) == runs_before
 
 
-# --- published pictures -----------------------------------------------------------------------
+# --- published pictures ---------------------------------------------------------------
 
 
 def test_a_published_picture_is_shown_in_the_chat_byte_for_byte(
@@ -419,7 +424,10 @@ def test_a_published_svg_is_shown_as_a_png(
 def test_hostile_output_stays_text_in_the_chat(
     node: Node, service: Service, e2b: LocalE2B
 ) -> None:
-    hostile = "```\n![x](https://evil.example/?q=1)\n<img src=x onerror=alert(1)>\n~~~\n````\n"
+    hostile = (
+        "```\n![x](https://evil.example/?q=1)\n<img src=x onerror=alert(1)>\n"
+        "~~~\n````\n"
+    )
     sandbox_prints(
         e2b,
         stdout(hostile),
@@ -432,7 +440,7 @@ def test_hostile_output_stays_text_in_the_chat(
     assert page.tags <= {"p", "strong", "pre", "code"}
 
 
-# --- MCP --------------------------------------------------------------------------------------
+# --- MCP ------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -575,7 +583,8 @@ def test_the_python_mcp_client_lists_and_calls_the_tool(
 ) -> None:
     sandbox_prints(e2b, stdout("Hello, World!\n"), figure(picture))
 
-    # Not with the other imports: these are heavy, and whoever collects tests would wait for them.
+    # Not with the other imports: these are heavy,
+    # and whoever collects tests would wait for them.
     import httpx2
     from mcp import Client
     from mcp.client.streamable_http import streamable_http_client
@@ -602,7 +611,7 @@ def test_the_python_mcp_client_lists_and_calls_the_tool(
     assert base64.b64decode(image.data, validate=True) == picture
 
 
-# --- what one picture costs -------------------------------------------------------------------
+# --- what one picture costs -----------------------------------------------------------
 
 
 def test_a_picture_adds_little_by_mcp_and_published_and_all_of_itself_in_the_bare_array(

@@ -1,7 +1,9 @@
-"""The stand-in answers like E2B's server, which was recorded, and breaks exactly as it is told to.
+"""The stand-in answers like E2B's server, which
+was recorded, and breaks exactly as it is told to.
 
-The expected lines are facts from recordings of E2B's server, with what differs from run to run
-(times, numbers of processes and cells, the sandbox's id, where libraries lie) taken out.
+The expected lines are facts from recordings of E2B's server,
+with what differs from run to run (times, numbers of processes
+and cells, the sandbox's id, where libraries lie) taken out.
 """
 
 from __future__ import annotations
@@ -93,7 +95,8 @@ def kernels() -> Iterator[LocalE2B]:
 
 @pytest.fixture(scope="module")
 def first_cells(kernels: LocalE2B) -> dict[str, tuple[str, list[Event]]]:
-    """A sandbox for each of FIRST_CELLS, and what came of that; later tests go on in them."""
+    """A sandbox for each of FIRST_CELLS, and what
+    came of that; later tests go on in them."""
     ids = {name: create(kernels) for name in FIRST_CELLS}
 
     def run_first(name: str) -> list[Event]:
@@ -108,7 +111,8 @@ def first_cells(kernels: LocalE2B) -> dict[str, tuple[str, list[Event]]]:
 
 @pytest.fixture(scope="module")
 def warm_id(first_cells: dict[str, tuple[str, list[Event]]]) -> str:
-    """A sandbox whose first cell has run: what E2B puts before that one is behind it."""
+    """A sandbox whose first cell has run: what
+    E2B puts before that one is behind it."""
     return first_cells["traceback"][0]
 
 
@@ -147,7 +151,8 @@ def events_as_sent(
 
 
 def joined(events: list[Event]) -> list[Event]:
-    """With output in one piece: how a kernel cuts it depends on when its timer fires."""
+    """With output in one piece: how a kernel
+    cuts it depends on when its timer fires."""
     whole: list[Event] = []
     for event in events:
         if whole and event["type"] == whole[-1]["type"] in ("stdout", "stderr"):
@@ -209,7 +214,8 @@ FIRST_CELLS: dict[str, tuple[str, list[Event]]] = {
             error(
                 "SyntaxError",
                 "invalid syntax (CELL.py, line 6)",
-                "  Cell In[N], line 6\n    echo hi\n         ^\nSyntaxError: invalid syntax\n",
+                "  Cell In[N], line 6\n    echo hi\n         ^\nSyntaxError: invalid "
+                "syntax\n",
             )
         ],
     ),
@@ -224,7 +230,8 @@ CELLS: dict[str, tuple[str, list[Event]]] = {
         [stdout("ok\n"), stderr("oops\n")],
     ),
     "progress bar": (
-        "import sys\nsys.stderr.write('\\r0/3'); sys.stderr.flush()\nsys.stderr.write('\\r1/3')\n0",
+        "import sys\nsys.stderr.write('\\r0/3'); sys.stderr.flush()\n"
+        "sys.stderr.write('\\r1/3')\n0",
         [stderr("\r0/3"), stderr("\r1/3"), result(text="0")],
     ),
     "string without quotes": ("'hello'", [result(text="hello")]),
@@ -277,7 +284,8 @@ CELLS: dict[str, tuple[str, list[Event]]] = {
             error(
                 "SyntaxError",
                 "invalid syntax (CELL.py, line 1)",
-                "  Cell In[N], line 1\n    def f(:\n          ^\nSyntaxError: invalid syntax\n",
+                "  Cell In[N], line 1\n    def f(:\n          ^\nSyntaxError: invalid "
+                "syntax\n",
             )
         ],
     ),
@@ -287,11 +295,14 @@ CELLS: dict[str, tuple[str, list[Event]]] = {
             error(
                 "SystemExit",
                 "3",
-                "An exception has occurred, use %tb to see the full traceback.\nSystemExit: 3\n",
+                "An exception has occurred, use %tb to see the full traceback.\n"
+                "SystemExit: 3\n",
             ),
             stderr(
-                "LIB/IPython/core/interactiveshell.py:L: UserWarning: To exit: use 'exit', 'quit',"
-                " or Ctrl-D.\n  warn(\"To exit: use 'exit', 'quit', or Ctrl-D.\", stacklevel=1)\n"
+                "LIB/IPython/core/interactiveshell.py:L: UserWarning: To exit: use "
+                "'exit', 'quit',"
+                " or Ctrl-D.\n  warn(\"To exit: use 'exit', 'quit', or Ctrl-D.\", "
+                "stacklevel=1)\n"
             ),
         ],
     ),
@@ -307,7 +318,8 @@ CELLS: dict[str, tuple[str, list[Event]]] = {
         [
             stderr(
                 "  + Exception Group Traceback (most recent call last):\n"
-                '  |   File "LIB/IPython/core/interactiveshell.py", line L, in run_code\n'
+                '  |   File "LIB/IPython/core/interactiveshell.py", line L, in '
+                "run_code\n"
                 "  |     exec(code_obj, self.user_global_ns, self.user_ns)\n"
                 '  |   File "DIR/CELL.py", line 1, in <module>\n'
                 "  |     raise ExceptionGroup('g', [ValueError('a')])\n"
@@ -356,7 +368,8 @@ CELLS: dict[str, tuple[str, list[Event]]] = {
         [result(False, text="first"), stdout("p\n"), stdout("q\n")],
     ),
     "data frame": (
-        "import pandas as pd\npd.DataFrame({'a': [1], 't': pd.to_datetime(['2024-01-01'])})",
+        "import pandas as pd\npd.DataFrame({'a': [1], 't': "
+        "pd.to_datetime(['2024-01-01'])})",
         [
             result(
                 text="   a          t\n0  1 2024-01-01",
@@ -367,7 +380,8 @@ CELLS: dict[str, tuple[str, list[Event]]] = {
     ),
     "figure": (
         "import matplotlib.pyplot as plt\n"
-        "plt.plot([1,2,3]); plt.title('T'); plt.xlabel('x (s)'); plt.ylabel('y'); plt.show()",
+        "plt.plot([1,2,3]); plt.title('T'); plt.xlabel('x (s)'); plt.ylabel('y'); "
+        "plt.show()",
         [
             result(
                 False,
@@ -381,7 +395,8 @@ CELLS: dict[str, tuple[str, list[Event]]] = {
         ],
     ),
     "savefig and show give two pictures": (
-        "import matplotlib.pyplot as plt\nplt.plot([1,2]); plt.savefig('p.png'); plt.show()",
+        "import matplotlib.pyplot as plt\nplt.plot([1,2]); plt.savefig('p.png'); "
+        "plt.show()",
         [
             result(
                 False, text="<PIL.Image.Image image mode=RGBA size=640x480>", png="PNG"
@@ -402,7 +417,8 @@ CELLS: dict[str, tuple[str, list[Event]]] = {
         [result(False, text=FIGURE, svg="<?xml", chart=chart([[0, 1], [1, 2]]))],
     ),
     "PIL": (
-        "from PIL import Image\nim = Image.new('RGB', (8, 8)); im.save('i.png'); im.show()",
+        "from PIL import Image\nim = Image.new('RGB', (8, 8)); im.save('i.png'); "
+        "im.show()",
         [
             result(
                 False,
@@ -603,7 +619,8 @@ class Faulted:
 
 @pytest.fixture(scope="module")
 def faulted() -> dict[str, Faulted]:
-    """A run with each of FAULTS, all at the same time: most take as long as the SDK waits."""
+    """A run with each of FAULTS, all at the same
+    time: most take as long as the SDK waits."""
 
     def run_with(fault: str) -> Faulted:
         sandbox, heard, raised = Sandbox.create(timeout=60), [], None
@@ -757,7 +774,8 @@ def test_leaving_closes_everything_at_once_even_what_hangs() -> None:
             ("127.0.0.1", int(e2b.url.rpartition(":")[2]))
         )
         caller.sendall(
-            b"POST /v2/sandboxes HTTP/1.1\r\nHost: x\r\nx-api-key: k\r\nContent-Length: 2\r\n\r\n{}"
+            b"POST /v2/sandboxes HTTP/1.1\r\nHost: x\r\nx-api-key: k\r\n"
+            b"Content-Length: 2\r\n\r\n{}"
         )
         e2b.wait_for(lambda state: state["requests"])
         leaving_s = time.monotonic()
@@ -775,7 +793,8 @@ def start(*arguments: str) -> subprocess.Popen[str]:
 
 
 def until_a_kernel_starts(process: psutil.Process) -> list[psutil.Process]:
-    """Its kernels, one of which is in its own directory by now; no event tells of that."""
+    """Its kernels, one of which is in its own
+    directory by now; no event tells of that."""
     give_up_at = time.monotonic() + 30
     while time.monotonic() < give_up_at:
         kernels = process.children()

@@ -1,4 +1,5 @@
-"""What can be shown of the locks, the image and the compose file without a Docker engine."""
+"""What can be shown of the locks, the image and
+the compose file without a Docker engine."""
 
 from __future__ import annotations
 
@@ -41,7 +42,7 @@ REGISTRY_TIMEOUT_S = 120
 BOOT_TIMEOUT_S = 30
 
 
-# --- the locks ----------------------------------------------------------------------------------
+# --- the locks ------------------------------------------------------------------------
 
 
 def pins(lock: str) -> dict[str, set[str]]:
@@ -79,7 +80,8 @@ def test_each_lock_holds_the_one_before_it_as_it_is_locked() -> None:
 
 
 def test_a_lock_pins_a_package_with_the_extras_that_others_ask_of_it() -> None:
-    """For `some[extra]>=1` pip before 23.3 takes the newest release, not `some==2` of the lock."""
+    """For `some[extra]>=1` pip before 23.3 takes the
+    newest release, not `some==2` of the lock."""
     pinned: dict[str, set[str]] = {}
     for lock in LOCKS:
         for requirement in map(Requirement, pins(lock)):
@@ -180,7 +182,7 @@ def files_of(name: str) -> list[Path]:
     return [path for path in (Path(file.locate()) for file in files) if path.is_file()]
 
 
-# --- the image ----------------------------------------------------------------------------------
+# --- the image ------------------------------------------------------------------------
 
 
 def dockerfile() -> list[tuple[str, str]]:
@@ -201,7 +203,8 @@ def image_python() -> tuple[str, ...]:
 
 
 def files_in_context() -> set[str]:
-    """What .dockerignore lets the builder see of the files that could be in the image."""
+    """What .dockerignore lets the builder see
+    of the files that could be in the image."""
     lines = (ROOT / ".dockerignore").read_text().splitlines()
     rules = [line for line in lines if line and not line.startswith("#")]
     folders = [ROOT, *(path for path in ROOT.iterdir() if path.is_dir())]
@@ -232,7 +235,8 @@ def exec_form(arguments: str) -> list[str]:
 
 
 def loaded_modules() -> set[str]:
-    """The service's Python files, followed from what gunicorn loads: imports and files named."""
+    """The service's Python files, followed from
+    what gunicorn loads: imports and files named."""
     modules = {
         name.removesuffix(".py").removesuffix("/__init__").replace("/", "."): name
         for name in service_modules()
@@ -264,7 +268,8 @@ def names_in(node: ast.AST) -> list[str]:
 
 
 def data_files() -> set[str]:
-    """Files of the repository, other than Python, that the service names in its code."""
+    """Files of the repository, other than Python,
+    that the service names in its code."""
     words = {
         node.value
         for name in loaded_modules()
@@ -284,7 +289,8 @@ def test_the_image_holds_what_the_service_needs_and_nothing_else() -> None:
 
 
 def test_all_service_code_is_in_the_image() -> None:
-    """Nothing counts as service code that does not ship, and nothing ships uncounted."""
+    """Nothing counts as service code that does
+    not ship, and nothing ships uncounted."""
     assert service_modules() == loaded_modules()
 
 
@@ -309,7 +315,8 @@ def test_the_image_runs_as_a_numeric_user_that_is_not_root() -> None:
 
 @contextmanager
 def listening(status: int) -> Iterator[int]:
-    """A server that answers each path but /health with 404, and says so of nothing else."""
+    """A server that answers each path but /health
+    with 404, and says so of nothing else."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -380,7 +387,8 @@ def test_the_images_command_boots_as_another_user_read_only_and_without_home() -
                 for line in lines:
                     output += line
                     if b"Listening at" in line:
-                        # Accepted by the kernel now, answered as soon as the worker is there.
+                        # Accepted by the kernel now, answered
+                        # as soon as the worker is there.
                         status = probe(port)
                         master = psutil.Process(process.pid)
                         family = [master, *master.children()]
@@ -401,7 +409,8 @@ def test_the_images_command_boots_as_another_user_read_only_and_without_home() -
 
 @contextmanager
 def read_only_tree() -> Iterator[str]:
-    """A folder with what the image copies, that every user can read and none can write."""
+    """A folder with what the image copies, that
+    every user can read and none can write."""
     with tempfile.TemporaryDirectory() as tree:
         for name in files_in_context():
             copy = Path(tree, name)
@@ -416,7 +425,8 @@ def read_only_tree() -> Iterator[str]:
 def as_another_user() -> list[str]:
     """What to put before a command; skips where that user cannot reach this Python."""
     setpriv = ["setpriv", f"--reuid={RUN_AS}", f"--regid={RUN_AS}", "--clear-groups"]
-    # It may read what is in root's home, where the virtual environment may be; never write.
+    # It may read what is in root's home, where
+    # the virtual environment may be; never write.
     reader = [
         *setpriv,
         "--inh-caps=-all,+dac_read_search",
@@ -430,14 +440,15 @@ def as_another_user() -> list[str]:
         ):
             return prefix
     pytest.skip(
-        f"no setpriv, or user {RUN_AS} cannot reach this Python: NOT started as the image"
+        f"no setpriv, or user {RUN_AS} cannot reach this Python: NOT started as the "
+        "image"
     )
 
 
-# --- next to LibreChat --------------------------------------------------------------------------
+# --- next to LibreChat ----------------------------------------------------------------
 
-# Shortened from LibreChat's docker-compose.yml, in whose folder compose.yaml is used: the forms of
-# its entries are LibreChat's, and so are the two lines of .env.
+# Shortened from LibreChat's docker-compose.yml, in whose folder compose.yaml is used:
+# the forms of its entries are LibreChat's, and so are the two lines of .env.
 LIBRECHAT = """
 services:
   api:
@@ -476,7 +487,8 @@ def compose(with_published_pictures: bool = False) -> dict[str, Any]:
 
 
 def uncommented(text: str) -> str:
-    """compose.yaml as its reader makes it: the lines that hold settings without their marks."""
+    """compose.yaml as its reader makes it: the
+    lines that hold settings without their marks."""
     setting = r"^( +)# ((?:  )*(?:- )?(?:[a-z_]+:(?: \S+)?|IMAGE_[A-Z]+=\S+|\"\S+\"))$"
     return re.sub(setting, r"\1\2", text, flags=re.M)
 
@@ -625,7 +637,7 @@ def test_docker_compose_itself_merges_it_like_that(
     assert ours.get("user") == ("1000:1000" if pictures else None)
 
 
-# --- the repository -----------------------------------------------------------------------------
+# --- the repository -------------------------------------------------------------------
 
 
 def tracked_files() -> list[str]:

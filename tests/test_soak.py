@@ -1,4 +1,5 @@
-"""The soak in short, whether it would notice, and whether the bench measures what it prints."""
+"""The soak in short, whether it would notice,
+and whether the bench measures what it prints."""
 
 from __future__ import annotations
 
