@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import json
 import os
 import re
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -330,6 +333,53 @@ def test_a_small_exec_is_one_create_one_run_and_one_kill(
     kernels.wait_for(lambda state: not state["alive"])
     kinds = [request["kind"] for request in kernels.state()["requests"][before:]]
     assert kinds == ["create", "run", "kill"]
+
+
+# --- what LibreChat's read_file, create_file, edit_file and image reading send --------
+
+
+def test_a_file_is_read_whole_by_cat(api: CodeApi) -> None:
+    text = "é" * 5 * 1024 * 1024  # 10 MiB, the most that edit_file takes
+    ref = api.upload("it's.txt", text.encode())
+    started = time.monotonic()
+    reply = api.exec(r"cat '/mnt/data/it'\''s.txt'", files=[ref])
+    assert time.monotonic() - started < 15
+    assert (reply["stdout"] == text, reply["stderr"]) == (True, "")
+
+
+def test_an_empty_file_and_a_missing_one_read_differently(api: CodeApi) -> None:
+    reply = api.exec("cat '/mnt/data/empty'", files=[api.upload("empty", b"")])
+    assert (reply["stdout"], reply["stderr"]) == ("", "")
+    reply = api.exec("cat '/mnt/data/missing'")
+    assert reply["stdout"] == ""
+    assert "No such file or directory" in reply["stderr"]
+
+
+def test_a_file_is_written_by_a_heredoc_with_base64(api: CodeApi) -> None:
+    data = os.urandom(1_000_000)
+    code = (
+        "python3 - <<'PY'\nimport base64, json\n"
+        f"data = base64.b64decode('{base64.b64encode(data).decode()}')\n"
+        "open('/mnt/data/new.bin', 'wb').write(data)\n"
+        "print(json.dumps({'status': 'OK', 'bytes': len(data)}))\nPY"
+    )
+    reply = api.exec(code)
+    assert json.loads(reply["stdout"]) == {"status": "OK", "bytes": 1_000_000}
+    assert api.download(named(reply)["new.bin"]) == data
+
+
+def test_a_picture_is_read_in_pieces(api: CodeApi) -> None:
+    data = os.urandom(70_000)
+    ref = api.upload("plot.png", data)
+    pieces = [
+        api.exec(
+            "python3 - <<'PY'\nimport base64\nfile = open('/mnt/data/plot.png', 'rb')\n"
+            f"file.seek({start})\nprint(base64.b64encode(file.read(32768)).decode())\nPY",
+            files=[ref],
+        )["stdout"]
+        for start in range(0, 70_000, 32_768)
+    ]
+    assert b"".join(map(base64.b64decode, pieces)) == data
 
 
 # --- what is stored -------------------------------------------------------------------

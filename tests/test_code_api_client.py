@@ -1,0 +1,174 @@
+"""LibreChat's own client, @librechat/agents, against the service with real kernels."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from code_api_client import CodeApi
+from local_e2b_kernels import own_mount_command
+
+from conftest import Service
+
+CLIENT_DIR = Path(__file__).parent / "librechat_agents"
+# Where no network answers, npm would try for minutes.
+NPM_TIMEOUT_S = 240
+UPLOADS = {"skills/s/run.sh": "echo from the skill\n", "skills/s/отчёт 1.csv": "a\n"}
+COMMANDS: list[Any] = [
+    "bash skills/s/run.sh; cat 'skills/s/отчёт 1.csv'",
+    "mkdir -p out; echo 1 >out/a.txt; echo x >b.csv; echo 9 >skills/s/run.sh; echo done",
+    "cat out/a.txt; echo 2 >out/a.txt; rm b.csv",
+    "cat out/a.txt; ls; exit 3",
+    "echo begun; sleep 30",
+    "true",
+    {
+        "lang": "py",
+        "code": "open('c.png', 'wb').write(b'x'); import sys; print(sys.argv[1:])",
+        "args": ["a b"],
+    },
+    {"lang": "rs", "code": "fn main() {}"},
+]
+(
+    READS_SKILL,
+    WRITES,
+    REWRITES,
+    FAILS,
+    TOO_LONG,
+    SAYS_NOTHING,
+    PYTHON,
+    RUST,
+) = range(len(COMMANDS))
+
+
+def install_packages() -> None:
+    """`npm ci`, unless what the lock names is there already; else a visible skip."""
+    missing = [name for name in ("node", "npm") if shutil.which(name) is None]
+    if missing or not own_mount_command():
+        what = " and ".join(missing) or "a mount namespace"
+        pytest.skip(f"no {what}: LibreChat's own code tools were NOT run")
+    lock = CLIENT_DIR / "package-lock.json"
+    installed = CLIENT_DIR / "node_modules" / ".installed-lock"
+    wanted = hashlib.sha256(lock.read_bytes()).hexdigest()
+    with lock.open() as held:
+        # npm ci empties the folder under another test run's feet.
+        fcntl.flock(held, fcntl.LOCK_EX)
+        if installed.is_file() and installed.read_text() == wanted:
+            return
+        command = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
+        try:
+            subprocess.run(
+                command,
+                cwd=CLIENT_DIR,
+                check=True,
+                capture_output=True,
+                timeout=NPM_TIMEOUT_S,
+            )
+        except subprocess.SubprocessError as exc:
+            kind = type(exc).__name__
+            pytest.skip(f"npm ci: {kind}: LibreChat's own code tools were NOT run")
+        installed.write_text(wanted)
+
+
+@pytest.fixture(scope="module")
+def api(
+    start: Callable[..., Service], tmp_path_factory: pytest.TempPathFactory
+) -> CodeApi:
+    install_packages()
+    folder = tmp_path_factory.mktemp("files")
+    return CodeApi(start(FILES_DIR=str(folder), RUN_TIMEOUT_S="8"))
+
+
+@pytest.fixture(scope="module")
+def seen(api: CodeApi) -> dict[str, Any]:
+    """What client.mjs made of all commands, in one process of node."""
+    environ = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy")}
+    finished = subprocess.run(
+        ["node", "client.mjs"],
+        cwd=CLIENT_DIR,
+        env={**environ, "LIBRECHAT_CODE_BASEURL": api.url},
+        input=json.dumps({"url": api.url, "uploads": UPLOADS, "commands": COMMANDS}),
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        check=False,
+        timeout=120,
+    )
+    assert finished.returncode == 0, finished.stderr
+    return dict(json.loads(finished.stdout))
+
+
+@pytest.fixture
+def results(seen: dict[str, Any]) -> list[dict[str, Any]]:
+    return list(seen["results"])
+
+
+def names(result: dict[str, Any]) -> list[str]:
+    return [file["name"] for file in result["artifact"].get("files", [])]
+
+
+def test_a_chunked_form_keeps_its_names(seen: dict[str, Any]) -> None:
+    assert seen["uploaded"]["message"] == "success"
+    assert [file["filename"] for file in seen["uploaded"]["files"]] == list(UPLOADS)
+
+
+def test_files_of_a_skill_are_there_and_never_come_back(
+    results: list[dict[str, Any]],
+) -> None:
+    assert results[READS_SKILL]["read"] == "stdout:\nfrom the skill\na"
+    assert names(results[WRITES]) == ["b.csv", "out/a.txt"]
+
+
+def test_the_model_is_told_of_files(results: list[dict[str, Any]]) -> None:
+    assert results[WRITES]["status"] == "success"
+    assert "done\n\nGenerated files:\nSession files: 2" in results[WRITES]["read"]
+
+
+def test_the_next_command_sees_the_files_of_the_last(
+    results: list[dict[str, Any]],
+) -> None:
+    assert results[REWRITES]["read"].startswith("stdout:\n1\n")
+    assert results[REWRITES]["artifact"]["deleted_files"] == ["b.csv"]
+    assert results[FAILS]["read"] == "stdout:\n2\nout\nskills\n\nstderr:\nexit code 3"
+
+
+def test_the_client_believes_in_what_can_be_downloaded(
+    api: CodeApi, seen: dict[str, Any]
+) -> None:
+    known = {file["name"]: file for file in seen["files"]}
+    assert set(known) == {*UPLOADS, "out/a.txt", "c.png"}
+    assert api.download(known["out/a.txt"]) == b"2\n"
+    assert api.download(known["skills/s/run.sh"]).decode() == UPLOADS["skills/s/run.sh"]
+    # "Run Code" downloads by the session of the run.
+    python = seen["results"][PYTHON]["artifact"]
+    assert python["files"][0]["storage_session_id"] == python["session_id"]
+
+
+def test_a_run_over_its_limit_is_told_to_the_model(
+    results: list[dict[str, Any]],
+) -> None:
+    expected = "stdout:\nbegun\n\nstderr:\nstopped after 8 s, its time limit"
+    assert results[TOO_LONG]["read"] == expected
+
+
+def test_no_output_is_no_error(results: list[dict[str, Any]]) -> None:
+    assert results[SAYS_NOTHING]["read"].startswith("stdout: Empty")
+    assert results[SAYS_NOTHING]["status"] == "success"
+
+
+def test_code_of_run_code_gets_its_arguments(results: list[dict[str, Any]]) -> None:
+    assert results[PYTHON]["read"].startswith("stdout:\n['a b']\n")
+    assert names(results[PYTHON]) == ["c.png"]
+
+
+def test_a_missing_language_is_told_to_the_model(results: list[dict[str, Any]]) -> None:
+    if shutil.which("rustc"):
+        pytest.skip("rustc is installed here")
+    assert "rustc is not part of this sandbox's template" in results[RUST]["read"]
