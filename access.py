@@ -4,9 +4,10 @@ import re
 import secrets
 from base64 import b64decode
 
-# Under none of these can a page from the internet be served by an attacker's own DNS:
-# "e2b-proxy:3001" (no dot), "a.localhost", "192.0.2.7:3001", "[2001:db8::1]". Nor is a
-# request without any Host a browser's: that is HTTP/1.0.
+# Names that nobody on the internet can make lead here: "e2b-proxy:3001" (no dot),
+# "a.localhost", "192.0.2.7:3001", "[2001:db8::1]", and no Host at all (HTTP/1.0).
+# It takes what is no address or name too ("999.1.1.1"): a browser sends no such Host.
+# In the local network others may answer for a name without a dot: PROXY_API_KEY helps.
 _LOCAL_HOST = re.compile(r"([^.:]*|.*\.localhost|\d+(\.\d+){3}|\[[0-9a-f:.]+\])(:\d+)?")
 
 

@@ -48,6 +48,8 @@ def handle(
     call: Callable[[_Object], _Object],
 ) -> _Object | None:
     """Answer a message, or None when it wants no answer; `call` runs the tool."""
+    if isinstance(message, list):
+        return error(None, INVALID_REQUEST, "Send one message at a time.")
     if not isinstance(message, dict):
         message = {}
     if _is_response(message):

@@ -35,7 +35,7 @@ from code_api.upload import BadUpload, take_form
 from config import MAX_BODY_BYTES, VERSION, Config, log
 from formatter import echo, format_run
 from images import deliver, json_pieces, published
-from mcp_server import PARSE_ERROR, error, handle, tool_result
+from mcp_server import PARSE_ERROR, PROTOCOL_VERSIONS, error, handle, tool_result
 from metrics import (
     DOWNLOAD_BYTES,
     IN_FLIGHT,
@@ -66,6 +66,7 @@ _LOOPBACK = re.compile(r"(|(.*\.)?localhost|127(\.\d+){3}|0\.0\.0\.0|\[::1?\])(:
 _ASK_FOR_KEY = "Send this service's PROXY_API_KEY as Authorization: Bearer."
 _ASK_TO_SHOW = "To show the user these images, repeat these lines unchanged:"
 _WRONG_TYPE = "Send the body as Content-Type: application/json."
+_WRONG_VERSION = f"MCP-Protocol-Version must be one of {', '.join(PROTOCOL_VERSIONS)}."
 _TOO_LARGE = "The body has more than {:,} bytes."
 # A script of 10 MiB twice in base64, which is how create_file sends a file.
 MAX_EXEC_BODY_BYTES = 32 * 1024 * 1024
@@ -259,6 +260,10 @@ class _Service:
 
     def mcp(self) -> Response:
         """Answer one message of MCP's; 202 without a body where none is wanted."""
+        # Older clients, and each client's first message, come without it.
+        version = request.headers.get("MCP-Protocol-Version", PROTOCOL_VERSIONS[0])
+        if version not in PROTOCOL_VERSIONS:
+            raise BadRequest(_WRONG_VERSION)
         try:
             message = _json_body()
         except BadRequest as exc:

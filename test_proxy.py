@@ -732,6 +732,8 @@ HOSTS = {
     "[2001:db8::1]": 200,
     "localhost": 200,
     "LocalHost:3001": 200,
+    "a.localhost": 200,
+    "999.1.1.1": 200,
     "e2b-proxy:3001": 200,
     "code.example.com": 200,
     "CODE.example.com:443": 200,

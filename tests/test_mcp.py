@@ -288,7 +288,21 @@ def test_each_version_that_is_served_may_stand_in_the_header(
     assert response.json()["result"] == {}
 
 
-# --- what is malformed or unknown -------------------------------------------------------------
+@pytest.mark.parametrize("version", ["2026-01-01", "1.0", "2025-11-25, 2025-06-18", ""])
+def test_a_version_in_the_header_that_is_not_served_is_400(
+    service: Service, e2b: LocalE2B, version: str
+) -> None:
+    created_before = e2b.state()["created"]
+    params = {"name": "execute_python", "arguments": {"code": "1"}}
+    asked = message("tools/call", params)
+    response = send(service, asked, **{"MCP-Protocol-Version": version})
+    assert response.status_code == 400
+    assert VERSIONS[0] in response.json()["error"]["message"]
+    assert not LOGIN_WORDS.search(response.json()["error"]["message"])
+    assert e2b.state()["created"] == created_before
+
+
+# --- what is malformed or unknown ----------------------------------------------------
 
 MALFORMED = {
     "empty": ("", PARSE_ERROR),
@@ -326,6 +340,14 @@ def test_what_is_no_request_is_a_json_rpc_error(service: Service, row: str) -> N
     assert error_of(response)["code"] == code
     assert response.status_code == (400 if code == PARSE_ERROR else 200)
     assert response.json()["id"] is None
+
+
+def test_a_batch_is_refused_in_words(service: Service) -> None:
+    response = send(service, [message("ping"), message("ping")])
+    assert error_of(response) == {
+        "code": INVALID_REQUEST,
+        "message": "Send one message at a time.",
+    }
 
 
 @pytest.mark.parametrize("message_id", ["NaN", "Infinity", "-1e999", "true"])
