@@ -203,8 +203,8 @@ class _Service:
         g.started = monotonic()
         g.fields = {}
         g.request_id = _request_id(request.headers.get("X-Request-Id", ""))
-        if request.method != "POST":
-            return
+        if request.method in ("GET", "HEAD", "OPTIONS"):
+            return  # they change nothing
         host = request.headers.get("Host", "")
         # A page that was let in by its name has no key to send.
         if not (
@@ -494,14 +494,15 @@ def _milliseconds(duration_s: float) -> float:
 def _error(exc: HTTPException) -> Response:
     """An error in the one form that all have, but for those of the code API."""
     code = str(exc.name).lower().replace(" ", "_")
-    if request.path.startswith("/v1/"):
-        return _code_api_error(exc.code or 500, code, str(exc.description))
-    body = {
-        "code": code,
-        "message": exc.description,
-        "request_id": g.request_id,
-    }
-    return _json({"error": body}, exc.code or 500, exc.get_headers())
+    body: dict[str, Any] = {"error": code, "message": exc.description}
+    if not request.path.startswith("/v1/"):
+        error = {
+            "code": code,
+            "message": exc.description,
+            "request_id": g.request_id,
+        }
+        body = {"error": error}
+    return _json(body, exc.code or 500, exc.get_headers())
 
 
 def _code_api_error(status: int, code: str, message: str, **more: object) -> Response:

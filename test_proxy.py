@@ -10,6 +10,7 @@ import socket
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPResponse
+from pathlib import Path
 from time import monotonic
 from typing import Any
 
@@ -53,9 +54,12 @@ def service(start: Callable[..., Service]) -> Service:
 
 
 @pytest.fixture(scope="module")
-def guarded(start: Callable[..., Service]) -> Service:
-    """The service with an API key."""
-    return start(PROXY_API_KEY=API_KEY)
+def guarded(
+    start: Callable[..., Service], tmp_path_factory: pytest.TempPathFactory
+) -> Service:
+    """The service with an API key, and with the code API."""
+    folder = tmp_path_factory.mktemp("files")
+    return start(PROXY_API_KEY=API_KEY, FILES_DIR=str(folder))
 
 
 @pytest.fixture(scope="module")
@@ -710,8 +714,10 @@ def test_published_pictures_need_no_key(guarded: Service) -> None:
     assert http.get(f"{guarded.url}/images/x.png", timeout=5).status_code == 404
 
 
-def test_everything_else_needs_the_key(guarded: Service) -> None:
-    rules = list(create_app(Config(e2b_api_key=E2B_KEY)).url_map.iter_rules())
+def test_everything_else_needs_the_key(guarded: Service, tmp_path: Path) -> None:
+    app = create_app(Config(e2b_api_key=E2B_KEY, files_dir=tmp_path))
+    rules = list(app.url_map.iter_rules())
+    app.extensions["service"].close()
     others = [r for r in rules if r.rule not in [*OPEN_PATHS, "/images/<name>"]]
     assert {"/execute", "/mcp", "/metrics"} <= {rule.rule for rule in others}
     for rule in others:
@@ -852,6 +858,12 @@ def test_every_post_of_a_foreign_page_is_403(
     response = http.post(service.url + path, headers=header, timeout=5)
     assert response.status_code == 403
     error_of(response)
+
+
+def test_a_foreign_page_deletes_nothing(service: Service) -> None:
+    for header in ({"Origin": "http://evil.example"}, {"Host": "evil.example"}):
+        url = f"{service.url}/v1/files/a/b"
+        assert http.delete(url, headers=header, timeout=5).status_code == 403
 
 
 def test_no_other_origin_is_ever_let_in(service: Service) -> None:
@@ -1005,6 +1017,10 @@ METRICS = {
     "e2b_proxy_kills_failed": "counter",
     "e2b_proxy_sandbox_seconds": "counter",
     "e2b_proxy_picture_bytes": "counter",
+    "e2b_proxy_execs": "counter",
+    "e2b_proxy_uploads": "counter",
+    "e2b_proxy_upload_bytes": "counter",
+    "e2b_proxy_download_bytes": "counter",
 }
 
 
