@@ -20,20 +20,38 @@ bind = f"{settings.host}:{settings.port}"
 # One worker: the limits are the process's, and the SDK's transport does not survive a fork.
 workers = 1
 worker_class = PatientWorker
+# The process's own, beside those of runs: its stream, its create or kill, a picture's pipe.
+OWN_DESCRIPTORS = 32
+RUN_DESCRIPTORS = 3
+max_descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+# As many runs as all find their descriptors, and one for the caller of each.
+max_runs = (max_descriptors - OWN_DESCRIPTORS) // (RUN_DESCRIPTORS + 1)
+runs = min(settings.max_concurrent_runs, max_runs)
+left_descriptors = max_descriptors - OWN_DESCRIPTORS - RUN_DESCRIPTORS * runs
+# Each of more waits in the system's queue until one of these is closed.
+worker_connections = min(4000, left_descriptors)
 # A run may still be drawing or sending when its slot has a next one; the rest is for /health.
-threads = 2 * settings.max_concurrent_runs + 8
-max_open_files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-worker_connections = max(100, min(4000, max_open_files // 2))
+threads = min(2 * runs + 8, worker_connections - 1)
 # s; above Node's 5 s, or LibreChat sees ECONNRESET now and then.
 keepalive = 65
 # s; the longest request, then the kills.
 graceful_timeout = settings.longest_request_s() + 10
 worker_tmp_dir = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108
 control_socket_disable = True
+# By default a proxy on this machine may set SCRIPT_NAME: then the path that it checked is not
+# the one that is served.
+forwarder_headers = ""
 logger_class = JsonLogger
 
 
 def when_ready(server):
+    if runs < settings.max_concurrent_runs:
+        server.log.warning(
+            "The limit of %s open files holds %s runs at once, MAX_CONCURRENT_RUNS is %s",
+            max_descriptors,
+            runs,
+            settings.max_concurrent_runs,
+        )
     local_hosts = ("127.0.0.1", "[::1]", "localhost")
     if not settings.proxy_api_key and settings.host not in local_hosts:
         server.log.warning(

@@ -1,12 +1,22 @@
-"""The log's lines: one JSON object each, in which no key ever stands."""
+"""The log: lines of JSON in which no key ever stands, written by a thread of its own."""
 
+import atexit
+import contextlib
 import json
 import logging
+import os
+import queue
+import threading
 from collections.abc import Iterable
 from datetime import UTC, datetime
 
 # A shorter "key" would be found, and hidden, in ordinary words.
 _MIN_HIDDEN_CHARS = 8
+# Half a MB. A burst is shorter; a reader that is so far behind does not read at all.
+_MAX_WAITING_LINES = 1000
+# At the end of the process, for a reader that is slow.
+_DRAIN_S = 2
+_STDOUT = 1
 
 
 class JsonFormatter(logging.Formatter):
@@ -27,3 +37,60 @@ class JsonFormatter(logging.Formatter):
         for key in self._keys:
             text = text.replace(key, "[key]")
         return text
+
+
+class QueuedStdout(logging.Handler):
+    """Writes to stdout and never has a caller wait for who reads it.
+
+    Lines that find the queue full are dropped; a later line says how many.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._reset()
+        os.register_at_fork(after_in_child=self._reset)
+        atexit.register(self._drain)
+
+    def _reset(self) -> None:
+        """Start empty: a fork takes no thread along, and perhaps a lock that it held."""
+        self._lines: queue.Queue[str] = queue.Queue(_MAX_WAITING_LINES)
+        self._dropped = 0
+        self._writer = threading.Thread(target=self._write_lines, daemon=True)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if not self._writer.ident:
+            self._writer.start()
+        try:
+            self._lines.put_nowait(self.format(record))
+        except queue.Full:
+            self._dropped += 1
+
+    def _drain(self) -> None:
+        """Wait until all is written, for a limited time."""
+        is_written = self._lines.all_tasks_done
+        with is_written:
+            is_written.wait_for(lambda: not self._lines.unfinished_tasks, _DRAIN_S)
+
+    def _write_lines(self) -> None:
+        while True:
+            _write(self._lines.get())
+            if self._dropped:
+                _write(self._dropped_line())
+            self._lines.task_done()
+
+    def _dropped_line(self) -> str:
+        self.acquire()  # as whoever calls emit()
+        dropped = self._dropped
+        self._dropped = 0
+        self.release()
+        message = f"{dropped} lines of this log were dropped: nobody read it"
+        record = {"levelname": "WARNING", "msg": message}
+        return self.format(logging.makeLogRecord(record))
+
+
+def _write(line: str) -> None:
+    data = f"{line}\n".encode()
+    # An error: the reader is gone, and there is nowhere else to say so.
+    with contextlib.suppress(OSError):
+        while data:
+            data = data[os.write(_STDOUT, data) :]

@@ -75,8 +75,6 @@ _NOT_STATEFUL = "Each exec has a sandbox of its own here."
 _NO_PROGRAMS = "Programs that call tools are not supported: use /exec."
 _UNREADABLE = "The body is no JSON that can be read."
 _FULL = f"Every place for a run is taken. Try again in {RETRY_AFTER_S} seconds."
-# A response is sent in steps; a client that takes none of it for so long is given up.
-_SEND_TIMEOUT_S = 30
 
 
 def __getattr__(name: str) -> Flask:
@@ -243,7 +241,6 @@ class _Service:
         }
         level = logging.DEBUG if request.endpoint == "health" else logging.INFO
         log.log(level, "request", extra={"fields": fields})
-        _limit_sending()
         return response
 
     # --- runs
@@ -284,7 +281,6 @@ class _Service:
 
     def _run(self, code: str, limit_s: int) -> Run:
         """Run code that is valid. Raises ServiceUnavailable if all slots are taken."""
-        _limit_sending()
         digest = hashlib.sha256(code.encode()).hexdigest()
         g.fields |= {"code_chars": len(code), "code_sha256": digest[:16]}
         try:
@@ -386,7 +382,6 @@ class _CodeApi:
             return _code_api_error(409, "execution_profile_mismatch", _NOT_STATEFUL)
         body = _json_body(MAX_EXEC_BODY_BYTES)
         given = parse_exec(body, self._store, self._config.run_timeout_s)
-        _limit_sending()
         an_exec = Exec(given, self._pool, self._store, self._config)
         reply = an_exec.run()
         g.fields |= {
@@ -419,7 +414,6 @@ class _CodeApi:
         content_type = request.headers.get("Content-Type", "")
         max_bytes = self._config.max_file_bytes
         reply, size = take_form(self._store, request.stream, content_type, max_bytes)
-        _limit_sending()
         UPLOAD_BYTES.inc(size)
         UPLOADS.labels("refused").inc(reply["failed"])
         UPLOADS.labels("kept").inc(len(reply["files"]) - reply["failed"])
@@ -556,10 +550,3 @@ def _json_body(max_bytes: int = MAX_BODY_BYTES) -> object:
         return json.loads(body)
     except (ValueError, RecursionError):
         raise BadRequest(_UNREADABLE) from None
-
-
-def _limit_sending() -> None:
-    """Bound each step of sending; to gunicorn.conf.py: the request is all here."""
-    connection = request.environ.get("gunicorn.socket")
-    if connection:
-        connection.settimeout(_SEND_TIMEOUT_S)

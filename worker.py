@@ -7,25 +7,37 @@ connections and polls those that are silent; a pool of threads answers requests:
     accept -> enqueue_req -> handle (in a thread) -> finish_request (in the main thread)
 """
 
-import contextlib
 import logging
 import os
 import socket
-import sys
-import time
-from concurrent.futures import Future
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from math import inf
+from time import monotonic
 from typing import Any
 
-from gunicorn import glogging
-from gunicorn.workers import gthread
+from gunicorn import glogging, util
+from gunicorn.workers.gthread import _DEFER, TConn, ThreadWorker
 
 from config import Config
-from json_log import JsonFormatter
+from json_log import JsonFormatter, QueuedStdout
 
-# For a request to arrive whole: LibreChat sends its own in milliseconds.
-_RECEIVE_LIMIT_S = 15
-# For a reply to be sent, beyond the longest run and the kills after it.
-_SEND_MARGIN_S = 20
+# Slow is whom a thread waits for longer than the bytes that came are worth, at this rate.
+_FAIR_BYTES_PER_S = 16 * 1024
+# Bytes are worth this much waiting at most: who keeps the rate over any 10 s is never slow.
+_MAX_CREDIT_S = 10
+# A slow client is cut off after this, and no request before it is 15 s old.
+_RECEIVE_LIMIT_S = 10
+_MIN_AGE_S = 15
+_SEND_LIMIT_S = 30
+# The same when slow clients hold half of the threads, and when no other is free either.
+_LIMIT_AT_HALF_S = 1
+_LIMIT_AT_NONE_FREE_S = 0.2
+_CHECK_EVERY_S = 0.1
+_PIECE_BYTES = 64 * 1024
+# One for the process: gunicorn may set its logger up again.
+_STDOUT = QueuedStdout()
 
 
 class JsonLogger(glogging.Logger):
@@ -34,56 +46,137 @@ class JsonLogger(glogging.Logger):
     def setup(self, cfg: Any) -> None:
         settings = Config.from_env(os.environ)
         level = settings.log_level.upper()
-        handler = logging.StreamHandler(sys.stdout)
         keys = (settings.e2b_api_key, settings.proxy_api_key)
-        handler.setFormatter(JsonFormatter(keys))
-        logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+        _STDOUT.setFormatter(JsonFormatter(keys))
+        logging.basicConfig(handlers=[_STDOUT], level=logging.WARNING, force=True)
         logging.getLogger("e2b_proxy").setLevel(level)
         self.error_log.setLevel(level)
         self.error_log.propagate = True
 
 
-class PatientWorker(gthread.ThreadWorker):
-    """A threaded worker that bounds how long a slow or silent client holds a thread."""
+class ClientSocket(socket.socket):
+    """A connection that knows since when its client keeps a thread waiting."""
+
+    # On the monotonic clock, in seconds; never, while no thread waits.
+    slow_since = inf
+    cut_at = inf
+    _started_at = 0.0
+    _credit_s = 0.0
+
+    def start_request(self) -> None:
+        self._started_at = monotonic()
+        self._credit_s = 0.0
+
+    def recv(self, size: int, flags: int = 0) -> bytes:
+        began_at = monotonic()
+        self.slow_since = began_at + self._credit_s
+        is_old_at = self._started_at + _MIN_AGE_S
+        self.cut_at = max(is_old_at, self.slow_since + _RECEIVE_LIMIT_S)
+        data = super().recv(size, flags)
+        self.slow_since = self.cut_at = inf
+        self._credit_s += len(data) / _FAIR_BYTES_PER_S
+        self._credit_s -= monotonic() - began_at
+        self._credit_s = min(self._credit_s, _MAX_CREDIT_S)
+        return data
+
+    def sendall(self, data: Any, flags: int = 0) -> None:
+        """In pieces. What the system buffers earns no credit: nobody has read it yet."""
+        self.cut_at = monotonic() + _SEND_LIMIT_S
+        for start in range(0, len(data), _PIECE_BYTES):
+            self.slow_since = monotonic()
+            super().sendall(data[start : start + _PIECE_BYTES], flags)
+            self.cut_at += _PIECE_BYTES / _FAIR_BYTES_PER_S
+        self.slow_since = self.cut_at = inf
+
+
+class PatientWorker(ThreadWorker):
+    """A threaded worker that bounds how long slow and silent clients hold its threads."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._handled_since: dict[gthread.TConn, float] = {}  # monotonic, s
-        self._request_limit_s = self.cfg.graceful_timeout + _SEND_MARGIN_S
+        self._handled: set[ClientSocket] = set()  # each has a thread
+        # Clients that are slow to close may keep a quarter of the threads.
+        self._may_linger = threading.Semaphore(self.cfg.threads // 4)
 
-    def enqueue_req(self, conn: gthread.TConn) -> None:
+    def get_thread_pool(self) -> ThreadPoolExecutor:
+        """All threads from the start: one that cannot be had is not found out under load."""
+        pool = ThreadPoolExecutor(self.cfg.threads)
+        all_started = threading.Barrier(self.cfg.threads)
+        for _ in range(self.cfg.threads):
+            pool.submit(all_started.wait)
+        return pool
+
+    def accept(self, listener: socket.socket) -> None:
+        try:
+            super().accept(listener)
+        except OSError:
+            # No descriptor is left, say: none is accepted until the next check.
+            self.worker_connections = self.nr_conns
+
+    def enqueue_req(self, conn: TConn) -> None:
         """Give a connection a thread, once its first bytes are there."""
         if conn.initialized or conn.data_ready:
             super().enqueue_req(conn)
             return
+        conn.sock = ClientSocket(fileno=conn.sock.detach())
         # The poller waits for the first bytes; gunicorn would hold a thread for 5 s.
         deferred: Future[object] = Future()
-        deferred.set_result(gthread._DEFER)
+        deferred.set_result(_DEFER)
         self.finish_request(conn, deferred)
 
-    def handle(self, conn: gthread.TConn) -> object:
-        self._handled_since[conn] = time.monotonic()
+    def handle(self, conn: TConn) -> object:
+        conn.sock.start_request()
+        self._handled.add(conn.sock)
         try:
-            return super().handle(conn)
+            is_kept = super().handle(conn)
+            if not is_kept:
+                self._close(conn.sock)
+            return is_kept
         finally:
-            del self._handled_since[conn]
+            self._handled.discard(conn.sock)
 
-    def notify(self) -> None:
-        """Called every second: cut off whose request, or the reply to it, takes too long."""
-        super().notify()
+    def _close(self, sock: ClientSocket) -> None:
+        """Close in the connection's own thread; gunicorn would have its main thread wait.
+
+        A client that still sends reads its reply only if what it sends is taken (for 2 s).
+        Where too many do, the others may lose the reply.
+        """
+        if self._may_linger.acquire(blocking=False):
+            util.close_graceful(sock)
+            self._may_linger.release()
+        else:
+            sock.close()
+
+    def finish_request(self, conn: TConn, fs: Future[object]) -> None:
+        if conn.sock.fileno() < 0:  # closed
+            self.nr_conns -= 1
+        else:
+            super().finish_request(conn, fs)
+
+    def wait_for_and_dispatch_events(self, timeout: float) -> None:
+        """The main thread's step, repeated to the end; then look after the clients."""
+        self.worker_connections = self.cfg.worker_connections
+        super().wait_for_and_dispatch_events(min(timeout, _CHECK_EVERY_S))
         if not self._accepting:
-            # At the end, and when there are too many, silent ones go first.
+            # There are too many, or it is the end: silent ones go first. At the end gunicorn
+            # itself gives those that had an answer 2 s for what they may be sending.
             for conn in self.pending_conns:
                 conn.timeout = 0
-        for conn, since in list(self._handled_since.items()):
-            age_s = time.monotonic() - since
-            with contextlib.suppress(OSError):  # it is gone already
-                if age_s > _RECEIVE_LIMIT_S and _is_receiving(conn.sock):
-                    conn.sock.shutdown(socket.SHUT_RD)
-                elif age_s > self._request_limit_s:
-                    conn.sock.shutdown(socket.SHUT_RDWR)
+            if self.alive:
+                self._cap_keepalive(0)
+        self._cut_slow_clients()
 
-
-def _is_receiving(sock: socket.socket) -> bool:
-    """The application sets a timeout on the socket once it has the whole request."""
-    return sock.gettimeout() is None
+    def _cut_slow_clients(self) -> None:
+        now = monotonic()
+        handled = list(self._handled)
+        before = now - _CHECK_EVERY_S
+        slow = [sock for sock in handled if sock.slow_since < before]
+        limit_s = inf
+        if len(slow) >= self.cfg.threads / 2:
+            is_any_free = len(handled) < self.cfg.threads
+            limit_s = _LIMIT_AT_HALF_S if is_any_free else _LIMIT_AT_NONE_FREE_S
+        for sock in slow:
+            if now > min(sock.cut_at, sock.slow_since + limit_s):
+                # Its thread is woken: nothing more comes, and nobody takes what it sends.
+                with suppress(OSError):
+                    sock.shutdown(socket.SHUT_RDWR)

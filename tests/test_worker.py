@@ -10,7 +10,8 @@ import sys
 from importlib.metadata import version
 
 import pytest
-from gunicorn import glogging
+from gunicorn import glogging, util
+from gunicorn.http import unreader
 from gunicorn.workers import gthread
 
 from conftest import ROOT
@@ -49,13 +50,20 @@ def test_each_method_of_the_worker_and_the_logger_overrides_one_that_takes_the_s
 
 
 def test_the_base_classes_use_what_the_worker_reads_and_sets() -> None:
-    worker = inspect.getsource(gthread.ThreadWorker)
-    for name in ("self.pending_conns", "self._accepting", "result is _DEFER"):
-        assert name in worker, WHEN_IT_CHANGES
-    connection = inspect.getsource(gthread.TConn)
-    for name in ("self.initialized", "self.data_ready", "self.timeout", "self.sock"):
-        assert name in connection, WHEN_IT_CHANGES
-    assert "self.error_log" in inspect.getsource(glogging.Logger), WHEN_IT_CHANGES
+    used = {
+        gthread.ThreadWorker: (
+            *("self.nr_conns < self.worker_connections", "self._accepting"),
+            *("self.pending_conns", "self._cap_keepalive(", "result is _DEFER"),
+            *("self.get_thread_pool()", "self.wait_for_and_dispatch_events("),
+        ),
+        gthread.TConn: ("self.initialized", "self.data_ready", "self.sock"),
+        unreader.SocketUnreader: ("self.sock.recv(size)",),
+        util.write: ("sock.sendall(data)",),
+        glogging.Logger: ("self.error_log",),
+    }
+    for owner, texts in used.items():
+        for text in texts:
+            assert text in inspect.getsource(owner), f"{text}: {WHEN_IT_CHANGES}"
 
 
 # --- the lines of the log -----------------------------------------------------

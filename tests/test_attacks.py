@@ -1,0 +1,413 @@
+"""Clients that mean harm, with and without a key: /health answers all the while.
+
+Afterwards the worker is the same process, with as many threads and descriptors, and every slot
+is free.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import resource
+import secrets
+import selectors
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+import requests
+from local_e2b import LocalE2B
+
+from conftest import E2B_KEY, OK_RUN, ROOT, Service, e2b_at, free_port, text_of
+
+PROXY_KEY = "proxy-key-0123456789-abcdef"
+AUTHORIZATION = {"Authorization": f"Bearer {PROXY_KEY}"}
+MAX_GROWTH_MB = 64
+# More than the queue of the log and a pipe hold.
+REQUESTS = 1800
+
+pytestmark = pytest.mark.usefixtures("untraced")
+
+
+@pytest.fixture(scope="module")
+def e2b() -> Iterator[LocalE2B]:
+    with LocalE2B(script={"run": OK_RUN}) as stand_in:
+        yield stand_in
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("images")
+    picture = folder / f"e2b-{secrets.token_urlsafe(24)}.png"
+    picture.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(5_000_000))
+    return folder
+
+
+@pytest.fixture(scope="module", params=["", PROXY_KEY], ids=["no key", "key"])
+def service(
+    request: pytest.FixtureRequest, e2b: LocalE2B, images: Path
+) -> Iterator[Service]:
+    service = Service(
+        e2b_at(e2b.url)
+        | {
+            "PROXY_API_KEY": request.param,
+            "IMAGE_DIR": str(images),
+            "IMAGE_URL": "http://127.0.0.1/images",
+        }
+    )
+    try:
+        service.wait_until_ready()
+        assert text_of(execute(service))
+        yield service
+    finally:
+        service.stop()
+
+
+def execute(service: Service, path: str = "/execute") -> requests.Response:
+    return requests.post(
+        service.url + path, json={"code": "1"}, headers=AUTHORIZATION, timeout=100
+    )
+
+
+# --- what is watched -----------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Footprint:
+    pid: int
+    threads: int
+    descriptors: int
+
+    @classmethod
+    def of(cls, service: Service) -> Footprint:
+        worker = worker_of(service)
+        return cls(worker.pid, worker.num_threads(), worker.num_fds())
+
+
+def worker_of(service: Service) -> psutil.Process:
+    (worker,) = psutil.Process(service.process.pid).children()
+    return worker
+
+
+@contextmanager
+def nothing_remains(service: Service) -> Iterator[None]:
+    before = Footprint.of(service)
+    memory = worker_of(service).memory_info().rss
+    yield
+    give_up_at = time.monotonic() + 20
+    while Footprint.of(service) != before and time.monotonic() < give_up_at:
+        time.sleep(0.05)
+    assert Footprint.of(service) == before
+    grown_mb = (worker_of(service).memory_info().rss - memory) / 1e6
+    assert grown_mb < MAX_GROWTH_MB
+    health = requests.get(f"{service.url}/health", timeout=20).json()
+    assert health["runs_in_flight"] == 0
+    assert text_of(execute(service))
+
+
+def health_s(service: Service, for_s: float) -> list[float]:
+    """How long GET /health took, again and again on new connections; the longest last."""
+    took_s = []
+    give_up_at = time.monotonic() + for_s
+    while time.monotonic() < give_up_at:
+        started_at = time.monotonic()
+        response = requests.get(f"{service.url}/health", timeout=100)
+        assert response.ok
+        took_s.append(time.monotonic() - started_at)
+        time.sleep(0.02)
+    return sorted(took_s)
+
+
+def connected(service: Service) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", service.port), timeout=100)
+
+
+class Attackers(threading.Thread):
+    """Connections that begin with `first` and send `drop` every half second.
+
+    They read nothing. One that is cut off comes again at once.
+    """
+
+    def __init__(
+        self, service: Service, count: int, first: bytes, drop: bytes = b""
+    ) -> None:
+        super().__init__()
+        self._service = service
+        self._first = first
+        self._drop = drop
+        self._ended = threading.Event()
+        self._sockets = [self._connect() for _ in range(count)]
+
+    def _connect(self) -> socket.socket:
+        attacker = socket.socket()
+        attacker.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        attacker.settimeout(5)
+        attacker.connect(("127.0.0.1", self._service.port))
+        attacker.sendall(self._first)
+        attacker.setblocking(False)
+        return attacker
+
+    def run(self) -> None:
+        while not self._ended.wait(0.05):
+            for at, attacker in enumerate(self._sockets):
+                if self._is_cut(attacker):
+                    attacker.close()
+                    with suppress(OSError):
+                        self._sockets[at] = self._connect()
+            if self._drop and time.monotonic() % 0.5 < 0.06:
+                for attacker in self._sockets:
+                    with suppress(OSError):
+                        attacker.send(self._drop)
+
+    @staticmethod
+    def _is_cut(attacker: socket.socket) -> bool:
+        poller = selectors.PollSelector()
+        try:
+            poller.register(attacker, selectors.EVENT_WRITE)
+            attacker.getpeername()
+            return not attacker.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return False
+        except (OSError, ValueError):
+            return True
+
+    def __enter__(self) -> Attackers:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self.join()
+        for attacker in self._sockets:
+            attacker.close()
+
+
+def head(first_line: str, *headers: str) -> bytes:
+    return "\r\n".join([first_line, "Host: localhost", *headers, "", ""]).encode()
+
+
+POST = "POST /execute HTTP/1.1"
+JSON = "Content-Type: application/json"
+
+
+# --- the end of connections -----------------------------------------------------
+
+
+def test_300_clients_that_do_not_close_leave_health_quick(service: Service) -> None:
+    """gunicorn's main thread would wait for each of them, for up to 2 s."""
+    body = b"{" * 9
+    closing_post = head(POST, "Connection: close", JSON, "Content-Length: 9") + body
+    with nothing_remains(service), ExitStack() as stack:
+        clients = [stack.enter_context(connected(service)) for _ in range(300)]
+        kept = clients[:100]
+        for client in kept:
+            client.sendall(head("GET /health HTTP/1.1"))
+        for client in kept:
+            assert client.recv(65_536).startswith(b"HTTP/1.1 200")
+        for client in kept:
+            client.sendall(head("GET /health HTTP/1.1", "Connection: close"))
+        for client in clients[100:200]:
+            client.sendall(head("GET /health HTTP/1.0"))
+        for client in clients[200:]:
+            client.sendall(closing_post)
+        took_s = health_s(service, 1.5)
+    assert took_s[-2] < 0.5, took_s[-5:]  # but for one that the machine made wait
+
+
+def test_a_client_that_still_sends_reads_why_it_was_refused_and_is_not_reset(
+    service: Service,
+) -> None:
+    with connected(service) as client:
+        client.sendall(head(POST, "Connection: close", "Content-Length: 40000"))
+        refusal = client.recv(65_536)
+        assert re.match(rb"HTTP/1.1 4(01|15) ", refusal)
+        for _ in range(40):
+            client.sendall(b" " * 1000)
+        while client.recv(65_536):
+            pass  # to its end
+
+
+# --- slow clients -----------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        pytest.param((b"GET /health HTTP/1.1\r\nX-A: ", b"b"), id="drip a header"),
+        pytest.param((head(POST, JSON, "Content-Length: 900"), b" "), id="drip a body"),
+    ],
+)
+def test_100_clients_that_send_a_byte_each_half_second_leave_health_quick(
+    service: Service, attack: tuple[bytes, bytes]
+) -> None:
+    with nothing_remains(service), Attackers(service, 100, *attack):
+        took_s = health_s(service, 2.5)
+    assert took_s[-2] < 1, took_s[-5:]
+
+
+def test_60_clients_that_do_not_read_a_picture_leave_health_quick(
+    service: Service, images: Path
+) -> None:
+    (picture,) = images.iterdir()
+    first = head(f"GET /images/{picture.name} HTTP/1.1")
+    with nothing_remains(service), Attackers(service, 60, first):
+        took_s = health_s(service, 2.5)
+    assert took_s[-2] < 1, took_s[-5:]
+
+
+def test_an_upload_at_a_fair_rate_is_not_cut_off_among_slow_clients(
+    service: Service,
+) -> None:
+    """Here 130 KB each 5 s: over any 10 s that is more than 16 KiB/s."""
+    body = json.dumps({"code": "1"}).ljust(260_000).encode()
+    slow = (head(POST, JSON, "Content-Length: 900"), b" ")
+    request = head(
+        POST, JSON, f"Content-Length: {len(body)}", f"Authorization: Bearer {PROXY_KEY}"
+    )
+    with Attackers(service, 60, *slow), connected(service) as client:
+        client.sendall(request)
+        for start in range(0, len(body), 130_000):
+            if start:
+                time.sleep(5)
+            client.sendall(body[start : start + 130_000])
+        assert client.recv(65_536).startswith(b"HTTP/1.1 200")
+
+
+# --- headers of a proxy -----------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("first_line", "header"),
+    [
+        ("POST /images/execute HTTP/1.0", "SCRIPT_NAME: /images"),
+        ("POST /images/execute HTTP/1.0", "Script-Name: /images"),
+        ("POST /images/execute HTTP/1.0", "PATH_INFO: /execute"),
+        ("GET /images/metrics HTTP/1.0", "SCRIPT_NAME: /images"),
+        ("GET /images/metrics HTTP/1.0", "PATH_INFO: /metrics"),
+    ],
+)
+def test_no_header_changes_the_path_that_is_served(
+    service: Service, e2b: LocalE2B, first_line: str, header: str
+) -> None:
+    """A proxy may pass on /images/ only, and every header."""
+    created = e2b.state()["created"]
+    body = b'{"code": "1"}'
+    key = f"Authorization: Bearer {PROXY_KEY}"
+    with connected(service) as client:
+        client.sendall(head(first_line, header, key, JSON, "Content-Length: 13") + body)
+        assert re.match(rb"HTTP/1.0 40[45] ", client.recv(65_536))
+    assert e2b.state()["created"] == created
+
+
+# --- descriptors -----------------------------------------------------
+
+
+@contextmanager
+def descriptors_limited_to(limit: int) -> Iterator[None]:
+    """For what is started meanwhile."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize("key", ["", PROXY_KEY], ids=["no key", "key"])
+def test_a_limit_on_descriptors_that_cannot_hold_the_cap_costs_no_run(key: str) -> None:
+    with LocalE2B(script={"run": {"run_s": 0.5, **OK_RUN}}) as e2b:
+        settings = {"MAX_CONCURRENT_RUNS": "200", "PROXY_API_KEY": key}
+        with descriptors_limited_to(256):
+            service = Service(e2b_at(e2b.url) | settings)
+        try:
+            service.wait_until_ready()
+            worker = worker_of(service)
+            with ThreadPoolExecutor(126) as threads:
+                replies = list(threads.map(execute, [service] * 126))
+            assert worker_of(service) == worker
+            statuses = [reply.status_code for reply in replies]
+            assert set(statuses) <= {200, 503}
+            assert statuses.count(200) >= 40
+            for reply in replies:
+                assert reply.headers.get("X-Run-Outcome", "ok") == "ok"
+            (warning,) = [line for line in service.lines if '"warning"' in line]
+            assert "256" in warning
+            assert "200" in warning
+        finally:
+            service.stop()
+
+
+def test_running_out_of_descriptors_is_survived(service: Service) -> None:
+    worker = worker_of(service)
+    before = worker.rlimit(psutil.RLIMIT_NOFILE)
+    with nothing_remains(service):
+        worker.rlimit(psutil.RLIMIT_NOFILE, (worker.num_fds() + 5, before[1]))
+        with ExitStack() as stack:
+            for _ in range(20):
+                stack.enter_context(connected(service))
+            assert health_s(service, 0.5)
+        worker.rlimit(psutil.RLIMIT_NOFILE, before)
+
+
+# --- a log that nobody reads -----------------------------------------------------
+
+
+@contextmanager
+def unread(e2b: LocalE2B, key: str) -> Iterator[subprocess.Popen[str]]:
+    """A service that was asked more often than its log holds lines, which nobody read."""
+    port = free_port()
+    settings = {"E2B_API_KEY": E2B_KEY, "PORT": str(port), "PROXY_API_KEY": key}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gunicorn", "proxy:app"],
+        cwd=ROOT,
+        env=os.environ | e2b_at(e2b.url) | settings,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout
+    try:
+        while "Booting worker" not in process.stdout.readline():
+            pass
+        with requests.Session() as session:
+            for number in range(REQUESTS):
+                url = f"http://127.0.0.1:{port}/nothing/{number}"
+                assert session.get(url, timeout=20).status_code in (401, 404)
+        yield process
+    finally:
+        process.kill()
+        process.stdout.close()
+        process.wait()
+
+
+@pytest.mark.parametrize("key", ["", PROXY_KEY], ids=["no key", "key"])
+def test_a_log_that_nobody_reads_keeps_no_one_waiting_and_says_what_is_missing(
+    e2b: LocalE2B, key: str
+) -> None:
+    with unread(e2b, key) as process:
+        process.terminate()
+        lines = list(process.stdout or [])
+        assert process.wait(20) == 0
+    dropped = 0
+    for line in lines:
+        found = re.search("([0-9]+) lines of this log were dropped", line)
+        dropped += int(found[1]) if found else 0
+    logged = [line for line in lines if "/nothing/" in line]
+    assert dropped > 0
+    assert len(logged) + dropped == REQUESTS
+    assert "Shutting down: Master" in lines[-1]
+
+
+def test_a_log_that_nobody_reads_does_not_keep_the_service_from_stopping(
+    e2b: LocalE2B,
+) -> None:
+    with unread(e2b, "") as process:
+        process.terminate()
+        assert process.wait(20) == 0
