@@ -3,8 +3,9 @@ sine wave, and says what is wrong if it does not.
 
     python dev/check.py [--url http://127.0.0.1:3001] [--key KEY] [--out sine.png]
 
-Exits 0 with the text of the reply and the picture
-in a file, else 1 with one line on stderr.
+Needs nothing but Python. The service's API key, if it has one, is taken from --key,
+PROXY_API_KEY or the file that PROXY_API_KEY_FILE names. Exits 0 with the text of the
+reply and the picture in a file, else 1 with one line on stderr.
 """
 
 from __future__ import annotations
@@ -12,15 +13,19 @@ from __future__ import annotations
 import argparse
 import base64
 import binascii
+import http.client
 import ipaddress
+import json
 import os
 import sys
+import urllib.request
 from collections.abc import Sequence
+from dataclasses import dataclass
+from email.message import Message
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError, URLError
 from urllib.parse import urljoin, urlsplit
-
-import requests
 
 HEALTH_TIMEOUT_S = 10
 # Longer than the service's longest request: a run at its limit (at most a minute for
@@ -67,9 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--out", type=Path, default=Path("sine.png"), help="default: %(default)s"
     )
     options = parser.parse_args(arguments)
-    # An argument shows in the list of processes, a variable does not.
-    key = options.key or os.environ.get("PROXY_API_KEY") or None
     try:
+        key = options.key or _key_of_environment()
         text, where = check(options.url.rstrip("/"), key, options.out)
     except NotWorking as problem:
         print("Not working: " + " ".join(str(problem).split()), file=sys.stderr)
@@ -78,15 +82,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def check(url: str, key: str | None, out: Path) -> tuple[str, str]:
+def _key_of_environment() -> str:
+    """The API key; "" when there is none. An argument
+    shows in the list of processes, these do not."""
+    path = os.environ.get("PROXY_API_KEY_FILE")
+    if not path:
+        return os.environ.get("PROXY_API_KEY", "")
+    try:
+        return Path(path).read_text().strip()
+    except (OSError, ValueError) as error:
+        raise NotWorking(
+            f"PROXY_API_KEY_FILE: {path} cannot be read: {error}"
+        ) from error
+
+
+def check(url: str, key: str, out: Path) -> tuple[str, str]:
     """The text of the reply and a sentence that
     says where the picture is; or NotWorking."""
-    with _session(url, key) as session:
-        _check_health(session, url)
-        text, picture_url = _run(session, url, key)
-        if PRINTED not in text:
-            raise NotWorking(f"what the code printed is missing from the reply: {text}")
-        png = _picture(session, url, picture_url)
+    client = _client(url, key)
+    _check_health(client)
+    text, picture_url = _run(client)
+    if PRINTED not in text:
+        raise NotWorking(f"what the code printed is missing from the reply: {text}")
+    png = _picture(client, picture_url)
     if png is None:
         return text, f"Picture published at {picture_url}, for LibreChat to serve."
     try:
@@ -99,13 +117,74 @@ def check(url: str, key: str | None, out: Path) -> tuple[str, str]:
     return text, f"Picture saved: {out.resolve()}"
 
 
-def _session(url: str, key: str | None) -> requests.Session:
-    def authorize(request: requests.PreparedRequest) -> requests.PreparedRequest:
-        # Never to another host: a picture's address may name one.
-        if key and urlsplit(request.url)[:2] == urlsplit(url)[:2]:
-            request.headers["Authorization"] = f"Bearer {key}"
-        return request
+@dataclass(frozen=True)
+class Answer:
+    status: int
+    headers: Message
+    body: bytes
 
+    def json(self) -> Any:
+        """What the body holds; None when it is no JSON."""
+        try:
+            return json.loads(self.body)
+        except ValueError:
+            return None
+
+
+class NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A redirect is an answer: the service never sends one."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+@dataclass(frozen=True)
+class Client:
+    """How the service at `url` is asked."""
+
+    url: str
+    key: str
+    opener: urllib.request.OpenerDirector
+
+    def ask(self, url: str, timeout_s: float, body: Any = None) -> Answer:
+        """GET, or POST with a body. Raises NotWorking when no answer comes."""
+        request = urllib.request.Request(url)
+        if body is not None:
+            request.data = json.dumps(body).encode()
+            request.add_header("Content-Type", "application/json")
+        # Never to another host: a picture's address may name one.
+        if self.key and urlsplit(url)[:2] == urlsplit(self.url)[:2]:
+            request.add_header("Authorization", f"Bearer {self.key}")
+        try:
+            return self._answer_to(request, timeout_s)
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise NotWorking(_why_no_answer(url, timeout_s, error)) from error
+
+    def _answer_to(self, request: urllib.request.Request, timeout_s: float) -> Answer:
+        try:
+            with self.opener.open(request, timeout=timeout_s) as reply:
+                return Answer(reply.status, reply.headers, reply.read())
+        except HTTPError as reply:
+            with reply:
+                return Answer(reply.code, reply.headers, reply.read())
+
+
+def _why_no_answer(url: str, timeout_s: float, error: Exception) -> str:
+    reason = error.reason if isinstance(error, URLError) else error
+    if isinstance(reason, TimeoutError):
+        return (
+            f"no answer from {url} within {timeout_s} s: the service's log says where "
+            "it hangs."
+        )
+    if isinstance(reason, OSError):
+        return (
+            f"nothing answers at {url}: is the service running (make demo), and is the "
+            "address right (--url)?"
+        )
+    return f"{url} could not be asked: {reason}"
+
+
+def _client(url: str, key: str) -> Client:
     try:
         address = urlsplit(url)
         _ = address.port
@@ -117,11 +196,11 @@ def _session(url: str, key: str | None) -> requests.Session:
         raise NotWorking(
             "the key has characters that no header can carry; see PROXY_API_KEY."
         )
-    session = requests.Session()
-    # Set even without a key: requests would look into ~/.netrc otherwise.
-    session.auth = authorize
-    session.trust_env = not _is_loopback(address.hostname)
-    return session
+    proxies: dict[str, str] | None = {} if _is_loopback(address.hostname) else None
+    opener = urllib.request.build_opener(
+        urllib.request.ProxyHandler(proxies), NoRedirect
+    )
+    return Client(url, key, opener)
 
 
 def _is_loopback(host: str) -> bool:
@@ -131,49 +210,48 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _check_health(session: requests.Session, url: str) -> None:
-    answer = _ask(session, "GET", f"{url}/health", timeout_s=HEALTH_TIMEOUT_S)
-    health = _json(answer)
+def _check_health(client: Client) -> None:
+    url = f"{client.url}/health"
+    answer = client.ask(url, HEALTH_TIMEOUT_S)
+    health = answer.json()
     status = health.get("status") if isinstance(health, dict) else None
     if status is None:
         raise NotWorking(
-            f"{url}/health answered {answer.status_code}, but not as e2b-proxy does: "
+            f"{url} answered {answer.status}, but not as e2b-proxy does: "
             "another program listens there. Look at PORT, or name the address with "
             "--url."
         )
-    if answer.status_code != 200 or status != "healthy":
+    if answer.status != 200 or status != "healthy":
         raise NotWorking(
-            f"{url}/health answered {answer.status_code} with status {status!r}: "
+            f"{url} answered {answer.status} with status {status!r}: "
             "the service's log says why."
         )
 
 
-def _run(session: requests.Session, url: str, key: str | None) -> tuple[str, str]:
+def _run(client: Client) -> tuple[str, str]:
     """The text of the reply and the address of its one picture."""
-    answer = _ask(
-        session, "POST", f"{url}/execute", json={"code": CODE}, timeout_s=RUN_TIMEOUT_S
-    )
-    if answer.status_code == 401:
+    url = f"{client.url}/execute"
+    answer = client.ask(url, RUN_TIMEOUT_S, {"code": CODE})
+    if answer.status == 401:
         raise NotWorking(
             "the service refuses this key: give it the PROXY_API_KEY that it was "
             "started with."
-            if key
+            if client.key
             else "the service wants a key: set PROXY_API_KEY to the one that it was "
             "started with."
         )
-    if answer.status_code == 503:
+    if answer.status == 503:
         seconds = answer.headers.get("Retry-After", "a few")
         raise NotWorking(
             f"the service is full: try again in {seconds} seconds, or raise "
             "MAX_CONCURRENT_RUNS."
         )
-    reply = _json(answer)
-    if answer.status_code != 200:
+    reply = answer.json()
+    if answer.status != 200:
         error = reply.get("error") if isinstance(reply, dict) else None
         message = error.get("message") if isinstance(error, dict) else None
         raise NotWorking(
-            f"{url}/execute answered {answer.status_code}: "
-            f"{message or 'no reason given'}"
+            f"{url} answered {answer.status}: {message or 'no reason given'}"
         )
     text, pictures = _parts(reply)
     outcome = answer.headers.get("X-Run-Outcome")
@@ -212,7 +290,7 @@ def _before_the_code(text: str) -> str:
     return text.partition("**Executed Code:**")[0].strip()
 
 
-def _picture(session: requests.Session, url: str, picture_url: str) -> bytes | None:
+def _picture(client: Client, picture_url: str) -> bytes | None:
     """The picture's bytes; None when it is published
     at a path that this service does not serve."""
     if picture_url.startswith("data:"):
@@ -227,53 +305,21 @@ def _picture(session: requests.Session, url: str, picture_url: str) -> bytes | N
                 f"the picture's data URI is no base64 ({error})."
             ) from error
     else:
-        address = urljoin(f"{url}/", picture_url)
-        answer = _ask(session, "GET", address, timeout_s=HEALTH_TIMEOUT_S)
-        if answer.status_code != 200:
+        address = urljoin(f"{client.url}/", picture_url)
+        if not address.startswith(("http:", "https:")):
+            raise NotWorking(f"the picture's address is {address!r}.")
+        answer = client.ask(address, HEALTH_TIMEOUT_S)
+        if answer.status != 200:
             if picture_url.startswith("/"):
                 return None
             raise NotWorking(
-                f"the picture's address {address} answered {answer.status_code}: look "
+                f"the picture's address {address} answered {answer.status}: look "
                 "at IMAGE_URL."
             )
-        png = answer.content
+        png = answer.body
     if not png.startswith(PNG):
         raise NotWorking(f"the picture is no PNG: it begins with {png[:8]!r}.")
     return png
-
-
-def _ask(
-    session: requests.Session,
-    method: str,
-    url: str,
-    *,
-    timeout_s: float,
-    json: Any = None,
-) -> requests.Response:
-    try:
-        return session.request(
-            method, url, json=json, timeout=timeout_s, allow_redirects=False
-        )
-    except requests.Timeout as error:
-        raise NotWorking(
-            f"no answer from {url} within {timeout_s} s: the service's log says where "
-            "it hangs."
-        ) from error
-    except requests.ConnectionError as error:
-        raise NotWorking(
-            f"nothing answers at {url}: is the service running (make demo), and is the "
-            "address "
-            "right (--url)?"
-        ) from error
-    except requests.RequestException as error:
-        raise NotWorking(f"{url} could not be asked: {error}") from error
-
-
-def _json(answer: requests.Response) -> Any:
-    try:
-        return answer.json()
-    except requests.JSONDecodeError:
-        return None
 
 
 if __name__ == "__main__":

@@ -1,20 +1,23 @@
 """What check.py says, of a service that works and of each way in which one does not.
 
-The service itself is asked where it can be; how it fails is played by requests-mock.
+The service itself is asked where it can be; how it fails is played by a server here.
 """
 
 from __future__ import annotations
 
 import json
 import socket
+import subprocess
+import sys
+import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import check
 import pytest
-import requests
-import requests_mock
 from builders import answer_with, encoded, figure, picture, stdout
 from local_e2b import LocalE2B
 
@@ -22,7 +25,7 @@ from conftest import Service
 
 pytestmark = pytest.mark.usefixtures("untraced")
 
-URL = "http://127.0.0.1:3001"
+ROOT = Path(__file__).parents[1]
 PNG = check.PNG + b"the rest of a picture"
 DATA_URI = check.DATA_URI + encoded(PNG)
 HEALTHY = {"status": "healthy", "version": "1.0.0"}
@@ -55,13 +58,89 @@ def run_check(
     return run
 
 
+@dataclass
+class Answer:
+    body: bytes | str | list[Any] | dict[str, Any] = b""
+    status: int = 200
+    headers: dict[str, str] = field(default_factory=dict)
+
+    def bytes(self) -> bytes:
+        if isinstance(self.body, bytes):
+            return self.body
+        if isinstance(self.body, str):
+            return self.body.encode()
+        return json.dumps(self.body).encode()
+
+
+@dataclass
+class Asked:
+    path: str
+    headers: Any
+    body: bytes
+
+
+class Played:
+    """A server that gives these answers by path; a path without one is left waiting."""
+
+    def __init__(self) -> None:
+        self.answers: dict[str, Answer] = {}
+        self.asked: list[Asked] = []
+        self.is_over = threading.Event()
+        played = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                length = int(self.headers.get("Content-Length") or 0)
+                body = self.rfile.read(length)
+                played.asked.append(Asked(self.path, self.headers, body))
+                answer = played.answers.get(self.path)
+                if answer is None:
+                    played.is_over.wait()
+                elif answer.status == 0:
+                    self.wfile.write(answer.bytes())
+                else:
+                    self.send_response(answer.status)
+                    for name, value in answer.headers.items():
+                        self.send_header(name, value)
+                    self.end_headers()
+                    self.wfile.write(answer.bytes())
+
+            do_POST = do_GET
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        self.answers["/health"] = Answer(HEALTHY)
+        self.run_answers(reply(DATA_URI))
+
+    def run_answers(self, body: Any, outcome: str = "ok") -> None:
+        headers = {"X-Run-Outcome": outcome} if outcome else {}
+        self.answers["/execute"] = Answer(body, headers=headers)
+
+    def __enter__(self) -> Played:
+        # Looked at often, for the end not to be waited for.
+        arguments = {"poll_interval": 0.01}
+        threading.Thread(target=self.server.serve_forever, kwargs=arguments).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.is_over.set()
+        self.server.shutdown()
+        self.server.server_close()
+
+
 @pytest.fixture
-def answers() -> Iterator[requests_mock.Mocker]:
-    """A service at URL that works, for one answer of it to be replaced."""
-    with requests_mock.Mocker() as mocker:
-        mocker.get(f"{URL}/health", json=HEALTHY)
-        answer_run(mocker, reply(DATA_URI))
-        yield mocker
+def played() -> Iterator[Played]:
+    """A service that works, for one answer of it to be replaced."""
+    with Played() as service:
+        yield service
+
+
+@pytest.fixture
+def check_played(played: Played, run_check: RunCheck) -> RunCheck:
+    return lambda *arguments: run_check("--url", played.url, *arguments)
 
 
 def reply(*picture_urls: str, text: str = TEXT) -> list[Any]:
@@ -69,13 +148,6 @@ def reply(*picture_urls: str, text: str = TEXT) -> list[Any]:
         {"type": "image_url", "image_url": {"url": url}} for url in picture_urls
     ]
     return [[{"type": "text", "text": text}], {"content": pictures}]
-
-
-def answer_run(
-    mocker: requests_mock.Mocker, body: Any, outcome: str = "ok", **more: Any
-) -> None:
-    headers = {"X-Run-Outcome": outcome} if outcome else {}
-    mocker.post(f"{URL}/execute", json=body, headers=headers, **more)
 
 
 def assert_one_line(checked: Checked, *words: str) -> None:
@@ -144,100 +216,132 @@ def test_the_service_passes_with_a_key_and_published_pictures(
 # --- how a service can fail -----------------------------------------------------------
 
 
+def test_it_needs_nothing_but_python(played: Played, tmp_path: Path) -> None:
+    """As the documentation calls it: without a virtual environment."""
+    isolated = [sys.executable, "-I", "-S", str(ROOT / "dev" / "check.py")]
+    out = tmp_path / "sine.png"
+    finished = subprocess.run(
+        [*isolated, "--url", played.url, "--out", str(out)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert out.read_bytes() == PNG
+
+
 def test_a_service_that_works_leaves_its_text_and_the_picture(
-    answers: requests_mock.Mocker, run_check: RunCheck, tmp_path: Path
+    played: Played, check_played: RunCheck, tmp_path: Path
 ) -> None:
-    code, out, err = run_check()
+    code, out, err = check_played()
     assert (code, err) == (0, "")
     assert check.PRINTED in out
     assert str(tmp_path / "sine.png") in out
     assert (tmp_path / "sine.png").read_bytes() == PNG
-    health, run = answers.request_history
-    assert health.url == f"{URL}/health"
-    assert run.json() == {"code": check.CODE}
+    health, run = played.asked
+    assert health.path == "/health"
+    assert json.loads(run.body) == {"code": check.CODE}
+    assert run.headers["Content-Type"] == "application/json"
     assert "Authorization" not in run.headers
 
 
-@pytest.mark.parametrize("by", ["argument", "variable"])
+@pytest.mark.parametrize("by", ["argument", "variable", "file"])
 def test_the_key_goes_to_the_service_as_a_bearer_token(
-    answers: requests_mock.Mocker,
-    run_check: RunCheck,
+    played: Played,
+    check_played: RunCheck,
     monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
     by: str,
 ) -> None:
     if by == "variable":
         monkeypatch.setenv("PROXY_API_KEY", "the-key")
-    assert run_check(*(["--key", "the-key"] if by == "argument" else []))[0] == 0
-    assert answers.request_history[-1].headers["Authorization"] == "Bearer the-key"
+    if by == "file":
+        tmp_path.joinpath("proxy.key").write_text("the-key\n")
+        monkeypatch.setenv("PROXY_API_KEY_FILE", str(tmp_path / "proxy.key"))
+    assert check_played(*(["--key", "the-key"] if by == "argument" else []))[0] == 0
+    assert played.asked[-1].headers["Authorization"] == "Bearer the-key"
 
 
-def test_the_key_goes_nowhere_else_and_netrc_is_not_asked(
-    answers: requests_mock.Mocker,
-    run_check: RunCheck,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
+def test_a_file_of_the_key_that_cannot_be_read_is_named(
+    check_played: RunCheck, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    netrc = tmp_path / "netrc"
-    netrc.write_text("default login somebody password something\n")
-    netrc.chmod(0o600)
-    monkeypatch.setenv("NETRC", str(netrc))
-    picture = answers.get("http://pictures.example/x.png", content=PNG)
-    answer_run(answers, reply("http://pictures.example/x.png"))
-    assert run_check("--key", "the-key")[0] == 0
-    assert "Authorization" not in picture.last_request.headers
-    assert run_check()[0] == 0
-    assert "Authorization" not in answers.request_history[-1].headers
+    monkeypatch.setenv("PROXY_API_KEY_FILE", "/no/such.key")
+    assert_one_line(check_played(), "PROXY_API_KEY_FILE", "/no/such.key")
 
 
-@pytest.mark.parametrize(
-    "picture_url", [f"{URL}/images/abc.png", "/images/abc.png"], ids=["address", "path"]
-)
+def test_the_key_goes_nowhere_else(played: Played, check_played: RunCheck) -> None:
+    with Played() as other:
+        other.answers["/x.png"] = Answer(PNG)
+        played.run_answers(reply(f"{other.url}/x.png"))
+        assert check_played("--key", "the-key")[0] == 0
+    assert "Authorization" in played.asked[-1].headers
+    assert "Authorization" not in other.asked[-1].headers
+
+
+@pytest.mark.parametrize("start", ["address", "path"])
 def test_a_published_picture_is_fetched(
-    answers: requests_mock.Mocker, run_check: RunCheck, tmp_path: Path, picture_url: str
+    played: Played, check_played: RunCheck, tmp_path: Path, start: str
 ) -> None:
-    answers.get(f"{URL}/images/abc.png", content=PNG)
-    answer_run(answers, reply(picture_url))
-    assert run_check("--out", "other.png")[0] == 0
+    played.answers["/images/abc.png"] = Answer(PNG)
+    at = played.url if start == "address" else ""
+    played.run_answers(reply(f"{at}/images/abc.png"))
+    assert check_played("--out", "other.png")[0] == 0
     assert (tmp_path / "other.png").read_bytes() == PNG
 
 
 def test_a_picture_that_librechat_serves_is_named_and_not_fetched(
-    answers: requests_mock.Mocker, run_check: RunCheck, tmp_path: Path
+    played: Played, check_played: RunCheck, tmp_path: Path
 ) -> None:
-    answers.get(f"{URL}/images/e2b/abc.png", status_code=404)
-    answer_run(answers, reply("/images/e2b/abc.png"))
-    code, out, _ = run_check()
+    played.answers["/images/e2b/abc.png"] = Answer(status=404)
+    played.run_answers(reply("/images/e2b/abc.png"))
+    code, out, _ = check_played()
     assert code == 0
     assert "/images/e2b/abc.png" in out
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check, "HEALTH_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(check, "RUN_TIMEOUT_S", 0.5)
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("path", ["/health", "/execute"])
+def test_a_service_that_hangs_is_told_from_one_that_is_not_there(
+    played: Played, check_played: RunCheck, path: str
+) -> None:
+    del played.answers[path]
+    assert_one_line(check_played(), "no answer", path, "within 0.5 s", "log")
+
+
+@pytest.mark.parametrize("path", ["/health", "/execute"])
+def test_a_service_that_goes_away_is_said_to_be_away(
+    played: Played, check_played: RunCheck, path: str
+) -> None:
+    played.answers[path] = Answer(b"", status=0)
+    assert_one_line(check_played(), "nothing answers", path, "make demo", "--url")
+
+
 @pytest.mark.parametrize(
     ("health", "words"),
     [
-        ({"exc": requests.ConnectionError}, ["nothing answers", "make demo", "--url"]),
-        ({"exc": requests.ReadTimeout}, ["no answer", "within 10 s", "log"]),
-        ({"exc": requests.TooManyRedirects("lost")}, ["could not be asked", "lost"]),
-        (
-            {"status_code": 503, "json": {"status": "unhealthy"}},
-            ["503", "unhealthy", "log"],
-        ),
-        ({"json": {"status": "starting"}}, ["200", "'starting'"]),
-        ({"text": "<html>hello</html>"}, ["another program", "PORT", "--url"]),
-        ({"json": ["healthy"]}, ["another program"]),
-        ({"status_code": 404, "json": {}}, ["404", "another program"]),
+        (Answer(b"SSH-2.0-OpenSSH\r\n", 0), ["could not be asked"]),
+        (Answer({"status": "unhealthy"}, 503), ["503", "unhealthy", "log"]),
+        (Answer({"status": "starting"}), ["200", "'starting'"]),
+        (Answer("<html>hello</html>"), ["another program", "PORT", "--url"]),
+        (Answer(["healthy"]), ["another program"]),
+        (Answer({}, 404), ["404", "another program"]),
     ],
-    ids=["refused", "hangs", "broken", "503", "starting", "html", "a list", "404"],
+    ids=["no HTTP", "503", "starting", "html", "a list", "404"],
 )
 def test_a_service_that_is_not_healthy_is_asked_for_nothing_more(
-    answers: requests_mock.Mocker,
-    run_check: RunCheck,
-    health: dict[str, Any],
-    words: list[str],
+    played: Played, check_played: RunCheck, health: Answer, words: list[str]
 ) -> None:
-    answers.get(f"{URL}/health", **health)
-    assert_one_line(run_check(), f"{URL}/health", *words)
-    assert answers.call_count == 1
+    played.answers["/health"] = health
+    assert_one_line(check_played(), f"{played.url}/health", *words)
+    assert len(played.asked) == 1
 
 
 def error(message: str) -> dict[str, Any]:
@@ -247,51 +351,39 @@ def error(message: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("answer", "words"),
     [
-        ({"status_code": 401, "json": error("no")}, ["wants a key", "PROXY_API_KEY"]),
+        (Answer(error("no"), 401), ["wants a key", "PROXY_API_KEY"]),
         (
-            {
-                "status_code": 503,
-                "json": error("full"),
-                "headers": {"Retry-After": "7"},
-            },
+            Answer(error("full"), 503, {"Retry-After": "7"}),
             ["full", "7 seconds", "MAX_CONCURRENT_RUNS"],
         ),
-        (
-            {"status_code": 500, "json": error("our own\nfault")},
-            ["500", "our own fault"],
-        ),
-        ({"status_code": 502, "text": "<html>bad gateway"}, ["502", "no reason given"]),
-        ({"status_code": 301, "headers": {"Location": "/"}}, ["301"]),
-        ({"exc": requests.ConnectionError}, ["nothing answers", "/execute"]),
-        ({"exc": requests.ReadTimeout}, ["no answer", "/execute", "log"]),
+        (Answer(error("our own\nfault"), 500), ["500", "our own fault"]),
+        (Answer("<html>bad gateway", 502), ["502", "no reason given"]),
+        (Answer("", 301, {"Location": "/"}), ["301"]),
     ],
-    ids=["401", "503", "500", "502", "301", "refused", "hangs"],
+    ids=["401", "503", "500", "502", "301"],
 )
 def test_a_run_that_is_not_answered_is_named_with_its_cure(
-    answers: requests_mock.Mocker,
-    run_check: RunCheck,
-    answer: dict[str, Any],
-    words: list[str],
+    played: Played, check_played: RunCheck, answer: Answer, words: list[str]
 ) -> None:
-    answers.post(f"{URL}/execute", **answer)
-    assert_one_line(run_check(), *words)
+    played.answers["/execute"] = answer
+    assert_one_line(check_played(), *words)
 
 
 def test_a_refused_key_is_told_from_a_missing_one(
-    answers: requests_mock.Mocker, run_check: RunCheck
+    played: Played, check_played: RunCheck
 ) -> None:
-    answers.post(f"{URL}/execute", status_code=401, json=error("no"))
+    played.answers["/execute"] = Answer(error("no"), 401)
     assert_one_line(
-        run_check("--key", "wrong-key"), "refuses this key", "PROXY_API_KEY"
+        check_played("--key", "wrong-key"), "refuses this key", "PROXY_API_KEY"
     )
 
 
 @pytest.mark.parametrize("outcome", ["error", "timeout", "unavailable"])
 def test_another_outcome_is_told_in_the_words_of_the_service(
-    answers: requests_mock.Mocker, run_check: RunCheck, outcome: str
+    played: Played, check_played: RunCheck, outcome: str
 ) -> None:
-    answer_run(answers, reply(text=REFUSED), outcome)
-    checked = run_check()
+    played.run_answers(reply(text=REFUSED), outcome)
+    checked = check_played()
     assert_one_line(checked, outcome, "E2B refused the service's key.")
     assert "secret_plan" not in checked[2]
 
@@ -318,10 +410,10 @@ def test_another_outcome_is_told_in_the_words_of_the_service(
     ids=lambda body: json.dumps(body)[:40],
 )
 def test_a_reply_of_another_shape_is_not_taken_for_one(
-    answers: requests_mock.Mocker, run_check: RunCheck, body: Any
+    played: Played, check_played: RunCheck, body: Any
 ) -> None:
-    answer_run(answers, body)
-    assert_one_line(run_check(), "two-element array")
+    played.run_answers(body)
+    assert_one_line(check_played(), "two-element array")
 
 
 @pytest.mark.parametrize(
@@ -332,39 +424,42 @@ def test_a_reply_of_another_shape_is_not_taken_for_one(
         (["data:image/svg+xml;base64,PHN2Zz4="], ["no PNG", "svg"]),
         ([check.DATA_URI + "***"], ["no base64"]),
         ([check.DATA_URI + "R0lGODdh"], ["no PNG", "GIF87a"]),
-        ([f"{URL}/images/gone.png"], ["404", "IMAGE_URL"]),
-        ([f"{URL}/images/page.png"], ["no PNG", "<html>"]),
+        (["URL/images/gone.png"], ["404", "IMAGE_URL"]),
+        (["URL/images/page.png"], ["no PNG", "<html>"]),
+        (["file:///images/page.png"], ["address is"]),
     ],
-    ids=["none", "two", "svg", "not base64", "gif", "gone", "page"],
+    ids=["none", "two", "svg", "not base64", "gif", "gone", "page", "file"],
 )
 def test_a_picture_that_is_none_is_noticed(
-    answers: requests_mock.Mocker,
-    run_check: RunCheck,
+    played: Played,
+    check_played: RunCheck,
     tmp_path: Path,
     picture_urls: list[str],
     words: list[str],
 ) -> None:
-    answers.get(f"{URL}/images/gone.png", status_code=404)
-    answers.get(f"{URL}/images/page.png", text="<html>")
-    answer_run(answers, reply(*picture_urls))
-    assert_one_line(run_check(), *words)
+    played.answers["/images/gone.png"] = Answer(status=404)
+    played.answers["/images/page.png"] = Answer("<html>")
+    played.run_answers(
+        reply(*(url.replace("URL", played.url, 1) for url in picture_urls))
+    )
+    assert_one_line(check_played(), *words)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_reply_without_what_was_printed_or_without_its_outcome_is_noticed(
-    answers: requests_mock.Mocker, run_check: RunCheck
+    played: Played, check_played: RunCheck
 ) -> None:
-    answer_run(answers, reply(DATA_URI, text="**Console Output:**\n```\nhi\n```"))
-    assert_one_line(run_check(), "printed", "hi")
-    answer_run(answers, reply(DATA_URI), outcome="")
-    assert_one_line(run_check(), "X-Run-Outcome")
+    played.run_answers(reply(DATA_URI, text="**Console Output:**\n```\nhi\n```"))
+    assert_one_line(check_played(), "printed", "hi")
+    played.run_answers(reply(DATA_URI), outcome="")
+    assert_one_line(check_played(), "X-Run-Outcome")
 
 
 def test_a_picture_that_cannot_be_written_says_where(
-    answers: requests_mock.Mocker, run_check: RunCheck
+    played: Played, check_played: RunCheck
 ) -> None:
     assert_one_line(
-        run_check("--out", "no/such/folder/x.png"), "no/such/folder/x.png", "--out"
+        check_played("--out", "no/such/folder/x.png"), "no/such/folder/x.png", "--out"
     )
 
 
@@ -387,10 +482,10 @@ def test_an_address_that_is_none_says_what_one_looks_like(
 
 @pytest.mark.parametrize("key", ["kéy", "two\nlines"])
 def test_a_key_that_no_header_can_carry_is_refused_before_anything_is_sent(
-    answers: requests_mock.Mocker, run_check: RunCheck, key: str
+    played: Played, check_played: RunCheck, key: str
 ) -> None:
-    assert_one_line(run_check("--key", key), "PROXY_API_KEY")
-    assert answers.call_count == 0
+    assert_one_line(check_played("--key", key), "PROXY_API_KEY")
+    assert played.asked == []
 
 
 @pytest.mark.parametrize(
@@ -403,10 +498,18 @@ def test_a_key_that_no_header_can_carry_is_refused_before_anything_is_sent(
     ],
 )
 def test_only_addresses_of_other_machines_may_go_by_a_proxy(
-    host: str, by_proxy: bool
+    monkeypatch: pytest.MonkeyPatch,
+    run_check: RunCheck,
+    played: Played,
+    host: str,
+    by_proxy: bool,
 ) -> None:
-    with check._session(f"http://{host}:3001", None) as session:
-        assert session.trust_env is by_proxy
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("http_proxy", "HTTP_PROXY"):
+        monkeypatch.setenv(name, played.url)
+    run_check("--url", f"http://{host}:9")
+    assert bool(played.asked) is by_proxy
 
 
 def test_nothing_listening_is_said_in_one_line_whatever_the_proxy_variables_say(
