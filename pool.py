@@ -11,12 +11,15 @@ The states of a slot, and the methods of `_Slots` that move it from one to the n
       |                                      ^       |
       | reserve           offer         take |       | end             remove
       +---------> making -------> ready -----+       +-----> ending ---------> free
-                    |               |                |
+                    |               |                |         or lost
                     +---------------+----------------+
 
 A caller's thread takes a slot and ends it. A keeper's thread reserves one and offers it, and ends
-it when nobody took it. A thread for each kill removes it. `Pool.close` ends all. A slot whose
-sandbox was never made is free as soon as it ends."""
+it when nobody took it. A thread for each kill removes it. `Pool.close` ends all.
+
+What E2B refused to make leaves its slot free as soon as it ends. What was asked for and not
+answered is lost: it has its slot, and counts in the budget, until E2B's list has it and it is
+killed, or E2B surely has not made it, or its lifetime is over."""
 
 import math
 import threading
@@ -25,16 +28,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
+from itertools import repeat
 from time import monotonic
 from typing import Literal
 
 from config import LIFETIME_MARGIN_S, OVERHEAD_S, Config, log
 from metrics import KILLS_FAILED, RUNS, SANDBOX_SECONDS, STEP_SECONDS
 from run import Run
-from sandbox import KILL_BUDGET_S, Sandbox, SandboxGone, Unavailable
+from sandbox import FAILED, KILL_BUDGET_S, Sandbox, SandboxGone, Unavailable
 
 # Pauses after a kill that failed. After the last, E2B has ended the sandbox itself.
 _KILL_AGAIN_AFTER_S = (0.5, 2, math.inf)
+# Pauses between looks for a sandbox whose create was not answered. E2B answered some 3 s late.
+_SEARCH_AGAIN_AFTER_S = 5
 # Of a run's overhead: for what remains to be done after it, on a busy machine too.
 _RESERVE_S = 1.5
 # A sandbox that waits is renewed this often, and lives LIFETIME_MARGIN_S longer than a run. So
@@ -52,7 +58,7 @@ _SPENT = (
 )
 _STOPPING = "This service is being stopped. Try again in a minute."
 
-State = Literal["making", "ready", "running", "ending"]
+State = Literal["making", "ready", "running", "ending", "lost"]
 
 
 class Full(Exception):
@@ -81,7 +87,7 @@ class _Slots:
         """Return a slot for a run: with a sandbox made ahead, if there is one, or a free one.
 
         A slot that is about to be ready or free is waited for, by one caller each, for
-        KILL_BUDGET_S. Raises Full when there is none."""
+        KILL_BUDGET_S. Raises Full when there is none; Unavailable when that is E2B's fault."""
         with self._changed:
             slot = self._take_now(must_be_new)
             if not slot and self._waiting < self.count("making", "ending"):
@@ -90,10 +96,12 @@ class _Slots:
                     lambda: self._take_now(must_be_new), KILL_BUDGET_S
                 )
                 self._waiting -= 1
-            if not slot:
-                RUNS.labels("full").inc()
-                raise Full
-            return slot
+            if slot:
+                return slot
+            if self.count("lost"):
+                raise Unavailable(FAILED)
+            RUNS.labels("full").inc()
+            raise Full
 
     def _take_now(self, must_be_new: bool) -> _Slot | None:
         ready = [slot for slot in self._slots if slot.state == "ready"]
@@ -124,16 +132,12 @@ class _Slots:
             self._changed.wait(_LOOK_AGAIN_AFTER_S)
             return None
 
-    def offer(self, slot: _Slot) -> None:
-        """Its sandbox is made, for a caller to take; unless `Pool.close` ended it meanwhile."""
+    def offer(self, slot: _Slot, for_s: float) -> bool:
+        """Wait for a caller to take it; False as soon as one did, or `Pool.close` ended it."""
         with self._changed:
             if slot.state == "making":
                 slot.state = "ready"
-            self._changed.notify_all()
-
-    def stays_ready(self, slot: _Slot, for_s: float) -> bool:
-        """Wait; False as soon as a caller took the slot, or `Pool.close` ended it."""
-        with self._changed:
+                self._changed.notify_all()
             return not self._changed.wait_for(lambda: slot.state != "ready", for_s)
 
     def withdraw(self, slot: _Slot) -> bool:
@@ -142,15 +146,15 @@ class _Slots:
             return slot.state != "running" and self.end(slot)
 
     def end(self, slot: _Slot) -> bool:
-        """Whether there is a sandbox that has to be killed now; without one the slot is free."""
+        """Whether there may be a sandbox, to be killed now; without one the slot is free."""
         with self._changed:
-            if slot.state == "ending":
+            if slot.state in ("ending", "lost"):
                 return False
-            slot.state = "ending"
-            if not slot.sandbox.exists:
+            slot.state = "ending" if slot.sandbox.exists else "lost"
+            if not slot.sandbox.may_exist:
                 self.remove(slot)
             self._changed.notify_all()
-            return slot.sandbox.exists
+            return slot.sandbox.may_exist
 
     def remove(self, slot: _Slot) -> None:
         """Its sandbox is gone, so that the slot is free."""
@@ -168,8 +172,8 @@ class _Slots:
     def end_all(self) -> list[_Slot]:
         """End all that have a sandbox; return those whose sandbox has to be killed now."""
         with self._changed:
-            made = [slot for slot in self._slots if slot.sandbox.exists]
-            return [slot for slot in made if self.end(slot)]
+            slots = list(self._slots)
+            return [slot for slot in slots if slot.sandbox.exists and self.end(slot)]
 
     def seconds_today(self) -> float:
         """Seconds of the sandboxes that ended since midnight UTC, and of those that live."""
@@ -215,8 +219,7 @@ class Pool:
         self, code: str, limit_s: int, run: Run, must_be_new: bool = False
     ) -> None:
         made_by = run.started_at + OVERHEAD_S - _RESERVE_S
-        lease = self.sandbox(limit_s, made_by, run.durations_s, must_be_new)
-        with lease as sandbox:
+        with self.sandbox(limit_s, made_by, run.durations_s, must_be_new) as sandbox:
             if code.lstrip().startswith("%%"):
                 sandbox.prime(made_by - monotonic())
             sandbox.run(code, limit_s, run)
@@ -259,18 +262,32 @@ class Pool:
             raise Unavailable(_STOPPING)
 
     def _kill_in_background(self, slot: _Slot) -> None:
-        threading.Thread(target=self._kill, args=(slot,)).start()
+        try:
+            threading.Thread(target=self._kill, args=(slot,)).start()
+        except RuntimeError:  # no thread can be had
+            self._kill(slot)
 
     def _kill(self, slot: _Slot) -> None:
-        for pause_s in _KILL_AGAIN_AFTER_S:
+        try:
+            self._kill_sandbox(slot.sandbox)
+        finally:
+            self._slots.remove(slot)
+
+    def _kill_sandbox(self, sandbox: Sandbox) -> None:
+        """Try until E2B confirms it, or has ended the sandbox itself."""
+        is_last_try = False
+        search_again = repeat(_SEARCH_AGAIN_AFTER_S)
+        for pause_s in _KILL_AGAIN_AFTER_S if sandbox.exists else search_again:
             try:
                 with STEP_SECONDS.labels("kill").time():
-                    slot.sandbox.kill()
-                break
+                    sandbox.kill()
+                return
             except Unavailable:
-                KILLS_FAILED.inc()
-                self._closing.wait(min(pause_s, slot.sandbox.left_s()))
-        self._slots.remove(slot)
+                if sandbox.exists:
+                    KILLS_FAILED.inc()
+            if is_last_try or sandbox.left_s() < 0:
+                return
+            is_last_try = self._closing.wait(min(pause_s, sandbox.left_s()))
 
     def _keep_one_ready(self) -> None:
         """Keep one sandbox ready while runs come. Has a thread of its own."""
@@ -282,8 +299,8 @@ class Pool:
             try:
                 self._make_ahead(slot)
                 back_off_s = _FIRST_BACK_OFF_S
-            except Unavailable as exc:
-                log.warning("no sandbox could be kept ready: %s", exc)
+            except BaseException as exc:  # it logs and goes on, whatever it was
+                log.warning("no sandbox could be kept ready: %r", exc)
                 self._closing.wait(back_off_s)
                 back_off_s = min(2 * back_off_s, _LONGEST_BACK_OFF_S)
 
@@ -296,8 +313,7 @@ class Pool:
         try:
             self._make(slot.sandbox, run_timeout_s, made_by)
             slot.sandbox.prime(made_by - monotonic())
-            self._slots.offer(slot)
-            while self._slots.stays_ready(slot, _RENEW_AFTER_S) and self._wants_ready():
+            while self._slots.offer(slot, _RENEW_AFTER_S) and self._wants_ready():
                 slot.sandbox.live_for_at_least(run_timeout_s + LIFETIME_MARGIN_S)
         finally:
             if self._slots.withdraw(slot):

@@ -4,16 +4,17 @@ The only module that knows E2B's SDK. The SDK is pinned, because `_TappedSandbox
 parts of it: its own timeout fires after twice the time, its parser keeps everything in memory."""
 
 import re
-import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from time import monotonic
 from typing import Any, cast
 
 import httpx
 from e2b import Sandbox as BaseSandbox
+from e2b import SandboxQuery
 from e2b.api.client_sync import get_transport
 from e2b.exceptions import (
     AuthenticationException,
@@ -22,7 +23,7 @@ from e2b.exceptions import (
 )
 from e2b_code_interpreter.code_interpreter_sync import Sandbox as E2BSandbox
 
-from config import VERSION, Config, log
+from config import OVERHEAD_S, VERSION, Config, log
 from run import Run
 from stream import StreamReader
 from tracebacks import renumber_run
@@ -36,8 +37,12 @@ _GONE_STATUSES = (404, 502)
 _GONE_WITHIN_S = 2
 # A run that fails so close to its limit was ended by it: the timer may fire a little early.
 _LIMIT_TOLERANCE_S = 0.1
+# A create that was not answered may be done a little after its time limit.
+_MISSES_UNTIL_SURE = 2
+# A sandbox's id goes into the paths of requests, such as `DELETE /sandboxes/{id}`.
+_SANDBOX_ID = re.compile(r"[\w-]{8,}", re.ASCII)
 _METADATA = {"service": "e2b-proxy", "version": VERSION, "process": uuid.uuid4().hex}
-
+FAILED = "E2B failed. Try again in a minute."
 _RUN_REFUSED = "E2B's sandbox refused the run, so the code did not run. Try again."
 _PROCESS_DIED = (
     "The Python process died: out of memory, a crash in a native library, or an exit."
@@ -59,13 +64,19 @@ def _connection(config: Config, budget_s: float) -> dict[str, Any]:
     return {"api_key": config.e2b_api_key, "request_timeout": timeout_s, "debug": False}
 
 
-def _short(exc: Exception) -> str:
+def _checked(sandbox_id: str) -> str:
+    if not _SANDBOX_ID.fullmatch(sandbox_id):
+        raise ValueError("this is not the id of a sandbox")
+    return sandbox_id
+
+
+def _short(exc: BaseException) -> str:
     """What the log says of E2B's own words: %r, so that they cannot forge a line; no key."""
     words = re.sub(r"\be2b_\w+", "[key]", str(exc))
     return f"{type(exc).__name__} {words[:200]!r}"
 
 
-def _explain(exc: Exception) -> str:
+def _explain(exc: BaseException) -> str:
     """Say in our own words what it means that the SDK raised this."""
     status = getattr(exc, "status_code", None)
     if isinstance(exc, AuthenticationException) or status in (401, 403):
@@ -78,7 +89,14 @@ def _explain(exc: Exception) -> str:
         return "E2B could not be reached. Try again in a minute."
     if status in (400, 404):
         return "E2B refused to make a sandbox. Its operator has to check E2B_TEMPLATE."
-    return "E2B failed. Try again in a minute."
+    return FAILED
+
+
+def _is_refusal(exc: Exception) -> bool:
+    """Whether E2B has certainly made no sandbox: it answered 4xx, or there was no connection."""
+    status = getattr(exc, "status_code", None) or 0
+    refusals = (AuthenticationException, RateLimitException, httpx.ConnectError)
+    return isinstance(exc, refusals) or 400 <= status < 500
 
 
 @contextmanager
@@ -86,34 +104,35 @@ def _in_our_words() -> Iterator[None]:
     """Turn what the SDK raises into Unavailable, and log what an operator has to check."""
     try:
         yield
-    except Exception as exc:
+    except Unavailable:
+        raise
+    except BaseException as exc:  # a panic of the SDK's transport is no Exception
         text = _explain(exc)
         log.warning("%s (%s)", text, _short(exc))
         raise Unavailable(text) from exc
 
 
+@dataclass
 class _Tap(httpx.BaseTransport):
     """Bounds a run's request as a whole, and has the reader read its answer instead of the SDK."""
 
-    def __init__(
-        self, inner: httpx.BaseTransport, reader: StreamReader, limit_s: float
-    ) -> None:
-        self.status: int | None = None  # None: no answer came
-        self._inner = inner
-        self._reader = reader
-        self._limit_s = limit_s
+    inner: httpx.BaseTransport
+    reader: StreamReader
+    limit_s: float
+    status: int | None = None  # None: no answer came
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
-        # The reader wants the bytes as they are; and what is packed may be a bomb.
+        # The reader wants the bytes as they are. A server that packs them all the same is held
+        # by the deadline and the reader's limits, not by this.
         request.headers["accept-encoding"] = "identity"
-        request.extensions["timeout"] = {"read": self._limit_s, "write": 0}
-        response = self._inner.handle_request(request)
+        request.extensions["timeout"] = {"read": self.limit_s, "write": 0}
+        response = self.inner.handle_request(request)
         self.status = response.status_code
         stream = cast(httpx.SyncByteStream, response.stream)
         try:
             if response.is_success:
                 for chunk in stream:
-                    self._reader.feed(chunk)
+                    self.reader.feed(chunk)
         finally:
             stream.close()
         return httpx.Response(self.status)
@@ -146,33 +165,43 @@ class Sandbox:
         self._config = config
         # Whether a cell ran in it: only the first one is given a prefix by E2B.
         self._primed = False
-        self._lifetime_lock = threading.Lock()
+        # E2B was asked for it, and neither refused nor turned out to have none.
+        self.may_exist = False
         self.exists = False
-        self._created_at = self._ends_at = 0.0
+        self._id = ""
+        self._misses = 0
 
     @_in_our_words()
     def create(self, lifetime_s: int, budget_s: float) -> None:
-        """Have E2B make it, within `budget_s`; a second time when the reply was lost."""
+        """Have E2B make it, within `budget_s`. It `may_exist` also after Unavailable."""
+        key = str(uuid.uuid4())
+        self._metadata = _METADATA | {"create": key}
         self._created_at = monotonic()
-        # One key for both tries: E2B gives a sandbox whose reply was lost again.
+        self._ends_at = self._created_at + OVERHEAD_S + lifetime_s
+        self.may_exist = True
         create = partial(
             _TappedSandbox.create,
             self._config.e2b_template,
             timeout=lifetime_s,
-            metadata=_METADATA,
+            metadata=self._metadata,
             allow_internet_access=self._config.allow_internet,
-            idempotency_key=str(uuid.uuid4()),
+            idempotency_key=key,
         )
         try:
             self._e2b = create(**_connection(self._config, budget_s))
         except (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError):
-            left_s = self._created_at + budget_s - monotonic()
+            # Its key has E2B give the same sandbox again, if there is one.
+            left_s = budget_s - self.age_s()
             self._e2b = create(**_connection(self._config, left_s))
+        except Exception as exc:
+            self.may_exist = not _is_refusal(exc)
+            raise
+        self._id = _checked(self._e2b.sandbox_id)
         self._ends_at = monotonic() + lifetime_s
         self.exists = True
 
     def age_s(self) -> float:
-        return monotonic() - self._created_at if self.exists else 0.0
+        return monotonic() - self._created_at if self.may_exist else 0.0
 
     def left_s(self) -> float:
         """Until E2B ends it by itself."""
@@ -180,20 +209,34 @@ class Sandbox:
 
     @_in_our_words()
     def kill(self) -> None:
-        """End it, within KILL_BUDGET_S; one that is gone already is fine."""
-        self._e2b.kill(**_connection(self._config, KILL_BUDGET_S))
+        """End it; one that is gone already is fine. Each call to E2B has KILL_BUDGET_S.
+
+        One whose create was not answered is looked for first: see `_search`."""
+        for sandbox_id in [self._id] if self.exists else self._search():
+            E2BSandbox.kill(sandbox_id, **_connection(self._config, KILL_BUDGET_S))
+
+    def _search(self) -> list[str]:
+        """Return the ids that E2B's list has for this create.
+
+        None, when it had none twice after OVERHEAD_S, the longest time limit of a create: E2B
+        has not made it. Until that is sure, raises Unavailable."""
+        query = SandboxQuery(metadata=self._metadata)
+        connection = _connection(self._config, KILL_BUDGET_S)
+        found = E2BSandbox.list(query, **connection).next_items()
+        if not found:
+            self._misses += self.age_s() > OVERHEAD_S
+            self.may_exist = self._misses < _MISSES_UNTIL_SURE
+            if self.may_exist:
+                raise Unavailable("E2B's list does not have it yet.")
+        return [_checked(sandbox.sandbox_id) for sandbox in found]
 
     @_in_our_words()
     def live_for_at_least(self, lifetime_s: int) -> None:
         """Put its end off, within KILL_BUDGET_S, unless it is that far away already."""
-        if self.left_s() >= lifetime_s:
-            return
-        # One at a time, so that a shorter lifetime never comes after a longer one.
-        with self._lifetime_lock:
-            if self.left_s() < lifetime_s:
-                connection = _connection(self._config, KILL_BUDGET_S)
-                self._e2b.set_timeout(lifetime_s, **connection)
-                self._ends_at = monotonic() + lifetime_s
+        if self.left_s() < lifetime_s:
+            connection = _connection(self._config, KILL_BUDGET_S)
+            self._e2b.set_timeout(lifetime_s, **connection)
+            self._ends_at = monotonic() + lifetime_s
 
     @_in_our_words()
     def prime(self, budget_s: float) -> None:
@@ -208,7 +251,7 @@ class Sandbox:
     def run(self, code: str, limit_s: int, run: Run) -> None:
         """Run `code` once, for `limit_s` at most, and fill `run`. Raises SandboxGone only."""
         self.run_cell(code, limit_s, run)
-        renumber_run(run, code, self._e2b.sandbox_id, is_first_cell=not self._primed)
+        renumber_run(run, code, self._id, is_first_cell=not self._primed)
 
     def run_cell(self, code: str, limit_s: float, run: Run) -> None:
         """As `run`, but line numbers and ids in texts are left as they come."""
@@ -217,11 +260,9 @@ class Sandbox:
         failed = False
         try:
             self._e2b.send(code, limit_s, reader)
-        except Exception as exc:
+        except BaseException as exc:
             failed = True
-            log.warning(
-                "run failed in sandbox %s: %s", self._e2b.sandbox_id, _short(exc)
-            )
+            log.warning("run failed in sandbox %s: %s", self._id, _short(exc))
         took_s = monotonic() - started
         run.durations_s["run"] = took_s
         status = self._e2b.tap.status

@@ -348,6 +348,11 @@ class _Server:
         if kind == "create" and fault == "lost_reply":
             self.start_sandbox(body, request.headers.get("idempotency-key"))
             await _reset(request)
+        if kind == "create" and fault == "late":
+            key = request.headers.get("idempotency-key")
+            loop = asyncio.get_running_loop()
+            loop.call_later(answer["late_s"], self.start_sandbox, body, key)
+            await _hang()
         if fault == "reset":
             await _reset(request)
         if fault in ("hang", "hang_alive"):

@@ -8,7 +8,8 @@ An answer may hold
   delay_s                 seconds before the answer
   status, body, headers   to be sent instead of the true answer
   fault                   any kind: reset, hang, not_found, gone.
-                          create: lost_reply (made, then reset).
+                          create: lost_reply (made, then reset), late (made after
+                          late_s, never answered).
                           kill: ignored (a 500), hang_alive; `hang` kills, the others
                           only with "really": true.
                           run: cut, no_end, not_json, silent, forever, vanish, drip

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 import requests
+from e2b.sandbox_sync.sandbox_api import SandboxApi
+from e2b_code_interpreter import Sandbox as E2BSandbox
 from local_e2b import LocalE2B
 
 import pool as pool_module
@@ -22,6 +24,7 @@ from run import Run
 
 State = dict[str, Any]
 MakePool = Callable[..., Pool]
+REFUSED = {"status": 400, "body": {"code": 400, "message": "no"}}
 
 
 @pytest.fixture(autouse=True)
@@ -135,7 +138,7 @@ def test_a_slot_counts_as_taken_while_its_sandbox_is_being_made(
 def test_a_create_that_failed_leaves_its_slot_free(
     e2b: LocalE2B, make_pool: MakePool
 ) -> None:
-    e2b.set_script({"run": OK_RUN, "create": [{"status": 400}] * 3 + [{}]})
+    e2b.set_script({"run": OK_RUN, "create": [REFUSED] * 3 + [{}]})
     pool = make_pool(max_concurrent_runs=1)
     outcomes = [pool.run("1", 5).outcome for _ in range(4)]
     assert outcomes == ["unavailable"] * 3 + ["ok"]
@@ -275,6 +278,191 @@ def test_a_sandbox_for_longer_work_runs_several_cells_and_lives_long_enough(
     used = [request["sandbox_id"] for request in callers_runs(state)]
     assert used[0] == used[1]
     assert used[2] == used[3] != used[0]
+
+
+# --- creates that were not answered ---------------------------------------------------------------
+
+
+@pytest.fixture
+def quick_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A create has 1 s, and what was not answered is looked for every 0.4 s."""
+    monkeypatch.setattr(pool_module, "OVERHEAD_S", 2.5)
+    monkeypatch.setattr(sandbox_module, "OVERHEAD_S", 1.5)
+    monkeypatch.setattr(pool_module, "_SEARCH_AGAIN_AFTER_S", 0.4)
+
+
+@pytest.mark.parametrize(
+    "creates",
+    [
+        pytest.param([{"fault": "late", "late_s": 1.3}], id="made late"),
+        pytest.param([{"fault": "lost_reply"}, {"fault": "reset"}], id="lost twice"),
+    ],
+)
+def test_a_sandbox_whose_create_was_not_answered_is_found_and_killed(
+    e2b: LocalE2B, make_pool: MakePool, quick_search: None, creates: list[State]
+) -> None:
+    e2b.set_script({"run": OK_RUN, "create": creates})
+    pool = make_pool(max_concurrent_runs=1)
+    assert pool.run("1", 30).outcome == "unavailable"
+    assert pool.count("lost") == 1
+    assert pool.seconds_spent() > 0
+    state = e2b.wait_for(lambda state: state["killed"] == 1, 10)
+    assert (state["created"], state["alive"]) == (1, 0)
+    wait_until(lambda: pool.count("lost") == 0)
+    assert pool.seconds_spent() == pytest.approx(state["sandbox_seconds"], abs=2)
+
+
+@pytest.mark.parametrize(
+    "create",
+    [
+        pytest.param({"status": 500, "body": {"code": 500}}, id="500"),
+        pytest.param({"status": 201, "body": "<html>"}, id="not JSON"),
+        pytest.param({"fault": "reset"}, id="reset"),
+    ],
+)
+def test_the_slot_of_a_create_that_made_nothing_is_free_and_costs_nothing_in_the_end(
+    e2b: LocalE2B, make_pool: MakePool, quick_search: None, create: State
+) -> None:
+    e2b.set_script({"run": OK_RUN, "create": create})
+    pool = make_pool(max_concurrent_runs=1)
+    assert pool.run("1", 30).outcome == "unavailable"
+    assert pool.count("lost") == 1
+    wait_until(lambda: pool.count("lost") == 0, 10)
+    assert pool.seconds_spent() == 0
+    searches = of_kind(e2b.state(), "list")
+    assert 2 <= len(searches) <= 6
+    e2b.set_script({"run": OK_RUN})
+    assert pool.run("1", 5).outcome == "ok"
+
+
+def test_a_create_that_was_refused_frees_its_slot_without_a_search(
+    e2b: LocalE2B, make_pool: MakePool
+) -> None:
+    statuses = (400, 401, 403, 404)
+    refusals = [REFUSED | {"status": status} for status in statuses]
+    e2b.set_script({"run": OK_RUN, "create": refusals})
+    pool = make_pool(max_concurrent_runs=1)
+    for _ in refusals:
+        assert pool.run("1", 5).outcome == "unavailable"
+        assert pool.count("lost") == 0
+    assert not of_kind(e2b.state(), "list")
+
+
+def test_an_outage_of_e2b_never_reads_as_full(
+    e2b: LocalE2B, make_pool: MakePool, quick_search: None
+) -> None:
+    broken = {"status": 500, "body": {"code": 500}}
+    e2b.set_script({"run": OK_RUN, "create": broken, "list": broken})
+    pool = make_pool(max_concurrent_runs=2)
+    for _ in range(5):
+        assert pool.run("1", 30).problem == "E2B failed. Try again in a minute."
+    assert pool.count("lost") == 2
+    e2b.set_script({"run": OK_RUN})
+    wait_until(lambda: pool.count("lost") == 0, 10)
+    assert pool.run("1", 5).outcome == "ok"
+
+
+def test_what_e2b_cannot_say_counts_until_the_end_of_its_lifetime(
+    e2b: LocalE2B,
+    make_pool: MakePool,
+    quick_search: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pool_module, "LIFETIME_MARGIN_S", 1)
+    creates = [{"fault": "lost_reply"}, {"fault": "reset"}]
+    e2b.set_script({"run": OK_RUN, "create": creates, "list": {"fault": "reset"}})
+    pool = make_pool(max_concurrent_runs=1)
+    pool.run("1", 1)
+    e2b.wait_for(lambda state: state["expired"] == 1, 10)
+    assert pool.count("lost") == 1
+    wait_until(lambda: pool.count("lost") == 0, 10)
+    assert pool.seconds_spent() >= 2
+
+
+@pytest.mark.parametrize("sandbox_id", [None, 12345678, "", "../v2/sandboxes", "short"])
+def test_an_id_that_is_none_is_a_create_that_failed(
+    e2b: LocalE2B, make_pool: MakePool, quick_search: None, sandbox_id: object
+) -> None:
+    created = {"templateID": "t", "sandboxID": sandbox_id, "clientID": "c"}
+    body = created | {"envdVersion": "0.5.9"}
+    e2b.set_script({"run": OK_RUN, "create": {"status": 201, "body": body}})
+    pool = make_pool()
+    run = pool.run("1", 30)
+    assert (run.outcome, run.problem) == ("unavailable", sandbox_module.FAILED)
+    wait_until(lambda: pool.count("lost") == 0, 10)
+    state = e2b.state()
+    assert {request["kind"] for request in state["requests"]} == {"create", "list"}
+
+
+# --- what the pool does not expect ----------------------------------------------------------------
+
+
+class Panic(BaseException):
+    """What a panic of the SDK's transport, which is Rust, is raised as."""
+
+
+def test_a_run_whose_sandbox_cannot_be_killed_in_a_thread_is_answered_all_the_same(
+    e2b: LocalE2B, make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    pool = make_pool(max_concurrent_runs=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start)
+        run = pool.run("1", 5)
+    assert (run.outcome, run.stdout.head) == ("ok", "ok\n")
+    assert pool.count("ending") == 0
+    assert e2b.state()["killed"] == 1
+
+
+@pytest.mark.parametrize(
+    ("owner", "method"),
+    [
+        (SandboxApi, "_create_sandbox"),
+        (SandboxApi, "_cls_kill"),
+        (E2BSandbox, "run_code"),
+    ],
+)
+def test_a_panic_leaves_no_slot_taken(
+    e2b: LocalE2B,
+    make_pool: MakePool,
+    quick_search: None,
+    monkeypatch: pytest.MonkeyPatch,
+    owner: type,
+    method: str,
+) -> None:
+    working = getattr(owner, method)
+    panics = iter([Panic("called `Option::unwrap()` on a `None` value")])
+
+    def panic_once(*args: Any, **options: Any) -> Any:
+        for panic in panics:
+            raise panic
+        return working(*args, **options)
+
+    monkeypatch.setattr(owner, method, panic_once)
+    pool = make_pool(max_concurrent_runs=1)
+    run = pool.run("1", 30)
+    assert run.outcome == ("ok" if method == "_cls_kill" else "unavailable")
+    wait_until(lambda: pool.count("running", "ending", "lost") == 0)
+    assert pool.run("1", 5).outcome == "ok"
+
+
+def test_a_keeper_logs_what_it_does_not_expect_and_goes_on(
+    e2b: LocalE2B,
+    make_pool: MakePool,
+    quick_search: None,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def panic(*_: object, **__: object) -> None:
+        raise Panic("in create")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SandboxApi, "_create_sandbox", panic)
+        pool = make_pool(warm_sandboxes=1)
+        wait_until(lambda: "in create" in caplog.text)
+    is_ready(pool)
 
 
 # --- money -------------------------------------------------------------------------------------
@@ -463,7 +651,7 @@ def test_when_e2b_is_short_of_room_making_ahead_backs_off_and_callers_still_run(
 def test_a_caller_does_not_wait_while_making_ahead_backs_off(
     e2b: LocalE2B, make_pool: MakePool
 ) -> None:
-    e2b.set_script({"run": OK_RUN, "create": [{"status": 400}, {}]})
+    e2b.set_script({"run": OK_RUN, "create": [REFUSED, {}]})
     pool = make_pool(max_concurrent_runs=1, warm_sandboxes=1)
     e2b.wait_for(lambda state: answered(state, "create"), 30)
     run = pool.run("1", 5)
@@ -485,8 +673,7 @@ def test_the_back_off_begins_again_after_a_success(
     e2b: LocalE2B, make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pool_module, "_FIRST_BACK_OFF_S", 0.25)
-    refused = {"status": 400}
-    e2b.set_script({"run": OK_RUN, "create": [*[refused] * 3, {}, refused, {}]})
+    e2b.set_script({"run": OK_RUN, "create": [*[REFUSED] * 3, {}, REFUSED, {}]})
     pool = make_pool(warm_sandboxes=1)
     is_ready(pool)
     assert pool.run("1", 5).outcome == "ok"
