@@ -48,11 +48,6 @@ def exec_cells(request: ExecRequest) -> Iterator[Cell]:
     yield Cell("\n".join(lines), runs_script=True)
 
 
-def send_cell(pieces: list[tuple[int, int, int]]) -> str:
-    """Has pieces of written files reported: (number, start, length), in bytes."""
-    return f"the_exec.send({pieces!r})"
-
-
 def _plan(request: ExecRequest, script: str) -> str:
     language = request.language
     assert language  # noqa: S101 - an exec without one is never sent

@@ -3,9 +3,9 @@
 from time import monotonic
 from typing import Any
 
-from code_api.cells import exec_cells, send_cell
+from code_api.cells import exec_cells
 from code_api.names import new_id
-from code_api.reply import end_notes, outcome_of, reply_body
+from code_api.reply import reply_body
 from code_api.report import Output, Report
 from code_api.request import ExecRequest
 from code_api.store import NewSession, Store, StoreError
@@ -84,20 +84,21 @@ class Exec:
                 extra_s = limit_s if cell.runs_script else 0
                 if not self._run_cell(sandbox, cell.code, report, extra_s):
                     return
-            if not report.ended:
+            if not report.outcome:
                 self._notes.append(_NO_END)
             self._fetch(sandbox, report)
 
     def _fetch(self, sandbox: Sandbox, report: Report) -> None:
         """Have those files reported that did not come with the run."""
-        batches = report.batches()
-        if not batches:
+        pieces = list(report.pieces())
+        if not pieces:
             return
         extra_s = self._request.limit_s + report.wanted_bytes // CARRIED_BYTES_PER_S
         try:
             sandbox.live_for_at_least(extra_s)
-            for batch in batches:
-                if not self._run_cell(sandbox, send_cell(batch), report, extra_s):
+            for piece in pieces:
+                code = f"the_exec.send{piece}"
+                if not self._run_cell(sandbox, code, report, extra_s):
                     return
         except Unavailable as exc:
             self._notes.append(str(exc))
@@ -112,9 +113,7 @@ class Exec:
         sandbox.run_cell(code, limit_s, run)
         took_s = self.durations_s.get("run", 0.0)
         self.durations_s["run"] = took_s + run.durations_s["run"]
-        if report.ended and self.outcome == "unavailable":
-            self.outcome = outcome_of(report.ended)
-            self._notes.extend(end_notes(report.ended, self._request.limit_s))
+        self.outcome = report.outcome or "unavailable"
         problem = report.problem or _cell_problem(run)
         if problem:
             self._notes.append(problem)

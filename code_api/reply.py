@@ -1,19 +1,10 @@
 """The body of an exec's reply. Pure."""
 
-import signal
 from typing import Any
 
-from code_api.names import printable
 from code_api.report import Output, Report
 
 _MAX_NOTED_FILES = 50
-
-
-def outcome_of(ended: dict[str, Any]) -> str:
-    """ "ok", "error" or "timeout"; `ended` is the report's line that says how."""
-    if ended.get("timed_out"):
-        return "timeout"
-    return "ok" if ended.get("returncode") == 0 else "error"
 
 
 def reply_body(
@@ -31,7 +22,7 @@ def reply_body(
     if not stdout and outputs:
         names = ", ".join(output.name for output in outputs)
         stdout = f"Files written: {names}\n"
-    lines = [*notes, *_cuts(report), *_left_out(report)]
+    lines = [*report.notes, *notes, *_left_out(report)]
     body["stdout"] = stdout
     body["stderr"] = _with_lines(report.stderr.text(), lines)
     if report.deleted:
@@ -46,33 +37,6 @@ def reply_body(
             "failed": failed,
         }
     return body
-
-
-def end_notes(ended: dict[str, Any], limit_s: int) -> list[str]:
-    """How the script ended, unless without an error."""
-    code = ended.get("returncode")
-    if code == 0:
-        return []
-    if "missing" in ended:
-        tool = printable(ended["missing"])
-        return [f"{tool} is not part of this sandbox's template"]
-    if ended.get("timed_out"):
-        return [f"stopped after {limit_s} s, its time limit"]
-    if not isinstance(code, int):
-        reason = printable(ended.get("not_started"))
-        return [f"the script could not be started: {reason}"]
-    if code == -signal.SIGKILL:
-        return ["killed by signal 9, perhaps because memory ran out"]
-    return [f"killed by signal {-code}" if code < 0 else f"exit code {code}"]
-
-
-def _cuts(report: Report) -> list[str]:
-    streams = {"stdout": report.stdout, "stderr": report.stderr}
-    return [
-        f"{name} was cut: {text.cut_bytes:,} bytes more were not kept"
-        for name, text in streams.items()
-        if text.cut_bytes
-    ]
 
 
 def _left_out(report: Report) -> list[str]:

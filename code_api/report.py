@@ -3,6 +3,7 @@
 import json
 import zlib
 from base64 import b64decode
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -21,8 +22,9 @@ from run import Clipped
 # The longest that in_sandbox.py writes: 32 KiB of control characters, six bytes each.
 _MAX_LINE_CHARS = 256 * 1024
 _MAX_CHUNK_BYTES = 96 * 1024
-# Of pieces that are asked for with one cell: the kernel keeps what it prints.
-_BATCH_BYTES = 8 * 1024 * 1024
+# Of a file, for one cell: the kernel keeps what it prints.
+_PIECE_BYTES = 8 * 1024 * 1024
+_MAX_NOTE_CHARS = 500
 
 
 class BadReport(ValueError):
@@ -43,7 +45,6 @@ class Text:
     """One of the script's streams."""
 
     def __init__(self, limit_chars: int) -> None:
-        self.cut_bytes = 0
         self._pieces: list[str] = []
         self._left_chars = limit_chars
 
@@ -66,7 +67,8 @@ class Report(Clipped):
 
     def __init__(self, session: NewSession, max_file_bytes: int) -> None:
         self.problem = ""
-        self.ended: dict[str, Any] | None = None  # the line that says how
+        self.outcome = ""  # "ok", "error" or "timeout", once the script has ended
+        self.notes: list[str] = []  # lines for stderr
         self.stdout = Text(STDOUT_LIMIT_BYTES)
         self.stderr = Text(STDERR_LIMIT_BYTES)
         self.deleted: list[str] = []
@@ -101,16 +103,14 @@ class Report(Clipped):
 
     def _take(self, line: dict[str, Any]) -> None:
         match line:
-            case {"stdout": str(text)} if not self.ended:
+            case {"stdout": str(text)}:
                 self.stdout.add(text)
-            case {"stderr": str(text)} if not self.ended:
+            case {"stderr": str(text)}:
                 self.stderr.add(text)
-            case {"cut": "stdout", "bytes": int(count)}:
-                self.stdout.cut_bytes = count
-            case {"cut": "stderr", "bytes": int(count)}:
-                self.stderr.cut_bytes = count
-            case {"ended": True} if not self.ended:
-                self.ended = line
+            case {"note": str(text)} if len(self.notes) < MAX_INPUTS:
+                self.notes.append(text[:_MAX_NOTE_CHARS])
+            case {"ended": "ok" | "error" | "timeout" as outcome} if not self.outcome:
+                self.outcome = outcome
             case {"deleted": str(name)} if len(self.deleted) < MAX_INPUTS:
                 self.deleted.append(name)
             case {"written": str(name), "size": int(size)} if size >= 0:
@@ -166,21 +166,12 @@ class Report(Clipped):
         if self._file:
             self._file.close()
 
-    def batches(self) -> list[list[tuple[int, int, int]]]:
-        """Pieces to ask for, (number, start, length): a batch for each cell."""
-        batches: list[list[tuple[int, int, int]]] = [[]]
-        space = _BATCH_BYTES
+    def pieces(self) -> Iterator[tuple[int, int, int]]:
+        """Pieces to ask for: (number, start, length), in bytes."""
         for number, output in self.outputs.items():
-            start = output.received_bytes
-            while start < output.size_bytes:
-                length = min(space, output.size_bytes - start)
-                batches[-1].append((number, start, length))
-                start += length
-                space -= length
-                if not space:
-                    batches.append([])
-                    space = _BATCH_BYTES
-        return [batch for batch in batches if batch]
+            for start in range(output.received_bytes, output.size_bytes, _PIECE_BYTES):
+                length = min(_PIECE_BYTES, output.size_bytes - start)
+                yield number, start, length
 
     def finish(self) -> list[Output]:
         """Keep in the session, and return, what is whole; the rest is left out."""

@@ -109,19 +109,10 @@ def _mount(request: ExecRequest, refs: list[dict[str, Any]], store: Store) -> No
         except NotStored:
             request.inputs.pop(str(name), None)
             request.notes.append(f"input {name} is not there any more")
-    folders = {name[:at] for name in request.inputs for at in _slashes(name)}
     total_bytes = 0
     for name, stored in list(request.inputs.items()):
         total_bytes += stored.size
-        if name in folders:
-            problem = "another input needs a folder of this name"
-        elif total_bytes > MAX_CARRIED_BYTES:
+        if total_bytes > MAX_CARRIED_BYTES:
+            del request.inputs[name]
             problem = f"all inputs are larger than {MAX_CARRIED_BYTES:,} bytes"
-        else:
-            continue
-        del request.inputs[name]
-        request.notes.append(f"input {name} was left out: {problem}")
-
-
-def _slashes(name: str) -> list[int]:
-    return [at for at, char in enumerate(name) if char == "/"]
+            request.notes.append(f"input {name} was left out: {problem}")

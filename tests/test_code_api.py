@@ -133,7 +133,7 @@ def test_languages_get_their_arguments(
 @pytest.mark.parametrize(
     ("lang", "stderr"),
     [
-        ("d", "dmd is not part of this sandbox's template\n"),
+        ("d", "the script could not be started: dmd is not part of this"),
         ("cobol", "language cobol is not known: bash, py, js,"),
         ("", "language '' is not known"),
     ],
