@@ -316,6 +316,7 @@ class _Service:
                 "e2b_key_configured": bool(config.e2b_api_key),
                 "e2b_on_this_machine": self._is_e2b_local,
                 "api_key_required": bool(config.proxy_api_key),
+                "code_api": bool(config.files_dir),
                 "runs_in_flight": pool.count("running"),
                 "max_concurrent_runs": config.max_concurrent_runs,
                 "warm_ready": pool.count("ready"),

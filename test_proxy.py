@@ -897,6 +897,7 @@ def test_health_tells_the_version_the_keys_and_how_full_it_is(
         "version": VERSION,
         "e2b_key_configured": True,
         "api_key_required": False,
+        "code_api": False,
         "runs_in_flight": 0,
         "max_concurrent_runs": 20,
         "warm_ready": 0,

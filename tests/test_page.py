@@ -193,9 +193,14 @@ def keyed_service(
 def linking_service(
     e2b: LocalE2B, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Service]:
-    """It publishes its pictures at an address of LibreChat's."""
-    folder = str(tmp_path_factory.mktemp("linked"))
-    with serving(e2b, IMAGE_DIR=folder, IMAGE_URL="/images/e2b") as service:
+    """It asks for KEY, publishes pictures at an address of LibreChat's, keeps files."""
+    environ = {
+        "PROXY_API_KEY": KEY,
+        "IMAGE_DIR": str(tmp_path_factory.mktemp("linked")),
+        "IMAGE_URL": "/images/e2b",
+        "FILES_DIR": str(tmp_path_factory.mktemp("files")),
+    }
+    with serving(e2b, **environ) as service:
         yield service
 
 
@@ -360,6 +365,15 @@ def runs_of(state: dict[str, Any]) -> list[dict[str, Any]]:
     return [each for each in state["requests"] if each["kind"] == "run"]
 
 
+# What is uploaded, twice; how much it is in all is printed, and there is a warning.
+COPY_SOURCE = """
+import sys
+numbers = [int(line) for line in open("/mnt/data/numbers é.csv")]
+with open("/mnt/data/doubled.txt", "w") as file:
+    file.writelines(f"{2 * number}\\n" for number in numbers)
+print(sum(numbers))
+print("a warning", file=sys.stderr)
+"""
 RAISED = {
     "type": "error",
     "name": "ValueError",
@@ -623,7 +637,7 @@ def test_a_picture_published_for_librechat_is_shown_from_the_services_own_addres
     page: Page, e2b: LocalE2B, linking_service: Service
 ) -> None:
     e2b.set_script(run_answers(stdout("words\n"), drawn()))
-    page.open(linking_service.url).run()
+    page.open(linking_service.url).give_key().run()
     page.wait(lambda: page.script("return document.images[0]?.naturalWidth") == 8)
     [asked] = [each for each in page.requested() if "/images/" in each]
     assert asked.startswith(f"{linking_service.url}/images/e2b-")
@@ -686,19 +700,71 @@ def test_everything_can_be_done_by_keyboard(
         assert press(Keys.TAB) == shown
 
 
+def test_files_are_uploaded_run_with_and_downloaded(
+    page: Page, e2b: LocalE2B, linking_service: Service, tmp_path: Path
+) -> None:
+    e2b.set_script(REAL)
+    (tmp_path / "numbers é.csv").write_text("1\n2\n")
+    page.open(linking_service.url).give_key()
+    page["file"].send_keys(str(tmp_path / "numbers é.csv"))
+    page.fill("code", COPY_SOURCE)
+    page["run-files"].click()
+    page.finished()
+    assert page.shown("p") == []
+    assert page.shown("h2, h3") == ["Result", "Console Output:", "Stderr:", "Files:"]
+    assert page.shown() == ["3\n", "a warning\n"]
+    assert page.shown("a") == ["doubled.txt"]
+    page.devtools(
+        "Browser.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path)
+    )
+    page["result"].find_element(By.TAG_NAME, "a").click()
+    page.wait((tmp_path / "doubled.txt").is_file)
+    assert (tmp_path / "doubled.txt").read_text() == "2\n4\n"
+
+
+def test_a_file_that_is_refused_is_said_in_the_services_words(
+    page: Page, linking_service: Service, tmp_path: Path
+) -> None:
+    """A browser never sends such a name: it is put into the form by script."""
+    page.open(linking_service.url).give_key()
+    page.script(
+        "const files = new DataTransfer();"
+        "files.items.add(new File(['x'], 'n'.repeat(300)));"
+        "file.files = files.files;"
+    )
+    page["run-files"].click()
+    page.finished()
+    assert page.shown(".failure") != []
+    assert page["state"].text == "No result."
+
+
+def test_without_files_kept_there_is_nothing_to_upload(
+    page: Page, service: Service
+) -> None:
+    page.open(service.url)
+    assert not page["file"].is_displayed()
+    assert not page["run-files"].is_displayed()
+
+
 def test_what_can_be_used_has_a_name_of_its_own_and_the_state_is_announced(
-    page: Page, e2b: LocalE2B, keyed_service: Service
+    page: Page, e2b: LocalE2B, linking_service: Service
 ) -> None:
     e2b.set_script(run_answers(stdout("words\n"), RAISED))
-    page.open(keyed_service.url).give_key().run()
+    page.open(linking_service.url).give_key().run()
     page.script("stop.hidden = false")
     controls = [
         each for each in page.accessibility_tree() if each["focusable"] == "true"
     ]
     names = [each["name"] for each in controls]
     assert all(names)
-    assert len(set(names)) == len(names) == 14
-    assert {"Python code", "Stop", "Console Output", "Execution Error"} < set(names)
+    assert len(set(names)) == len(names) == 16
+    assert {
+        "Python code",
+        "Run with files",
+        "Stop",
+        "Console Output",
+        "Execution Error",
+    } < set(names)
     assert page["state"].aria_role == "status"
 
 
