@@ -710,7 +710,7 @@ def test_files_are_uploaded_run_with_and_downloaded(
     page.fill("code", COPY_SOURCE)
     page["run-files"].click()
     page.finished()
-    assert page.shown("p") == []
+    assert page.shown(".failure") == []
     assert page.shown("h2, h3") == ["Result", "Console Output:", "Stderr:", "Files:"]
     assert page.shown() == ["3\n", "a warning\n"]
     assert page.shown("a") == ["doubled.txt"]
