@@ -5,6 +5,7 @@ rendered."""
 
 import re
 
+from folding import fold_always, fold_logged, fold_printed, fold_traceback
 from run import Clipped, Run
 
 # Commands to a terminal.
@@ -23,6 +24,9 @@ _CONTROL = re.compile(
 )
 # They reorder what is read; shown as Python's repr shows them.
 _BIDI = re.compile(r"[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+_NO_OUTPUT = "Code executed successfully, without output. Use print() to see a value."
+# Where a syntax error is, for those who do not see its line: ` (723130331.py, line 5)`.
+_LINE_OF_ERROR = r" \(\S+, line \d+\)\Z"
 # So many that a fence around them would be as long again.
 _MANY_BACKTICKS = re.compile("`{100,}")
 
@@ -36,8 +40,8 @@ def format_run(run: Run, max_output_chars: int) -> str:
         if part.kept:
             quoted = fence(part.text())
             texts.append(f"**{name}:**\n{quoted}")
-    if not texts and not run.pictures:
-        texts.append("Code executed successfully, without output.")
+    if not texts and not run.pictures and not run.left_out:
+        texts.append(_NO_OUTPUT)
     notes = _notes(run, parts)
     if notes:
         texts.append("\n".join(notes))
@@ -47,10 +51,14 @@ def format_run(run: Run, max_output_chars: int) -> str:
 def _parts(run: Run) -> dict[str, Clipped]:
     """The texts of a run by their headings, printable."""
     error = _error_text(run)
+    usage_error = f"UsageError: {run.error_value}"  # of a magic, is on stderr too
+    stderr = run.stderr.map(_clean).map(lambda text: text.removesuffix(usage_error))
+    is_drawn = run.pictures or run.values.kept
+    values = run.values if is_drawn else run.drawings
     return {
-        "Console Output": run.stdout.map(_clean),
-        "Stderr": run.stderr.map(_clean),
-        "Result": run.values.map(_clean),
+        "Console Output": run.stdout.map(_clean).map(fold_printed),
+        "Stderr": stderr.map(fold_logged),
+        "Result": values.map(_clean).map(fold_always),
         "Execution Error": Clipped(len(error), error).map(_clean),
     }
 
@@ -100,8 +108,9 @@ def fence(text: str, language: str = "") -> str:
 
 
 def _error_text(run: Run) -> str:
-    lines = [run.traceback.rstrip()]
-    is_quoted = run.error_name in run.traceback and run.error_value in run.traceback
+    lines = [fold_traceback(run.traceback.rstrip())]
+    value = re.sub(_LINE_OF_ERROR, "", run.error_value)
+    is_quoted = run.error_name in run.traceback and value in run.traceback
     if run.error_name and not is_quoted:
         lines.append(f"{run.error_name}: {run.error_value}")
     lines.append(run.problem)

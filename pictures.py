@@ -27,6 +27,8 @@ _SIZES = {
 class Picture:
     media_type: str
     data: bytes = field(repr=False)
+    # The text that E2B sent with it: `<Figure size 640x480 with 1 Axes>`.
+    shown_as: str = field(default="", compare=False)
 
 
 class BadPicture(ValueError):
@@ -46,14 +48,14 @@ def decode(label: str, text: str) -> bytes:
     raise BadPicture(reason)
 
 
-def picture_from(data: bytes) -> Picture:
+def picture_from(data: bytes, shown_as: str = "") -> Picture:
     """Know a picture by its first bytes. Raises BadPicture."""
     if _SVG_START.match(data) and b"<svg" in data:
-        return Picture(SVG, data)
+        return Picture(SVG, data, shown_as)
     if data.startswith(_PNG_START):
-        picture = Picture(PNG, data)
+        picture = Picture(PNG, data, shown_as)
     elif data.startswith(_JPEG_START):
-        picture = Picture(JPEG, data)
+        picture = Picture(JPEG, data, shown_as)
     else:
         raise BadPicture("neither PNG, JPEG nor SVG")
     width, height = size_in_pixels(picture)

@@ -28,6 +28,7 @@ from werkzeug.exceptions import (
 from werkzeug.wsgi import wrap_file
 
 from access import bearer_of_basic, is_host_served, is_key_right, is_origin_own
+from cell import runnable
 from code_api.execute import Exec
 from code_api.request import BadExec, parse_exec
 from code_api.store import NotStored, Store, StoreError
@@ -284,7 +285,7 @@ class _Service:
         digest = hashlib.sha256(code.encode()).hexdigest()
         g.fields |= {"code_chars": len(code), "code_sha256": digest[:16]}
         try:
-            return self.pool.run(code, limit_s)
+            return self.pool.run(runnable(code), limit_s)
         except Full:
             raise ServiceUnavailable(_FULL, retry_after=RETRY_AFTER_S) from None
 

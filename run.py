@@ -7,7 +7,10 @@ from time import monotonic
 from typing import Literal, Self
 
 from config import MAX_REPLY_IMAGE_BYTES, Config
+from folding import fold_always
 from pictures import BadPicture, Picture
+from results import is_drawing
+from saved_figures import is_saved_copy
 
 # A run can fail in more ways than anybody reads notes.
 _MAX_NOTES = 20
@@ -60,6 +63,13 @@ class Clipped:
         return f"{self.head}\n[… {self.missing:,} characters cut …]\n{self.tail}"
 
 
+class Printed(Clipped):
+    """Folds what is added before it is cut: what goes takes no place from the rest."""
+
+    def add(self, text: str) -> None:
+        super().add(fold_always(text))
+
+
 @dataclass
 class Run:
     """What came of one run; `problem` says in our words why it was not a normal one."""
@@ -67,12 +77,14 @@ class Run:
     stdout: Clipped
     stderr: Clipped
     values: Clipped
+    drawings: Clipped  # values that say nothing beside a picture
     outcome: Literal["ok", "error", "timeout", "unavailable"] = "unavailable"
     error_name: str = ""
     error_value: str = ""
     traceback: str = ""
     problem: str = ""
     pictures: list[Picture] = field(default_factory=list)
+    saved_figures_are_shown: bool = False  # once more, so that a saved one is a copy
     # How many times (what, why) was not shown.
     left_out: Counter[tuple[str, str]] = field(default_factory=Counter)
     started_at: float = field(default_factory=monotonic)
@@ -81,34 +93,42 @@ class Run:
     @classmethod
     def empty(cls, max_output_chars: int) -> Self:
         return cls(
-            Clipped(max_output_chars),
+            Printed(max_output_chars),
+            Printed(max_output_chars),
             Clipped(max_output_chars),
             Clipped(max_output_chars),
         )
 
     def add_value(self, text: str) -> None:
         """Add what the code showed as a result, each on a line of its own."""
-        separator = "\n" if self.values.head else ""
-        self.values.add(separator + text)
+        values = self.drawings if is_drawing(text) else self.values
+        separator = "\n" if values.head else ""
+        values.add(separator + text)
 
     def keep(self, picture: Picture, config: Config) -> None:
         """Keep a picture, once, within the limits. Raises BadPicture."""
-        if picture in self.pictures:
+        kept = self._without_saved_copy(picture)
+        if picture in kept:
             return
-        if len(self.pictures) >= config.max_images:
+        if len(kept) >= config.max_images:
             raise BadPicture(f"a reply holds at most {config.max_images} pictures")
         size = len(picture.data)
         limit = config.max_image_bytes
         if size > limit:
             raise BadPicture(f"{size:,} bytes (the limit is {limit:,})")
         limit = MAX_REPLY_IMAGE_BYTES
-        if size + self.picture_bytes > limit:
+        if size + sum(len(other.data) for other in kept) > limit:
             raise BadPicture(f"a reply holds at most {limit:,} bytes of pictures")
-        self.pictures.append(picture)
+        self.pictures = [*kept, picture]
 
-    @property
-    def picture_bytes(self) -> int:
-        return sum(len(picture.data) for picture in self.pictures)
+    def _without_saved_copy(self, figure: Picture) -> list[Picture]:
+        """The pictures without the latest one that is `figure`, as it was saved."""
+        kept = self.pictures.copy()
+        for picture in reversed(self.pictures):
+            if self.saved_figures_are_shown and is_saved_copy(picture, figure):
+                kept.remove(picture)
+                break
+        return kept
 
     def leave_out(self, what: str, why: str) -> None:
         """Count something that is not shown, for a note."""

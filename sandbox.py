@@ -23,8 +23,10 @@ from e2b.exceptions import (
 )
 from e2b_code_interpreter.code_interpreter_sync import Sandbox as E2BSandbox
 
+from cell import MAKE_DATA_FOLDER, with_data_folder
 from config import OVERHEAD_S, VERSION, Config, log
 from run import Run
+from saved_figures import figures_are_shown_twice, saves_animation
 from stream import StreamReader
 from tracebacks import renumber_run
 
@@ -240,17 +242,22 @@ class Sandbox:
 
     @_in_our_words()
     def prime(self, budget_s: float) -> None:
-        """Run an empty cell, which takes E2B's prefix with it, unless one ran already."""
+        """Run a first cell, which takes E2B's prefix with it, unless one ran already."""
         if self._primed:
             return
         reader = StreamReader(Run.empty(2), self._config)
         limit_s = min(KILL_BUDGET_S, max(budget_s, _LEAST_BUDGET_S))
-        self._e2b.send("pass", limit_s, reader)
+        self._e2b.send(MAKE_DATA_FOLDER, limit_s, reader)
         self._primed = True
 
     def run(self, code: str, limit_s: int, run: Run) -> None:
         """Run `code` once, for `limit_s` at most, and fill `run`. Raises SandboxGone only."""
-        self.run_cell(code, limit_s, run)
+        run.saved_figures_are_shown = figures_are_shown_twice(code)
+        # A line before the first cell is one of the prefix, to who counts its lines.
+        sent = code if self._primed else with_data_folder(code)
+        self.run_cell(sent, limit_s, run)
+        if run.pictures and saves_animation(code):
+            run.leave_out("animation", "a picture of it is shown")
         renumber_run(run, code, self._id, is_first_cell=not self._primed)
 
     def run_cell(self, code: str, limit_s: float, run: Run) -> None:

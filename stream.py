@@ -8,7 +8,9 @@ from typing import Any
 
 from config import Config
 from pictures import BadPicture, decode, picture_from
+from results import is_lost, value_text
 from run import Clipped, Run
+from tracebacks import split_notes
 
 # From here on a line of output is decoded while it is still growing.
 _LONG_OUTPUT_BYTES = 256 * 1024
@@ -23,12 +25,10 @@ _OUTPUT = re.compile(rb'\s*\{\s*"type"\s*:\s*"(stdout|stderr)"\s*,\s*"text"\s*:\
 # The first half of a character that JSON writes as two.
 _HALF_A_PAIR = re.compile("[\ud800-\udbff]\\Z")
 _LABEL = re.compile(rb'"(stdout|stderr|error|text|png|jpeg|svg|pdf|html)"')
-# `<matplotlib.lines.Line2D object at 0x7f…>`: a result's text that says nothing.
-_PLACEHOLDER = re.compile(r"<[\w.]+ object(?: at 0x[0-9a-f]+)?>")
-# What a result may carry that is never shown; a gif or a pdf is a loss even beside a
-# text.
-_ALWAYS_NAMED = {"image/gif": "gif", "image/webp": "webp", "pdf": "pdf"}
-_NOT_SHOWN = {**_ALWAYS_NAMED, "html": "html", "javascript": "javascript"}
+# Of plotly, bokeh, an animation as HTML, a gif, a pdf.
+_NO_PICTURE = "only png, jpeg and svg can be shown, so draw it with matplotlib"
+# What IPython says of sys.exit(), instead of a traceback.
+_EXIT = "An exception has occurred, use %tb to see the full traceback.\n"
 
 Event = dict[str, Any]
 
@@ -133,19 +133,26 @@ class StreamReader:
 
     def _take_error(self, event: Event) -> None:
         limit = self._config.max_output_chars
-        self.run.error_name = str(event["name"])[:200] or "Error"
-        self.run.error_value = str(event["value"])[: limit // 4]
+        name = str(event["name"])
+        value = str(event["value"])
+        text = split_notes(str(event["traceback"]), f"{name}: {value}")
+        if name == "SystemExit" and text.startswith(_EXIT):
+            if value in ("", "0"):
+                return
+            text = ""
+        self.run.error_name = name[:200] or "Error"
+        self.run.error_value = value[: limit // 4]
         # Much of it goes later: the lines before the first cell, colours.
-        traceback = Clipped(8 * limit, str(event["traceback"]))
-        self.run.traceback = traceback.text()
+        self.run.traceback = Clipped(8 * limit, text).text()
 
     def _take_result(self, event: Event) -> None:
         formats = {**(event.get("extra") or {}), **event}
-        is_shown = self._take_picture(formats) or self._take_value(formats)
-        names = _ALWAYS_NAMED if is_shown else _NOT_SHOWN
-        for label, name in names.items():
-            if formats.get(label):
-                self.run.leave_out(f"{name} output", "this format is not shown")
+        has_picture = self._take_picture(formats)
+        text = value_text(formats, has_picture)
+        if text:
+            self.run.add_value(text)
+        if not has_picture and is_lost(formats, text):
+            self.run.leave_out("figure", _NO_PICTURE)
 
     def _take_picture(self, formats: Event) -> bool:
         """Keep a picture's first good form; whether there was a picture at all."""
@@ -154,7 +161,8 @@ class StreamReader:
             if not formats.get(label):
                 continue
             try:
-                picture = picture_from(decode(label, str(formats[label])))
+                data = decode(label, str(formats[label]))
+                picture = picture_from(data, str(formats.get("text")))
                 self.run.keep(picture, self._config)
                 return True
             except BadPicture as exc:
@@ -162,23 +170,3 @@ class StreamReader:
         if reason:
             self.run.leave_out("picture", reason)
         return bool(reason)
-
-    def _take_value(self, formats: Event) -> bool:
-        """Keep the text of a result without a picture; whether it has one."""
-        text = _value_text(formats)
-        if text is not None:
-            self.run.add_value(text)
-        return text is not None
-
-
-def _value_text(formats: Event) -> str | None:
-    """The text of a result without a picture, None if none of it says something."""
-    for label in ("text", "markdown", "latex", "json"):
-        value = formats.get(label)
-        text = value if isinstance(value, str) else json.dumps(value)
-        if value is not None and not _PLACEHOLDER.fullmatch(text):
-            return text
-    for label in _NOT_SHOWN:
-        if formats.get(label):
-            return None
-    return formats.get("text")

@@ -30,6 +30,7 @@ from local_e2b import LocalE2B
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
+from cell import MAKE_DATA_FOLDER
 from config import LIFETIME_MARGIN_S, MAX_BODY_BYTES, VERSION, Config
 from conftest import E2B_KEY, OK_RUN, Service, http, text_of, urls_of
 from proxy import create_app
@@ -185,7 +186,8 @@ def test_the_parts_of_the_text_stand_in_one_order_parted_by_a_blank_line(
             "**Result:**\n```\nfirst value\n*second*\n```",
             "**Execution Error:**\n```\nTraceback (most recent call last)\nCell In[1], line 1\n"
             "ValueError: no\n```",
-            "Note: 1 pdf output left out: this format is not shown.",
+            "Note: 1 figure left out: only png, jpeg and svg can be shown,"
+            " so draw it with matplotlib.",
             "**Executed Code:**\n```python\nthe code\n```",
         ]
     )
@@ -196,7 +198,7 @@ def test_a_run_with_nothing_to_show_says_so_first(
 ) -> None:
     answer_with(e2b)
     assert text_of(execute(service, "x = 1")) == (
-        "Code executed successfully, without output.\n\n"
+        "Code executed successfully, without output. Use print() to see a value.\n\n"
         "**Executed Code:**\n```python\nx = 1\n```"
     )
 
@@ -324,20 +326,17 @@ def test_every_run_has_a_sandbox_of_its_own_that_is_killed(
 
 # --- what may be sent -------------------------------------------------------------------------
 
-BOM = "\N{ZERO WIDTH NO-BREAK SPACE}"
-
 
 @pytest.mark.parametrize(
     "code",
     [
         "print(1)\0",
-        BOM + "print(1)",
         "print(1)\r\nprint(2)\r\n",
         "  print('\N{PARTY POPPER} żółć \N{RIGHT-TO-LEFT OVERRIDE}')\n\n",
         "%%bash\necho 1",
         "'" + 99_998 * "x" + "'",
     ],
-    ids=["NUL", "BOM", "CRLF", "four-byte emoji", "cell magic", "100,000 characters"],
+    ids=["NUL", "CRLF", "four-byte emoji", "cell magic", "100,000 characters"],
 )
 def test_code_is_sent_once_and_exactly_as_it_came(
     service: Service, e2b: LocalE2B, code: str
@@ -346,8 +345,8 @@ def test_code_is_sent_once_and_exactly_as_it_came(
     assert execute(service, code).status_code == 200
     sent = [request["body"]["code"] for request in run_requests(e2b)[runs_before:]]
     assert sent.count(code) == 1
-    # An empty cell may go before it: cell magics do not work in the first cell of a sandbox.
-    assert set(sent) <= {code, "pass"}
+    # Another cell may go before it: cell magics do not work in the first cell of a sandbox.
+    assert set(sent) <= {code, MAKE_DATA_FOLDER}
 
 
 @pytest.mark.parametrize(
@@ -1184,20 +1183,34 @@ def test_an_exception_points_to_the_lines_of_the_callers_code(
     assert response.headers["X-Run-Outcome"] == "error"
 
 
-def test_sys_exit_is_an_error_that_keeps_what_was_printed(
-    service: Service, e2b: LocalE2B
+@pytest.mark.parametrize(
+    ("value", "outcome", "shown"),
+    [
+        ("", "ok", ""),
+        ("0", "ok", ""),
+        ("3", "error", "SystemExit: 3"),
+        ("no file", "error", "SystemExit: no file"),
+    ],
+)
+def test_sys_exit_ends_a_run_as_it_ends_a_program(
+    service: Service, e2b: LocalE2B, value: str, outcome: str, shown: str
 ) -> None:
     # As E2B's server answers: recorded.
     said = (
-        "An exception has occurred, use %tb to see the full traceback.\nSystemExit: 3\n"
+        "An exception has occurred, use %tb to see the full traceback.\n"
+        f"SystemExit: {value}\n"
     )
     warned = (
         "/usr/local/lib/python3.13/dist-packages/IPython/core/interactiveshell.py:3585: "
         "UserWarning: To exit: use 'exit', 'quit', or Ctrl-D.\n"
+        "  warn(\"To exit: use 'exit', 'quit', or Ctrl-D.\", stacklevel=1)\n"
     )
-    raised = {"type": "error", "name": "SystemExit", "value": "3", "traceback": said}
+    raised = error("SystemExit", value, said)
     answer_with(e2b, stdout("before\n"), raised, stderr(warned))
-    response = execute(service, "import sys\nprint('before')\nsys.exit(3)")
-    assert text_of(response).startswith("**Console Output:**\n```\nbefore\n```\n\n")
-    assert "SystemExit: 3\n```" in text_of(response)
-    assert response.headers["X-Run-Outcome"] == "error"
+    response = execute(service, "import sys\nprint('before')\nsys.exit(...)")
+    parts = ["**Console Output:**\n```\nbefore\n```"]
+    if shown:
+        parts.append(f"**Execution Error:**\n```\n{shown}\n```")
+    parts.append("**Executed Code:**")
+    assert text_of(response).startswith("\n\n".join(parts))
+    assert response.headers["X-Run-Outcome"] == outcome

@@ -37,6 +37,7 @@ _JOINT = re.compile(
     r"(?<=-{75})(?=\w)"  # `-----ZeroDivisionError`
     r"|(?<=recent call last\))(?=Cell |File )"  # `… last)Cell In[2], line 1`
     r"|(?<=:)(?=-{75})"  # `… another exception occurred:-----`
+    r"|(?<=due dynamically evaluated source code\.')(?=\w)"  # `….'File index.pyx:167`
 )
 # A frame of the first cell: its heading, then quoted lines.
 _FRAME = re.compile(
@@ -97,6 +98,12 @@ def renumber_run(run: Run, code: str, sandbox_id: str, is_first_cell: bool) -> N
 def split_headings(traceback: str) -> str:
     """Give each heading that E2B's server joined to another a line of its own."""
     return _JOINT.sub("\n", traceback)
+
+
+def split_notes(traceback: str, error: str) -> str:
+    """Give what E2B's server joined to the error a line of its own: its notes."""
+    frames, error, notes = traceback.rpartition(error)
+    return f"{frames}{error}\n{notes}" if error and notes.strip() else traceback
 
 
 def prefix_lines(code: str, evidence: str) -> int:

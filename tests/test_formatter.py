@@ -12,7 +12,7 @@ from formatter import echo, fence, format_run
 from pictures import PNG, Picture
 from run import Run
 
-NO_OUTPUT = "Code executed successfully, without output."
+NO_OUTPUT = "Code executed successfully, without output. Use print() to see a value."
 LIMIT = 30_000
 
 
@@ -55,7 +55,7 @@ class TestGoldenTexts:
             traceback="----\nValueError: bad",
             problem="The run was stopped.",
         )
-        made.leave_out("gif output", "this format is not shown")
+        made.leave_out("figure", "only png, jpeg and svg can be shown")
         made.leave_out("picture", "not valid base64")
         made.leave_out("picture", "not valid base64")
         assert format_run(made, LIMIT) == (
@@ -63,7 +63,7 @@ class TestGoldenTexts:
             "**Stderr:**\n```\nerr\n```\n\n"
             "**Result:**\n```\n3\n```\n\n"
             "**Execution Error:**\n```\n----\nValueError: bad\nThe run was stopped.\n```\n\n"
-            "Note: 1 gif output left out: this format is not shown.\n"
+            "Note: 1 figure left out: only png, jpeg and svg can be shown.\n"
             "Note: 2 pictures left out: not valid base64."
         )
 
@@ -75,9 +75,9 @@ class TestGoldenTexts:
 
     def test_nothing_but_a_note(self) -> None:
         made = run()
-        made.leave_out("html output", "this format is not shown")
-        note = "Note: 1 html output left out: this format is not shown."
-        assert format_run(made, LIMIT).endswith(note)
+        made.leave_out("figure", "draw it with matplotlib")
+        note = "Note: 1 figure left out: draw it with matplotlib."
+        assert format_run(made, LIMIT) == note
 
     def test_a_value_of_nothing_is_no_part(self) -> None:
         assert format_run(run(stdout="\n", values=""), LIMIT) == NO_OUTPUT

@@ -118,7 +118,7 @@ def clipped(text: str, limit: int = LIMIT) -> Clipped:
 
 @st.composite
 def runs(draw: st.DrawFn) -> Run:
-    run = Run(*(clipped(draw(texts)) for _ in range(3)))
+    run = Run(*(clipped(draw(texts)) for _ in range(4)))
     run.error_name, run.error_value = draw(texts)[:200], draw(texts)[: LIMIT // 4]
     run.traceback = clipped(draw(texts), 8 * LIMIT).text()
     run.problem = draw(
@@ -150,7 +150,7 @@ def assert_safe(text: str) -> None:
         if token.type == "inline":
             assert re.fullmatch(
                 r"\*\*(Console Output|Stderr|Result|Execution Error|Executed Code):\*\*"
-                r"|Code executed successfully, without output\."
+                r"|Code executed successfully, without output\. Use print\(\) to see a value\."
                 r"|(Note: [\w ,.:()]+(\n|$))+",
                 token.content,
             )
@@ -169,7 +169,8 @@ def test_any_run_gives_a_text_that_is_quoted_whole_and_within_its_limit(
 @always
 @given(texts)
 def test_what_is_quoted_is_what_was_printed(text: str) -> None:
-    run = Run(clipped(text, WHOLE), clipped(""), clipped(""))
+    run = Run.empty(WHOLE)
+    run.stdout.add(text)
     fences = [
         token
         for token in MARKDOWN.parse(format_run(run, WHOLE))

@@ -433,7 +433,9 @@ def test_the_text_comes_without_the_echo_of_the_code(
 def test_a_run_without_output_says_so(service: Service, e2b: LocalE2B) -> None:
     answer_with(e2b)
     result = call(service, code="x = 1")
-    assert text_of(result) == "Code executed successfully, without output."
+    assert text_of(result) == (
+        "Code executed successfully, without output. Use print() to see a value."
+    )
     assert result["isError"] is False
 
 

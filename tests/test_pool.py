@@ -17,6 +17,7 @@ from local_e2b import LocalE2B
 
 import pool as pool_module
 import sandbox as sandbox_module
+from cell import MAKE_DATA_FOLDER
 from config import Config
 from conftest import E2B_KEY, OK_RUN, Service
 from pool import Full, Pool
@@ -84,7 +85,7 @@ def callers_runs(state: State) -> list[State]:
     return [
         request
         for request in of_kind(state, "run")
-        if request["body"]["code"] != "pass"
+        if request["body"]["code"] != MAKE_DATA_FOLDER
     ]
 
 
@@ -524,7 +525,7 @@ def test_one_made_ahead_is_used_once_killed_and_made_again(
     assert len(set(used)) == 3
     for sandbox_id in used:  # primed before it was offered
         runs = [r for r in of_kind(e2b.state(), "run") if r["sandbox_id"] == sandbox_id]
-        assert [request["body"]["code"] for request in runs] == ["pass", "1"]
+        assert [request["body"]["code"] for request in runs] == [MAKE_DATA_FOLDER, "1"]
 
 
 def test_a_caller_is_faster_with_one_made_ahead(

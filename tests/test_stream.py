@@ -32,6 +32,7 @@ from pictures import JPEG, MAX_PIXELS, PNG, SVG, BadPicture, picture_from
 from run import Run
 from stream import StreamReader
 
+NO_PICTURE = "only png, jpeg and svg can be shown, so draw it with matplotlib"
 LONG = 300 * 1024  # more than the reader decodes at a time
 LIMIT = 30_000
 
@@ -486,39 +487,29 @@ class TestValues:
         assert run.values.head == "a\nb\nc\nd"
 
     @pytest.mark.parametrize(
-        ("fields", "name"),
+        "fields",
         [
-            (
-                {"text": "<IPython.core.display.HTML object>", "html": "<b>h</b>"},
-                "html",
-            ),
-            ({"html": "<b>h</b>"}, "html"),
-            (
-                {"text": "<IPython.core.display.Javascript object>", "javascript": "1"},
-                "javascript",
-            ),
-            ({"extra": {"image/gif": "R0lGOD"}}, "gif"),
-            ({"text": "<x.Image object>", "extra": {"image/webp": "UklGR"}}, "webp"),
-            ({"text": "<x.Pdf object>", "pdf": "JVBERi"}, "pdf"),
+            {"text": "<IPython.core.display.HTML object>", "html": "<svg>"},
+            {"text": "<IPython.core.display.Javascript object>", "javascript": "1"},
+            {"html": "<div>", "extra": {"application/vnd.plotly.v1+json": {}}},
+            {"extra": {"image/gif": "R0lGOD"}},
+            {"text": "<x.Image object>", "extra": {"image/webp": "UklGR"}},
+            {"text": "<x.Pdf object>", "pdf": "JVBERi"},
+            {"text": "<Figure size 120x80 with 1 Axes>", "pdf": "JVBERi", "chart": {}},
         ],
     )
-    def test_a_format_that_is_not_shown_is_named(
-        self, fields: dict[str, Any], name: str
+    def test_a_figure_that_cannot_be_shown_is_named(
+        self, fields: dict[str, Any]
     ) -> None:
-        run = run_of(result(**fields))
-        assert run.values.head == ""
-        assert run.left_out == {(f"{name} output", "this format is not shown"): 1}
+        run = run_of(result(html="<script>plotly()</script>"), result(**fields))
+        assert run.values.head == run.drawings.head == ""
+        assert run.left_out == {("figure", NO_PICTURE): 1}
 
-    @pytest.mark.parametrize(
-        ("fields", "name"),
-        [({"pdf": "JVBERi"}, "pdf"), ({"extra": {"image/gif": "R0"}}, "gif")],
-    )
-    def test_a_lost_picture_is_named_even_beside_a_text(
-        self, fields: dict[str, Any], name: str
-    ) -> None:
+    @pytest.mark.parametrize("fields", [{"pdf": "JV"}, {"extra": {"image/gif": "R0"}}])
+    def test_it_is_named_even_beside_a_text(self, fields: dict[str, Any]) -> None:
         run = run_of(result(text="shown", **fields))
         assert run.values.head == "shown"
-        assert run.left_out == {(f"{name} output", "this format is not shown"): 1}
+        assert run.left_out == {("figure", NO_PICTURE): 1}
 
     def test_html_beside_a_text_or_a_picture_is_no_loss(self) -> None:
         run = run_of(

@@ -277,7 +277,6 @@ with m():
     "async": "import asyncio\nasync def f():\n    await asyncio.sleep(0)\n    1/0\nawait f()",
     "note": "e = ValueError('x')\ne.add_note('a note')\nraise e",
     "group": "x = 1\nraise ExceptionGroup('g', [ValueError(1), KeyError(2)])",
-    "exit": "import sys\nsys.exit(3)",
     "shell command": "x = 1\n!exit 3\nx = 1\n1/0",
     "message that looks like a heading": "x = 3\nassert x == 4, 'see Cell In[1], line 7'",
     "rows in a string": "s = '''\n      1 one\n      2 two\n----> 3 three\n'''\nx = s\n1/0",
@@ -309,7 +308,7 @@ OTHER_PREFIXES = [
     (name, prefix)
     for prefix in (SHORT_PREFIX, LONG_PREFIX)
     for name in CODES
-    if name not in ("wrong indentation", "exit", "recursion", "a hundred lines")
+    if name not in ("wrong indentation", "recursion", "a hundred lines")
 ]
 
 

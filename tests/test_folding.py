@@ -1,0 +1,267 @@
+"""What says nothing is hidden, what says the same again is counted; near misses stay."""
+
+from __future__ import annotations
+
+import base64
+import time
+
+import pytest
+
+from folding import fold_always, fold_logged, fold_printed, fold_traceback
+
+PACKAGES = "/usr/local/lib/python3.13/dist-packages"
+CHART_WARNING = (
+    f"{PACKAGES}/pydantic/main.py:520: UserWarning: Pydantic serializer warnings:\n"
+    "  PydanticSerializationUnexpectedValue(Expected `LineChart` - serialized value may"
+    " not be as expected [field_name='elements', input_value=Chart(type=<ChartType.UNK..."
+    "title=None, elements=[]), input_type=Chart])\n"
+    "  PydanticSerializationUnexpectedValue(Expected `BoxAndWhiskerChart` - serialized"
+    " value may not be as expected [field_name='elements', input_value=Chart(type=<x..."
+    "elements=[]), input_type=Chart])\n"
+    "  return self.__pydantic_serializer__.to_python(\n"
+)
+EXIT_WARNING = (
+    f"{PACKAGES}/IPython/core/interactiveshell.py:3756: UserWarning: To exit: use 'exit',"
+    " 'quit', or Ctrl-D.\n"
+    "  warn(\"To exit: use 'exit', 'quit', or Ctrl-D.\", stacklevel=1)\n"
+)
+PIP_WARNING = (
+    "WARNING: Running pip as the 'root' user can result in broken permissions and"
+    " conflicting behaviour with the system package manager, possibly rendering your"
+    " system unusable. It is recommended to use a virtual environment instead:"
+    " https://pip.pypa.io/warnings/venv. Use the --root-user-action option if you know"
+    " what you are doing and want to suppress this warning.\n"
+)
+NOISE = [CHART_WARNING, EXIT_WARNING, PIP_WARNING]
+
+
+@pytest.mark.parametrize("noise", NOISE)
+def test_warnings_of_what_runs_the_code_are_hidden(noise: str) -> None:
+    assert fold_always(noise) == ""
+    assert fold_always(f"before\n{noise}after\n") == "before\nafter\n"
+    assert fold_always(noise + noise) == ""
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        CHART_WARNING.replace("LineChart", "int").replace("=Chart]", "=str]"),
+        CHART_WARNING.replace("input_type=Chart", "input_type=Order", 1),
+        CHART_WARNING.replace("return self.", "return model."),
+        CHART_WARNING.replace("UserWarning", "DeprecationWarning"),
+        "".join(CHART_WARNING.splitlines(keepends=True)[1:]),
+        EXIT_WARNING.replace("IPython/core/interactiveshell", "app/shell"),
+        EXIT_WARNING.replace("To exit: use", "Do not use"),
+        EXIT_WARNING.partition("\n")[2],
+        PIP_WARNING.replace("Running pip as", "Do not run pip as"),
+        PIP_WARNING.replace("https://pip.pypa.io/warnings/venv", "the manual"),
+        f"I saw: {PIP_WARNING}",
+        "/home/user/a.py:1: UserWarning: look here\n  warn(x)\n",
+    ],
+)
+def test_a_warning_that_looks_like_it_stays(text: str) -> None:
+    assert fold_always(text) == text
+
+
+FINDFONT = "findfont: Generic family 'sans-serif' not found\n"
+AT = "2026-11-24 03:29:{:02},{:03} WARNING x\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "folded"),
+    [
+        (50 * FINDFONT, f"{FINDFONT[:-1]} (× 50)\n"),
+        ("a\n" + 3 * "b\n" + "c", "a\nb (× 3)\nc"),
+        ("b\nb\nb", "b (× 3)"),
+        ("b\n" * 2_000 + "c\n" * 3, "b (× 2,000)\nc (× 3)\n"),
+        ("\n\n\n\nx", " (× 4)\nx"),
+        (
+            "".join(AT.format(n, 7 * n) for n in range(9)),
+            "2026-11-24 03:29:00,000 WARNING x (× 9)\n",
+        ),
+        ("".join(f"[03:29:0{n}] x\n" for n in range(3)), "[03:29:00] x (× 3)\n"),
+    ],
+)
+def test_equal_lines_of_a_log_are_counted(text: str, folded: str) -> None:
+    assert fold_logged(text) == folded
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        2 * FINDFONT,
+        "a\nb\n" * 20,
+        "loss 0.1\nloss 0.2\nloss 0.3\nloss 0.4\n",
+        "b\nbb\nbbb\nbbbb\nb",
+        "2026-11-24 x 1\n2026-11-24 x 2\n2026-11-24 x 3\n",
+        "03:29:01 a 1\n03:29:02 a 2\n03:29:03 a 3\n",
+        "ab\nab c\nab d\nab e\n",
+    ],
+)
+def test_lines_of_a_log_that_differ_stay(text: str) -> None:
+    assert fold_logged(text) == text
+
+
+def test_what_is_printed_is_counted_only_if_it_is_equal_and_often() -> None:
+    assert fold_printed("a\n" + 20 * "same\n" + "b\n") == "a\nsame (× 20)\nb\n"
+    for text in (
+        19 * ("*" * 40 + "\n"),
+        "".join(f"2026-11-24 03:29:{n:02} 0\n" for n in range(60)),
+        "".join(f"{n}\n" for n in range(60)),
+        "# #\n # \n" * 30,
+    ):
+        assert fold_printed(text) == text
+
+
+IN_BASE64 = base64.b64encode(bytes(range(256)) * 30).decode()
+
+
+def test_what_follows_a_data_uri_is_measured() -> None:
+    text = f"<img src='data:image/png;base64,{IN_BASE64}'> ok"
+    assert fold_printed(text) == (
+        "<img src='data:image/png;base64,[10,240 characters of base64]'> ok"
+    )
+    assert fold_always(f"data:application/vnd.a-b+json;base64,{IN_BASE64}").endswith(
+        "base64,[10,240 characters of base64]"
+    )
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        str(2**2000),
+        "ACGT" * 500,
+        IN_BASE64,
+        f"eyJhbGciOiJIUzI1NiJ9.{IN_BASE64}.{IN_BASE64}",
+        "data:image/png;base64,iVBORw0KGgo=",
+        f"data:text/plain,{IN_BASE64}",
+        f"metadata base64,{IN_BASE64}",
+    ],
+)
+def test_a_long_text_that_is_no_data_uri_stays(text: str) -> None:
+    assert fold_printed(text) == text
+
+
+# --- tracebacks -------------------------------------------------------------------------------
+
+HEADING = f"{'-' * 75}\nKeyError{' ' * 33}Traceback (most recent call last)\n"
+OWN = "Cell In[1], line 2\n      1 import pandas as pd\n----> 2 f(1)\n"
+OWN_MODULE = "File ~/helpers.py:4, in helper(x)\n      3 def helper(x):\n----> 4 x()\n"
+
+
+def frame(path: str, line: int = 12, name: str = "f(self)") -> str:
+    return f"File {path}:{line}, in {name}\n  (...)\n     11 try:\n---> {line} g()\n"
+
+
+PANDAS = [frame(f"{PACKAGES}/pandas/core/base.py", n) for n in range(12, 42)]
+ERROR = "KeyError: 'b'"
+
+
+def test_of_a_librarys_frames_the_first_and_the_last_are_kept() -> None:
+    text = HEADING + OWN + "".join(PANDAS[:14]) + ERROR
+    assert fold_traceback(text) == (
+        f"{HEADING}{OWN}{PANDAS[0]}[12 frames of pandas left out]\n{PANDAS[13]}{ERROR}"
+    )
+
+
+def test_the_callers_frames_are_kept_between_them() -> None:
+    text = "".join([*PANDAS[:3], OWN, *PANDAS[3:7], OWN_MODULE, *PANDAS[7:9], ERROR])
+    assert fold_traceback(text) == "".join(
+        [
+            *(*PANDAS[:3], OWN),
+            *(PANDAS[3], "[2 frames of pandas left out]\n", PANDAS[6], OWN_MODULE),
+            *(PANDAS[7], PANDAS[8], ERROR),
+        ]
+    )
+
+
+def test_the_libraries_are_named() -> None:
+    frames = [
+        frame("/usr/lib/python3.13/json/decoder.py"),
+        frame("/usr/lib/python3.13/json/decoder.py"),
+        frame("~/.local/lib/python3.11/site-packages/numpy/lib/npyio.py"),
+        frame("<frozen importlib._bootstrap>"),
+        frame("index.pyx", 167, "pandas._libs.index.IndexEngine.get_loc()"),
+        frame("pandas/_libs/hashtable_class_helper.pxi", 7081),
+        frame("/usr/lib/python3/dist-packages/six.py"),
+    ]
+    note = "[5 frames of importlib, json, numpy, pandas left out]\n"
+    text = OWN + "".join(frames) + ERROR
+    assert fold_traceback(text) == OWN + frames[0] + note + frames[-1] + ERROR
+
+
+def test_each_error_of_a_chain_is_kept() -> None:
+    chain = "\nThe above exception was the direct cause of the following exception:\n\n"
+    first = "".join(PANDAS[:2]) + "ValueError: a\n" + chain + HEADING
+    text = first + "".join(PANDAS[2:4]) + ERROR
+    assert fold_traceback(text) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        OWN + "".join(PANDAS[:2]) + ERROR,
+        OWN + "".join(PANDAS[:3]) + ERROR,
+        "".join(OWN.replace("line 2", f"line {n}") for n in range(9)) + ERROR,
+        "".join(frame(f"/home/user/pandas/a{n}.py") for n in range(9)) + ERROR,
+        "".join(frame(f"/tmp/a{n}.py") for n in range(9)) + ERROR,
+        OWN + "ValueError: see\n" + "".join(f"File a{n}.txt\n" for n in range(9)),
+        OWN + "ValueError: rows\n" + "  1 a\n" * 9,
+    ],
+)
+def test_frames_of_the_callers_own_and_errors_stay(text: str) -> None:
+    assert fold_traceback(text) == text
+
+
+def test_endless_recursion_is_folded() -> None:
+    again = (
+        "Cell In[1], line 6, in f(n)\n      5 def f(n):\n----> 6     return f(n+1)\n"
+    )
+    text = HEADING + OWN + 2_961 * again + "RecursionError: too deep"
+    assert fold_traceback(text) == (
+        f"{HEADING}{OWN}{again}[the same 3 lines 2,960 more times]\n"
+        "RecursionError: too deep"
+    )
+
+
+def test_functions_that_call_each_other_are_folded() -> None:
+    pair = OWN + OWN.replace("f(1)", "g(1)") + OWN_MODULE
+    text = HEADING + 400 * pair + OWN + ERROR
+    assert fold_traceback(text) == (
+        f"{HEADING}{pair}[the same 9 lines 399 more times]\n{OWN}{ERROR}"
+    )
+
+
+def test_frames_that_are_there_twice_stay() -> None:
+    text = HEADING + OWN + OWN + OWN_MODULE + OWN_MODULE + ERROR
+    assert fold_traceback(text) == text
+
+
+HOSTILE = [
+    *("\n", "a", "a\n", "`", "File ", "/", "File /", "-> 1\n", "  1 a\n", "'", '"""\\'),
+    *(
+        "data:a/",
+        "data:a/b;base64,",
+        "A",
+        "00:00:00",
+        "00:00:00\n",
+        "pydantic/main.py:",
+    ),
+    *(
+        "/pydantic/main.py:1: UserWarning: Pydantic serializer warnings:\n",
+        "Cell In[\n",
+    ),
+    *(CHART_WARNING[:-2], PANDAS[0], OWN, OWN + PANDAS[0], PANDAS[0] + PANDAS[1]),
+    *("Cell In[1\n" * 3 + "File x\n", "File " + "/lib/python3" * 50),
+]
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_time_does_not_explode(text: str) -> None:
+    """Some 0.1 s for ten times what is usually folded; a square would take minutes."""
+    long = text * (200_000 // len(text))
+    started = time.process_time()
+    for fold in (fold_printed, fold_logged, fold_traceback):
+        fold(long)
+        fold(long + "x")
+    assert time.process_time() - started < 10
