@@ -5,11 +5,11 @@ A secret may be in a file instead, named by that variable with _FILE added.
 """
 
 import logging
-import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, Self
 
 VERSION = "1.0.0"
@@ -28,6 +28,10 @@ LIFETIME_MARGIN_S = 15
 MAX_CARRIED_BYTES = 200 * 1024 * 1024
 # Carrying them may take a second for each of these, on top of OVERHEAD_S.
 CARRIED_BYTES_PER_S = 1_000_000
+# "localhost", "0.0.0.0", "[::1]"
+_HOST = r"([\w.-]+|\[[\w:.]+\])"
+# Kubernetes sets these in every container beside a service named e2b-proxy.
+_KUBERNETES_OWN = re.compile("E2B_PROXY_(PORT|SERVICE)(_.*)?")
 _NO_KEY = "E2B_API_KEY (or E2B_API_KEY_FILE) is required, https://e2b.dev has it"
 
 
@@ -43,8 +47,14 @@ def _setting(
     return field(default=default, repr=not is_secret, metadata=metadata)
 
 
-def _secret() -> Any:
-    return _setting("", "[!-~]+", "printable ASCII without spaces", is_secret=True)
+def _folder() -> Any:
+    return _setting(None, "/.*", "an absolute path", _writable_folder)
+
+
+def _writable_folder(path: str) -> Path:
+    """The folder, in which a file can be made. Raises OSError."""
+    with TemporaryFile(dir=path):
+        return Path(path)
 
 
 def _whole_number(default: int, low: int, high: int) -> Any:
@@ -60,15 +70,31 @@ def _whole_number(default: int, low: int, high: int) -> Any:
 
 @dataclass(frozen=True)
 class Config:
-    e2b_api_key: str = _secret()
-    # "localhost", "0.0.0.0", "[::1]"
+    # Without what was copied too much or too little: e2b_..., "e2b_0123"
+    e2b_api_key: str = _setting(
+        "",
+        r"(?!.*(\.\.\.|['\"]))[!-~]+",
+        "E2B's key in printable ASCII, without spaces, quotes or ...",
+        is_secret=True,
+    )
+    # The SDK's own; it reads this from the environment.
+    e2b_api_url: str = _setting(
+        "",
+        rf"https?://{_HOST}(:\d+)?(/\S*)?",
+        "an address such as https://api.e2b.example",
+    )
     host: str = _setting(
         "127.0.0.1",
-        r"[\w.-]+|\[[\w:.]+\]",
+        _HOST,
         "an address ([] around IPv6) or a name",
     )
     port: int = _whole_number(3001, 1, 65535)
-    proxy_api_key: str = _secret()
+    proxy_api_key: str = _setting(
+        "",
+        "[!-~]+",
+        "printable ASCII without spaces",
+        is_secret=True,
+    )
     allowed_hosts: str = _setting(
         "",
         r"[\w., -]+",
@@ -80,12 +106,7 @@ class Config:
     max_output_chars: int = _whole_number(30_000, 1000, 1_000_000)
     max_images: int = _whole_number(10, 0, 100)
     max_image_bytes: int = _whole_number(5 * 1024 * 1024, 1024, MAX_REPLY_IMAGE_BYTES)
-    image_dir: Path | None = _setting(
-        None,
-        "/.*",
-        "an absolute path",
-        Path,
-    )
+    image_dir: Path | None = _folder()
     # "/images/e2b", "https://code.example.com/images": nothing that could end a link
     image_url: str = _setting(
         "",
@@ -94,12 +115,7 @@ class Config:
     )
     image_ttl_hours: int = _whole_number(0, 0, 100_000)
     # Where the code API keeps files; without it that is off.
-    files_dir: Path | None = _setting(
-        None,
-        "/.*",
-        "an absolute path",
-        Path,
-    )
+    files_dir: Path | None = _folder()
     max_file_bytes: int = _whole_number(150 * 1024 * 1024, 1, MAX_CARRIED_BYTES)
     files_ttl_hours: int = _whole_number(26, 1, 100_000)
     files_total_bytes: int = _whole_number(10 * 1024**3, 1, 10**12 - 1)
@@ -113,40 +129,44 @@ class Config:
     )
     allow_internet: bool = _setting(
         True,
-        "true|false",
+        "(?i)true|false",
         "true or false",
-        "true".__eq__,
+        lambda text: text.lower() == "true",
     )
     log_level: str = _setting(
         "info",
-        "debug|info|warning|error",
+        "(?i)debug|info|warning|error",
         "debug, info, warning or error",
+        str.lower,
     )
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> Self:
         """Read the settings. Raises ValueError; its one line names all that is bad."""
         values = {}
-        problems = []
+        problems: dict[str, str] = {}
         for setting in fields(cls):
             try:
                 values[setting.name] = _read(setting, environ)
             except ValueError as exc:
-                problems.append(str(exc))
+                problems[setting.name] = str(exc)
         config = cls(**values)
-        if not config.e2b_api_key and not any(
-            "E2B_API_KEY" in text for text in problems
-        ):
-            problems.append(_NO_KEY)
-        if bool(config.image_dir) != bool(config.image_url):
-            problems.append("IMAGE_DIR and IMAGE_URL must be set together")
-        if config.files_dir and not os.access(config.files_dir, os.W_OK | os.X_OK):
-            is_folder = config.files_dir.is_dir()
-            reason = "cannot be written" if is_folder else "is no folder"
-            problems.append(f"FILES_DIR {config.files_dir} {reason}")
+        if not config.e2b_api_key:
+            problems.setdefault("e2b_api_key", _NO_KEY)
+        is_pair = bool(config.image_dir) == bool(config.image_url)
+        if not is_pair and "image_dir" not in problems and "image_url" not in problems:
+            problems["image_dir"] = "IMAGE_DIR and IMAGE_URL must be set together"
         if problems:
-            raise ValueError("Configuration error: " + "; ".join(problems))
+            raise ValueError("Configuration error: " + "; ".join(problems.values()))
         return config
+
+    def warnings(self, environ: Mapping[str, str]) -> list[str]:
+        """What is probably not meant so: a misspelt name, a number without effect."""
+        warnings = [text for name in environ if (text := _doubt_about(name))]
+        if self.warm_sandboxes > self.max_concurrent_runs:
+            numbers = f"{self.warm_sandboxes} of {self.max_concurrent_runs}"
+            warnings.append(f"WARM_SANDBOXES is above MAX_CONCURRENT_RUNS: {numbers}")
+        return warnings
 
     def longest_request_s(self) -> int:
         """From its arrival to its reply; the code API's may carry files twice."""
@@ -170,8 +190,33 @@ def _read(setting: Field[Any], environ: Mapping[str, str]) -> Any:
             raise ValueError
         return setting.metadata["convert"](text)
     except OSError as exc:
-        raise ValueError(f"{name} cannot be read: {exc}") from None
+        problem = f"{name} cannot be used: {path or text}: {exc.strerror}"
+        raise ValueError(problem) from None
     except ValueError:
         must_be = setting.metadata["must_be"]
         shown = "" if is_secret else f", not {text[:80]!r}"
         raise ValueError(f"{name} must be {must_be}{shown}") from None
+
+
+def _doubt_about(name: str) -> str:
+    """A warning when a variable is none of ours but seems to be meant so, else ""."""
+    settings = [setting.name.upper() for setting in fields(Config)]
+    if name in settings or _KUBERNETES_OWN.fullmatch(name):
+        return ""
+    for setting in settings:
+        # HOME, which is everywhere, is two edits away from HOST.
+        if _is_near(name, setting, 1 if len(setting) < 6 else 2):
+            return f"{name} is no setting; {setting}?"
+    return f"{name} is no setting" if name.startswith("E2B_PROXY_") else ""
+
+
+def _is_near(a: str, b: str, edits: int) -> bool:
+    """Whether at most so many letters have to be added, removed or replaced."""
+    if not a or not b:
+        return len(a) + len(b) <= edits
+    if a[0] == b[0]:
+        return _is_near(a[1:], b[1:], edits)
+    if not edits:
+        return False
+    ways = [(a[1:], b), (a, b[1:]), (a[1:], b[1:])]
+    return any(_is_near(one, other, edits - 1) for one, other in ways)

@@ -13,8 +13,10 @@ from worker import JsonLogger, PatientWorker
 try:
     settings = Config.from_env(os.environ)
 except ValueError as exc:
-    # In the master, before any worker: there is nothing to start again.
-    sys.exit(str(exc))
+    # In the master, before any worker. A supervisor that knows this status does not
+    # start a service again that would stop at once.
+    print(exc, file=sys.stderr)
+    sys.exit(os.EX_CONFIG)
 
 bind = f"{settings.host}:{settings.port}"
 # One worker: the limits are the process's, and the SDK's transport does not survive a fork.
@@ -52,6 +54,8 @@ def when_ready(server):
             runs,
             settings.max_concurrent_runs,
         )
+    for warning in settings.warnings(os.environ):
+        server.log.warning("%s", warning)
     local_hosts = ("127.0.0.1", "[::1]", "localhost")
     if not settings.proxy_api_key and settings.host not in local_hosts:
         server.log.warning(

@@ -175,8 +175,8 @@ class _Service:
         self._config = config
         self.pool = Pool(config)
         self.store: Store | None = None  # the code API's, where that is on
-        # The SDK's own variable; without it, E2B is on the internet.
-        e2b_host = urlsplit(os.environ.get("E2B_API_URL") or "https://e2b.dev").netloc
+        # Without an address of its own, E2B is on the internet.
+        e2b_host = urlsplit(config.e2b_api_url or "https://e2b.dev").netloc
         self._is_e2b_local = bool(_LOOPBACK.fullmatch(e2b_host.lower()))
         self._page = (_HERE / "index.html").read_text("utf-8")
         self._document, self._tool = _load_document(config)
@@ -184,10 +184,6 @@ class _Service:
         self._key_problem = "E2B is being asked. Try again in a moment."
         IN_FLIGHT.set_function(lambda: self.pool.count("running"))
         WARM_READY.set_function(lambda: self.pool.count("ready"))
-        if config.image_dir and not os.access(config.image_dir, os.W_OK | os.X_OK):
-            log.warning(
-                "IMAGE_DIR cannot be written: pictures will be left out of replies"
-            )
 
     def close(self) -> None:
         """End what the process has started."""

@@ -667,4 +667,6 @@ def test_a_folder_that_cannot_be_used_stops_the_start(tmp_path: Path) -> None:
     service = Service({"FILES_DIR": str(missing)})
     service.process.wait(20)
     service.stop()
-    assert f"FILES_DIR {missing} is no folder" in "".join(service.lines)
+    assert service.process.returncode == os.EX_CONFIG
+    problem = f"FILES_DIR cannot be used: {missing}: No such file or directory"
+    assert problem in "".join(service.lines)

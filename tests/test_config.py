@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import FrozenInstanceError, fields
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,13 @@ from typing import Any
 import pytest
 
 from config import Config
+from conftest import Service
 
 KEY = "e2b_0123456789abcdef"
 NEEDED = {"E2B_API_KEY": KEY}
 
 DEFAULTS: dict[str, Any] = {
+    "e2b_api_url": "",
     "host": "127.0.0.1",
     "port": 3001,
     "proxy_api_key": "",
@@ -67,8 +70,13 @@ GOOD = [
     ("E2B_TEMPLATE", "team/my_template:v1.2", "team/my_template:v1.2"),
     ("ALLOW_INTERNET", "false", False),
     ("ALLOW_INTERNET", "true", True),
+    ("ALLOW_INTERNET", "False", False),
+    ("ALLOW_INTERNET", "TRUE", True),
     ("LOG_LEVEL", "debug", "debug"),
     ("LOG_LEVEL", "error", "error"),
+    ("LOG_LEVEL", "INFO", "info"),
+    ("E2B_API_URL", "https://api.e2b.example", "https://api.e2b.example"),
+    ("E2B_API_URL", "http://[::1]:3000/v1", "http://[::1]:3000/v1"),
 ]
 
 BAD = [
@@ -84,9 +92,11 @@ BAD = [
     ("ALLOWED_HOSTS", "*"),
     ("E2B_TEMPLATE", "a b"),
     ("ALLOW_INTERNET", "yes"),
-    ("ALLOW_INTERNET", "True"),
     ("ALLOW_INTERNET", "0"),
-    ("LOG_LEVEL", "INFO"),
+    *(
+        ("E2B_API_URL", value)
+        for value in ("foo", "api.e2b.app", "ftp://a", "http://[")
+    ),
     ("LOG_LEVEL", "verbose"),
 ]
 
@@ -210,7 +220,7 @@ class TestSecretsFromFiles:
         for path in (tmp_path / "none", tmp_path):
             message = problems_of(NEEDED | {name: "", f"{name}_FILE": str(path)})
             assert message.startswith(
-                f"Configuration error: {name}_FILE cannot be read: "
+                f"Configuration error: {name}_FILE cannot be used: "
             )
             assert str(path) in message
             assert message.count(name) == 1
@@ -247,9 +257,12 @@ def test_a_missing_key_is_named_with_where_to_get_one(environ: dict[str, str]) -
         "https://pictures.example",
     ],
 )
-def test_pictures_are_published_with_a_folder_and_an_address(url: str) -> None:
-    config = Config.from_env(NEEDED | {"IMAGE_DIR": "/srv/pictures", "IMAGE_URL": url})
-    assert config.image_dir == Path("/srv/pictures")
+def test_pictures_are_published_with_a_folder_and_an_address(
+    url: str, tmp_path: Path
+) -> None:
+    config = Config.from_env(NEEDED | {"IMAGE_DIR": str(tmp_path), "IMAGE_URL": url})
+    assert config.image_dir == tmp_path
+    assert not list(tmp_path.iterdir())
     assert config.image_url == url
 
 
@@ -278,13 +291,17 @@ def test_pictures_are_published_with_a_folder_and_an_address(url: str) -> None:
         ),
     ],
 )
-def test_an_address_that_a_link_could_not_hold_is_refused(url: str) -> None:
-    assert "IMAGE_URL must be" in problems_of(
-        NEEDED | {"IMAGE_DIR": "/srv", "IMAGE_URL": url}
-    )
+def test_an_address_that_a_link_could_not_hold_is_refused(
+    url: str, tmp_path: Path
+) -> None:
+    environ = NEEDED | {"IMAGE_DIR": str(tmp_path), "IMAGE_URL": url}
+    message = problems_of(environ)
+    assert message.startswith("Configuration error: IMAGE_URL must be ")
+    # Both are set: nothing else is wrong.
+    assert "together" not in message
 
 
-@pytest.mark.parametrize("environ", [{"IMAGE_DIR": "/srv"}, {"IMAGE_URL": "/images"}])
+@pytest.mark.parametrize("environ", [{"IMAGE_DIR": "/"}, {"IMAGE_URL": "/images"}])
 def test_a_folder_without_an_address_or_the_reverse_is_refused(
     environ: dict[str, str],
 ) -> None:
@@ -296,6 +313,86 @@ def test_a_folder_without_an_address_or_the_reverse_is_refused(
 def test_a_folder_must_be_an_absolute_path() -> None:
     environ = {"IMAGE_DIR": "pictures", "IMAGE_URL": "/images"}
     assert "IMAGE_DIR must be an absolute path" in problems_of(NEEDED | environ)
+
+
+@pytest.mark.parametrize("name", ["IMAGE_DIR", "FILES_DIR"])
+def test_a_folder_where_nothing_can_be_written_is_named_with_the_reason(
+    name: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    for path, reason in (
+        (tmp_path / "none", "No such file or directory"),
+        (file, "Not a directory"),
+        # Not even root makes files there.
+        (Path("/proc"), "No such file or directory"),
+    ):
+        environ = NEEDED | {"IMAGE_URL": "/images", name: str(path)}
+        assert f"{name} cannot be used: {path}: {reason}" in problems_of(environ)
+
+
+@pytest.mark.parametrize("key", ['"e2b_quoted"', "'e2b_quoted'", "e2b_..."])
+def test_a_key_that_was_copied_wrongly_is_refused_in_words(key: str) -> None:
+    message = problems_of({"E2B_API_KEY": key})
+    assert "E2B_API_KEY must be E2B's key" in message
+    assert "without spaces, quotes or ..." in message
+    assert key not in message
+
+
+@pytest.mark.parametrize("key", ["x", "sk-self-hosted", "e2b_0.1.2", "a..b"])
+def test_any_other_text_is_a_key(key: str) -> None:
+    assert Config.from_env({"E2B_API_KEY": key}).e2b_api_key == key
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("WARM_SANDBOX", "WARM_SANDBOXES"),
+        ("MAX_IMAGE", "MAX_IMAGES"),
+        ("LOGLEVEL", "LOG_LEVEL"),
+        ("RUN_TIMEOUT", "RUN_TIMEOUT_S"),
+        ("FILE_DIR", "FILES_DIR"),
+        ("PORTS", "PORT"),
+        ("E2B_APIKEY", "E2B_API_KEY"),
+    ],
+)
+def test_a_name_a_letter_or_two_away_from_a_setting_is_asked_about(
+    name: str, meant: str
+) -> None:
+    environ = NEEDED | {name: "1"}
+    warnings = Config.from_env(environ).warnings(environ)
+    assert warnings == [f"{name} is no setting; {meant}?"]
+
+
+def test_a_name_of_this_service_that_is_no_setting_is_named() -> None:
+    environ = NEEDED | {"E2B_PROXY_KEY": "hush"}
+    warnings = Config.from_env(environ).warnings(environ)
+    assert warnings == ["E2B_PROXY_KEY is no setting"]
+
+
+def test_other_peoples_variables_are_passed_over_in_silence() -> None:
+    names = [
+        *("HOSTNAME", "HOME", "PATH", "PWD", "E2B_DOMAIN", "E2B_SANDBOX_URL"),
+        *("E2B_DEBUG", "E2B_API_KEY_FILE", "PROXY_API_KEY_FILE"),
+        *("E2B_PROXY_PORT", "E2B_PROXY_PORT_3001_TCP", "E2B_PROXY_SERVICE_HOST"),
+        # Of LibreChat's .env.
+        *("DOMAIN_CLIENT", "PROXY", "OPENAI_API_KEY", "DEBUG_LOGGING", "MONGO_URI"),
+        *("LIBRECHAT_CODE_BASEURL", "SEARCH", "IMAGE_GEN_OAI_API_KEY", "UID", "GID"),
+    ]
+    environ = NEEDED | dict.fromkeys(names, "")
+    assert Config.from_env(environ).warnings(environ) == []
+
+
+def test_more_warm_sandboxes_than_runs_are_warned_of_with_both_numbers() -> None:
+    environ = NEEDED | {"WARM_SANDBOXES": "7", "MAX_CONCURRENT_RUNS": "5"}
+    [warning] = Config.from_env(environ).warnings(environ)
+    assert "7" in warning and "5" in warning
+
+
+def test_warnings_are_lines_of_the_log(start: Callable[..., Service]) -> None:
+    service = start(WARM_SANDBOX="1", E2B_API_KEY=KEY)
+    line = service.wait_for_log("WARM_SANDBOX is no setting; WARM_SANDBOXES?")
+    assert '"level": "warning"' in line
 
 
 def test_variables_that_are_no_settings_are_left_alone() -> None:
