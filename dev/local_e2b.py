@@ -151,7 +151,10 @@ class _Server:
     """All state, in one event loop; `changed`
     guards it against readers in other threads."""
 
-    def __init__(self, script: dict[str, Any], ahead: int = 0) -> None:
+    def __init__(
+        self, script: dict[str, Any], ahead: int = 0, plain_kernels: bool = False
+    ) -> None:
+        self.plain_kernels = plain_kernels
         self.changed = threading.Condition()
         self.ahead = ahead
         self.kernels_ahead: deque[Kernel] = deque()
@@ -222,14 +225,19 @@ class _Server:
             self.start_kernel(sandbox)
         return sandbox
 
+    def new_kernel(self) -> Kernel:
+        return Kernel(self.plain_kernels)
+
     def keep_ahead(self) -> None:
         while len(self.kernels_ahead) < self.ahead and not self.script.has("run"):
-            self.kernels_ahead.append(Kernel())
+            self.kernels_ahead.append(self.new_kernel())
 
     def start_kernel(self, sandbox: Sandbox) -> Kernel:
         if sandbox.kernel is None:
             sandbox.kernel = (
-                self.kernels_ahead.popleft() if self.kernels_ahead else Kernel()
+                self.kernels_ahead.popleft()
+                if self.kernels_ahead
+                else self.new_kernel()
             )
             self.keep_ahead()
         return sandbox.kernel
@@ -618,9 +626,14 @@ class LocalE2B:
     process, for as long as the `with` block lasts."""
 
     def __init__(
-        self, script: dict[str, Any] | None = None, port: int = 0, ahead: int = 0
+        self,
+        script: dict[str, Any] | None = None,
+        port: int = 0,
+        ahead: int = 0,
+        plain_kernels: bool = False,
     ) -> None:
-        self._server = _Server(script or {}, ahead)
+        """`ahead` kernels are kept started; plain ones have no pandas and no pictures."""
+        self._server = _Server(script or {}, ahead, plain_kernels)
         self._port = port
         self.url = ""
 
