@@ -107,6 +107,11 @@ class Service:
         assert has_ended, "".join(self.lines)
 
 
+def of_kind(e2b: LocalE2B, kind: str) -> list[dict[str, Any]]:
+    """The requests that E2B got, of one kind: "create", "run", "kill" and so on."""
+    return [request for request in e2b.state()["requests"] if request["kind"] == kind]
+
+
 def text_of(response: requests.Response) -> str:
     """The text of a reply of POST /execute."""
     assert response.status_code == 200, response.text
@@ -163,6 +168,21 @@ def start(e2b: LocalE2B) -> Iterator[Callable[..., Service]]:
         service.process.terminate()
     for service in started:
         service.stop()
+
+
+@pytest.fixture
+def direct(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The SDK in this process goes through no proxy, and only where a test says."""
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "E2B_DEBUG", "E2B_DOMAIN"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+
+
+def use(e2b: LocalE2B, monkeypatch: pytest.MonkeyPatch) -> LocalE2B:
+    """Have the SDK in this process ask this one."""
+    for name, url in e2b_at(e2b.url).items():
+        monkeypatch.setenv(name, url)
+    return e2b
 
 
 def e2b_at(url: str) -> dict[str, str]:

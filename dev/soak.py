@@ -34,8 +34,10 @@ RUN_TIMEOUT_S = 3
 LIFETIME_MARGIN_S = 15
 # What a request may take beyond its run's limit,
 # by the same promise, and a busy machine.
-OVERHEAD_S = 10 + 3
+OVERHEAD_S = 10 + 20
 MAX_GROWTH_MB = 10
+# A leak would be hundreds; connections and their threads come and go by a few.
+MAX_GROWTH = 20
 LONG_OUTPUT_BYTES = 2_000_000
 SHOWN_PROBLEMS = 20
 FULL = "place for a run is taken"
@@ -210,11 +212,14 @@ class Life:
     start: Sample | None = None
     end: Sample | None = None
 
-    def growth_mb(self) -> float:
-        return (
-            self.end.memory_mb - self.start.memory_mb
-            if self.start and self.end
-            else 0.0
+    def growth(self) -> Sample:
+        """What it holds more of at its end."""
+        if not self.start or not self.end:
+            return Sample(0.0, 0, 0)
+        return Sample(
+            self.end.memory_mb - self.start.memory_mb,
+            self.end.threads - self.start.threads,
+            self.end.descriptors - self.start.descriptors,
         )
 
 
@@ -303,8 +308,16 @@ def problems(report: Report, plan: Plan) -> list[str]:
         found.append(
             f"{report.no_sandbox} runs got no sandbox: more than faults can explain"
         )
-    if (growth_mb := report.lives[-1].growth_mb()) >= MAX_GROWTH_MB:
-        found.append(f"the memory of the last process grew by {growth_mb:.1f} MB")
+    growth = report.lives[-1].growth()
+    if growth.memory_mb >= MAX_GROWTH_MB:
+        found.append(
+            f"the memory of the last process grew by {growth.memory_mb:.1f} MB"
+        )
+    if max(growth.threads, growth.descriptors) > MAX_GROWTH:
+        found.append(
+            f"the last process has {growth.threads} threads"
+            f" and {growth.descriptors} file descriptors more"
+        )
     return found
 
 
@@ -656,7 +669,7 @@ def _seen_over_mcp(reply: Any, number: int) -> Seen | None:
 def soak(plan: Plan) -> Report:
     """Do it all; raises BenchError when something stands still."""
     started_at = time.monotonic()
-    give_up_at = started_at + 60 + plan.runs * 0.05 + plan.restarts * 30
+    give_up_at = started_at + 200 + plan.runs * 0.05 + plan.restarts * 30
     with StandIn(script(0.3 * plan.faults, plan.quick)) as e2b:
         environ = clean_environ(e2b.url) | {
             "RUN_TIMEOUT_S": str(RUN_TIMEOUT_S),

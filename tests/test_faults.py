@@ -24,7 +24,7 @@ import requests
 from builders import encoded, padded_png, picture, png_of_pixels, result, stdout
 from local_e2b import LocalE2B
 
-from conftest import E2B_KEY, OK_RUN, Service, e2b_at, text_of, urls_of
+from conftest import E2B_KEY, OK_RUN, Service, e2b_at, of_kind, text_of, urls_of
 
 UPSTREAM = "words of upstream: the token tok_5e1f of team blue"
 MB = 1_000_000
@@ -189,10 +189,6 @@ def assert_reply(
     return text
 
 
-def requests_of(e2b: LocalE2B, kind: str) -> list[dict[str, Any]]:
-    return [request for request in e2b.state()["requests"] if request["kind"] == kind]
-
-
 class Since:
     """What came to E2B since then."""
 
@@ -202,7 +198,7 @@ class Since:
         self._before = e2b.state()
 
     def requests(self, kind: str) -> list[dict[str, Any]]:
-        return [r for r in requests_of(self._e2b, kind) if r["at_s"] >= self._at_s]
+        return [r for r in of_kind(self._e2b, kind) if r["at_s"] >= self._at_s]
 
     def count(self, name: str) -> int:
         return int(self._e2b.state()[name] - self._before[name])
@@ -711,25 +707,6 @@ def test_a_picture_that_is_none_is_left_out_with_the_reason_in_the_text(
     assert urls_of(response) == []
 
 
-def test_the_type_of_a_picture_comes_from_the_bytes(
-    service: Service, e2b: LocalE2B
-) -> None:
-    e2b.set_script({"run": {"events": [result(jpeg=encoded(PNG))]}})
-    (url,) = urls_of(service.execute())
-    assert url == "data:image/png;base64," + encoded(PNG)
-
-
-def test_200_figures_the_first_10_and_how_many_were_left_out(
-    service: Service, e2b: LocalE2B
-) -> None:
-    e2b.set_script({"run": {"pngs": 200, "png_bytes": 900}})
-    response = service.execute()
-    assert_reply(
-        response, "ok", "Note: 190 pictures left out: a reply holds at most 10", e2b=e2b
-    )
-    assert len(set(urls_of(response))) == 10
-
-
 def call_tool(service: Service) -> list[dict[str, Any]]:
     """Run over MCP, where SVGs are drawn; returns the parts of the answer."""
     call = {"name": "execute_python_code", "arguments": {"code": "1"}}
@@ -903,38 +880,6 @@ def test_one_more_run_than_the_cap_is_refused_in_under_100_ms_with_retry_after(
             )
         assert max(fastest_s.values()) < 0.1
         assert {row.result().headers["X-Run-Outcome"] for row in running} == {"ok"}
-
-
-def test_500_runs_in_a_row_memory_threads_and_files_flat_as_many_kills_as_creates(
-    service: Service, e2b: LocalE2B, since: Since
-) -> None:
-    (worker,) = psutil.Process(service.process.pid).children()
-
-    def used() -> tuple[int, int, int]:
-        e2b.wait_for(lambda state: state["alive"] == 0, 30)
-        return worker.memory_info().rss, worker.num_threads(), worker.num_fds()
-
-    with requests.Session() as session:
-
-        def run(times: int) -> None:
-            for _ in range(times):
-                reply = session.post(
-                    f"{service.url}/execute", json={"code": "1"}, timeout=10
-                )
-                assert reply.headers["X-Run-Outcome"] == "ok"
-
-        run(50)
-        rss, threads, files = used()
-        run(450)
-        assert used()[0] - rss < 5 * MB
-        assert used()[1] <= threads + 2
-        assert used()[2] <= files + 4
-    assert (
-        since.count("created")
-        == since.count("killed")
-        == since.count("kill_requests")
-        == 500
-    )
 
 
 # --- last, for they last longest -----------------------------------------------------

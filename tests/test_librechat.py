@@ -29,12 +29,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-import requests
 from builders import RED_SVG, decoded, error, figure, result, stdout
 from local_e2b import LocalE2B
 from PIL import Image
 
-from conftest import Service, e2b_at
+from conftest import Service, http
 
 pytestmark = pytest.mark.usefixtures("untraced")
 
@@ -179,30 +178,6 @@ def one_run_under_way(e2b: LocalE2B, service: Service) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def e2b() -> Iterator[LocalE2B]:
-    with LocalE2B() as local:
-        yield local
-
-
-@pytest.fixture(scope="module")
-def start(e2b: LocalE2B) -> Iterator[Callable[..., Service]]:
-    """Start the service with these settings, for all tests of this file."""
-    started: list[Service] = []
-
-    def start(**environ: str) -> Service:
-        started.append(Service(e2b_at(e2b.url) | environ))
-        started[-1].wait_until_ready()
-        return started[-1]
-
-    yield start
-    http.close()
-    for service in started:
-        service.process.terminate()
-    for service in started:
-        service.stop()
-
-
-@pytest.fixture(scope="module")
 def service(start: Callable[..., Service]) -> Service:
     """The service as an operator gets it, but with one place for a run."""
     return start(MAX_CONCURRENT_RUNS="1")
@@ -242,9 +217,6 @@ def picture() -> bytes:
 
 
 # --- what is read from the answers ----------------------------------------------------
-
-http = requests.Session()
-http.trust_env = False
 
 
 def seen_by_action(

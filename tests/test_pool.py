@@ -19,7 +19,7 @@ import pool as pool_module
 import sandbox as sandbox_module
 from cell import MAKE_DATA_FOLDER
 from config import Config
-from conftest import E2B_KEY, OK_RUN, Service
+from conftest import E2B_KEY, OK_RUN, Service, use
 from pool import Full, Pool
 from run import Run
 
@@ -27,18 +27,7 @@ State = dict[str, Any]
 MakePool = Callable[..., Pool]
 REFUSED = {"status": 400, "body": {"code": 400, "message": "no"}}
 
-
-@pytest.fixture(autouse=True)
-def environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "E2B_DEBUG", "E2B_DOMAIN"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.lower(), raising=False)
-
-
-def use(e2b: LocalE2B, monkeypatch: pytest.MonkeyPatch) -> LocalE2B:
-    monkeypatch.setenv("E2B_API_URL", e2b.url)
-    monkeypatch.setenv("E2B_SANDBOX_URL", e2b.url)
-    return e2b
+pytestmark = pytest.mark.usefixtures("direct")
 
 
 @pytest.fixture

@@ -16,7 +16,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
 
 import psutil
 import pytest
@@ -45,10 +44,6 @@ def shared(e2b: LocalE2B) -> Iterator[Service]:
         yield service
     finally:
         service.stop()
-
-
-def of_kind(e2b: LocalE2B, kind: str) -> list[dict[str, Any]]:
-    return [request for request in e2b.state()["requests"] if request["kind"] == kind]
 
 
 # --- raw sockets -----------------------------------------------------

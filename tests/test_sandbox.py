@@ -19,7 +19,7 @@ from local_e2b import LocalE2B
 import pool as pool_module
 import sandbox as sandbox_module
 from config import OVERHEAD_S, Config
-from conftest import E2B_KEY, OK_RUN
+from conftest import E2B_KEY, OK_RUN, of_kind, use
 from pool import Pool
 from run import Run
 from sandbox import (
@@ -39,18 +39,7 @@ HANGS: dict[str, dict[str, Any]] = {
     "drips": {**PRINTED, "fault": "drip"},
 }
 
-
-@pytest.fixture(autouse=True)
-def environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "E2B_DEBUG", "E2B_DOMAIN"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.lower(), raising=False)
-
-
-def use(e2b: LocalE2B, monkeypatch: pytest.MonkeyPatch) -> LocalE2B:
-    monkeypatch.setenv("E2B_API_URL", e2b.url)
-    monkeypatch.setenv("E2B_SANDBOX_URL", e2b.url)
-    return e2b
+pytestmark = pytest.mark.usefixtures("direct")
 
 
 @pytest.fixture
@@ -90,10 +79,6 @@ def run_in(sandbox: Sandbox, code: str = "1", limit_s: int = 1) -> Run:
     run = Run.empty(1000)
     sandbox.run(code, limit_s, run)
     return run
-
-
-def of_kind(e2b: LocalE2B, kind: str) -> list[dict[str, Any]]:
-    return [request for request in e2b.state()["requests"] if request["kind"] == kind]
 
 
 # --- what of the SDK's insides this rests on --------------------------------------------------

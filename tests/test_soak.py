@@ -23,7 +23,11 @@ START = Sample(memory_mb=100, threads=20, descriptors=40)
 
 def run(*command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=60
+        [sys.executable, *command],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
 
 
@@ -80,6 +84,14 @@ def test_a_soak_passes_when_all_of_it_is_explained() -> None:
         (
             {"lives": [Life(50, START, Sample(110, 20, 40))]},
             "the last process grew by 10.0 MB",
+        ),
+        (
+            {"lives": [Life(50, START, Sample(100, 41, 40))]},
+            "21 threads and 0 file descriptors more",
+        ),
+        (
+            {"lives": [Life(50, START, Sample(100, 20, 61))]},
+            "0 threads and 21 file descriptors more",
         ),
     ],
 )
