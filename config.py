@@ -41,9 +41,17 @@ def _setting(
     must_be: str,
     convert: Callable[[str], Any] = str,
     is_secret: bool = False,
+    if_empty: Any = None,
 ) -> Any:
-    """A field for `from_env`; `convert` may raise ValueError for what matches, too."""
-    metadata = {"pattern": pattern, "must_be": must_be, "convert": convert}
+    """A field for `from_env`; `convert` may raise ValueError for what matches, too.
+
+    A variable that is empty is the default, or `if_empty`."""
+    metadata = {
+        "pattern": pattern,
+        "must_be": must_be,
+        "convert": convert,
+        "if_empty": default if if_empty is None else if_empty,
+    }
     return field(default=default, repr=not is_secret, metadata=metadata)
 
 
@@ -122,6 +130,13 @@ class Config:
     sandbox_seconds_per_day: int = _whole_number(0, 0, 10**9)
     warm_sandboxes: int = _whole_number(0, 0, 100)
     warm_idle_s: int = _whole_number(600, 1, 86_400)
+    # "matplotlib.pyplot,pandas,numpy"; empty for none
+    warm_imports: str = _setting(
+        "matplotlib.pyplot,pandas,numpy",
+        r"[\w., ]+",
+        "names of modules separated by commas",
+        if_empty="",
+    )
     e2b_template: str = _setting(
         "code-interpreter-v1",
         r"[\w.:/-]+",
@@ -181,7 +196,7 @@ def _read(setting: Field[Any], environ: Mapping[str, str]) -> Any:
     text = environ.get(name, "").strip()
     path = environ.get(f"{name}_FILE", "") if is_secret else ""
     if not text and not path:
-        return setting.default
+        return setting.metadata["if_empty"] if name in environ else setting.default
     try:
         if not text:
             name += "_FILE"

@@ -241,14 +241,13 @@ class Sandbox:
             self._ends_at = monotonic() + lifetime_s
 
     @_in_our_words()
-    def prime(self, budget_s: float) -> None:
+    def prime(self, limit_s: float, code: str = "") -> None:
         """Run a first cell, which takes E2B's prefix with it, unless one ran already."""
-        if self._primed:
-            return
-        reader = StreamReader(Run.empty(2), self._config)
-        limit_s = min(KILL_BUDGET_S, max(budget_s, _LEAST_BUDGET_S))
-        self._e2b.send(MAKE_DATA_FOLDER, limit_s, reader)
-        self._primed = True
+        if not self._primed:
+            reader = StreamReader(Run.empty(2), self._config)
+            cell = MAKE_DATA_FOLDER + code
+            self._e2b.send(cell, max(limit_s, _LEAST_BUDGET_S), reader)
+            self._primed = True
 
     def run(self, code: str, limit_s: int, run: Run) -> None:
         """Run `code` once, for `limit_s` at most, and fill `run`. Raises SandboxGone only."""

@@ -37,6 +37,11 @@ STOP_TIMEOUT_S = 40.0
 REQUEST_TIMEOUT_S = 60.0
 REAL_RUN = "import time; time.sleep(0.05); print('ok')"
 
+SINE = """import matplotlib.pyplot as plt, numpy as np
+x = np.linspace(0, 10, 400)
+plt.plot(x, np.sin(x))
+plt.show()"""
+
 Job = dict[str, Any]
 
 
@@ -610,6 +615,21 @@ def _refusal(port: int) -> float:
     return time.monotonic() - started_at
 
 
+def kernel_rows(calls: int) -> list[Row]:
+    """What a person waits for is mostly imports: in
+    real kernels, on this machine, not at E2B."""
+    with StandIn({}) as e2b:
+        environ = clean_environ(e2b.url) | {"WARM_SANDBOXES": "1"}
+        durations_s = []
+        for setting in ({"WARM_IMPORTS": ""}, {}):
+            with Service(environ | setting) as service, Generator(environ) as load:
+                job = {"callers": 1, "calls": calls, "code": SINE, "warm": True}
+                result = load.ask("service", port=service.port, **job)
+                durations_s.append(result["durations_s"])
+    what = "a sine wave, warm; left: WARM_IMPORTS empty (real kernels)"
+    return [against(what, *durations_s)]
+
+
 def real_rows(calls: int, max_sandbox_s: int) -> list[Row]:
     """One caller at the real E2B; a third of the
     sandbox seconds for each way to ask it."""
@@ -672,6 +692,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             e2b = "a stand-in for E2B (create {}, run {}, kill {})".format(*times_ms)
             with ExitStack() as stack:
                 rows = Bench(scale, stack).rows()
+            rows += kernel_rows(2 if options.quick else 10)
     except BenchError as problem:
         print(f"bench: {problem}", file=sys.stderr)
         return 1

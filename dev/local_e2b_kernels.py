@@ -71,10 +71,22 @@ def _kernel_process() -> None:
     from traitlets import ObjectName, Unicode
     from traitlets.config import Config
 
+    # pandas and matplotlib take seconds to import: as on E2B, that is left to the code.
     class DataFormatter(BaseFormatter):
         format_type = Unicode("e2b/data")
         print_method = ObjectName("_repr_e2b_data_")
         _return_type = (dict, str)
+
+        def __call__(self, value: Any) -> Any:
+            pandas = sys.modules.get("pandas")
+            if not pandas or not isinstance(value, pandas.DataFrame):
+                return super().__call__(value)
+
+            def plain(cell: Any) -> Any:
+                return cell.isoformat() if isinstance(cell, pandas.Timestamp) else cell
+
+            columns = value.to_dict(orient="list")
+            return {name: [plain(x) for x in cells] for name, cells in columns.items()}
 
     class ChartFormatter(BaseFormatter):
         format_type = Unicode("e2b/chart")
@@ -82,8 +94,14 @@ def _kernel_process() -> None:
         _return_type = (dict, str)
 
         def __call__(self, value: Any) -> Any:
+            if "matplotlib" not in sys.modules:
+                return super().__call__(value)
+            from matplotlib.figure import Figure
+
             if not isinstance(value, Figure):
                 return super().__call__(value)
+            from e2b_charts import chart_figure_to_dict  # type: ignore[import-untyped]
+
             try:
                 return chart_figure_to_dict(value)
             except Exception:
@@ -109,29 +127,13 @@ def _kernel_process() -> None:
         app.start()  # type: ignore[no-untyped-call]
         return
 
-    # Only now: ipykernel has made the inline backend
-    # the default, which importing pyplot takes up.
     import IPython
-    import pandas  # type: ignore[import-untyped]
-    from e2b_charts import chart_figure_to_dict  # type: ignore[import-untyped]
-    from matplotlib import pyplot  # noqa: F401 - sets the inline backend up
-    from matplotlib.figure import Figure
     from PIL import Image, ImageShow
-
-    def columns(frame: pandas.DataFrame) -> dict[Any, Any]:
-        def plain(value: Any) -> Any:
-            return value.isoformat() if isinstance(value, pandas.Timestamp) else value
-
-        return {
-            name: [plain(value) for value in values]
-            for name, values in frame.to_dict(orient="list").items()
-        }
 
     formatters = shell.display_formatter.formatters
     for formatter in (DataFormatter, ChartFormatter, CollectionFormatter):
         made = formatter(parent=shell.display_formatter)
         formatters[made.format_type] = made
-    formatters["e2b/data"].for_type(pandas.DataFrame, columns)
 
     save_quietly = Image.Image.save
 
@@ -145,11 +147,9 @@ def _kernel_process() -> None:
     ImageShow._viewers[:] = [ImageShow.IPythonViewer()]
     # E2B's startup scripts leave these names behind.
     shell.user_ns.update(
-        pandas=pandas,
-        orjson=orjson,
+        sys=sys,
         IPython=IPython,
         ip=shell,
-        Figure=Figure,
         Image=Image.Image,
     )
     app.start()  # type: ignore[no-untyped-call]

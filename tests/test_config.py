@@ -37,6 +37,7 @@ DEFAULTS: dict[str, Any] = {
     "sandbox_seconds_per_day": 0,
     "warm_sandboxes": 0,
     "warm_idle_s": 600,
+    "warm_imports": "matplotlib.pyplot,pandas,numpy",
     "e2b_template": "code-interpreter-v1",
     "allow_internet": True,
     "log_level": "info",
@@ -67,6 +68,8 @@ GOOD = [
     ("PROXY_API_KEY", "s3cret-~!", "s3cret-~!"),
     ("ALLOWED_HOSTS", "A.example, b.example", "A.example, b.example"),
     ("ALLOWED_HOSTS", "one", "one"),
+    ("WARM_IMPORTS", "numpy, scipy.stats", "numpy, scipy.stats"),
+    ("WARM_IMPORTS", "", ""),
     ("E2B_TEMPLATE", "team/my_template:v1.2", "team/my_template:v1.2"),
     ("ALLOW_INTERNET", "false", False),
     ("ALLOW_INTERNET", "true", True),
@@ -91,6 +94,7 @@ BAD = [
     ("ALLOWED_HOSTS", "https://a.example"),
     ("ALLOWED_HOSTS", "*"),
     ("E2B_TEMPLATE", "a b"),
+    ("WARM_IMPORTS", "os; print(1)"),
     ("ALLOW_INTERNET", "yes"),
     ("ALLOW_INTERNET", "0"),
     *(
@@ -120,6 +124,7 @@ def test_an_empty_variable_counts_as_unset() -> None:
     empty = {
         name.upper(): value
         for name, value in zip(DEFAULTS, ("", " ", "\n") * 9, strict=False)
+        if name != "warm_imports"  # empty: none
     }
     empty |= {"E2B_API_KEY_FILE": "", "PROXY_API_KEY_FILE": ""}
     assert Config.from_env(NEEDED | empty) == Config.from_env(NEEDED)
