@@ -20,6 +20,7 @@ from run import Run
 
 _NAME = re.compile(r"e2b-[A-Za-z0-9_-]{32}\.(png|jpg)")
 _SVG_TO_PNG = Path(__file__).with_name("svg_to_png.py")
+_SWEEP_INTERVAL_S = 60  # a folder of 50,000 files takes 0.3 s
 _SVG_BUDGET_S = 5.0  # for all pictures of a reply
 _renderers = threading.BoundedSemaphore(2)  # each is a process of up to 1 GiB
 _SVG_TEXT = re.compile(rb"<(\w+:)?text")
@@ -110,6 +111,9 @@ def _draw(svg: bytes, run: Run, give_up_at: float) -> Picture:
         )
     except subprocess.TimeoutExpired:
         raise BadPicture("an SVG that takes too long to draw") from None
+    except OSError as exc:  # no descriptors, no processes
+        log.error("a picture could not be drawn: %r", str(exc))
+        raise BadPicture("an SVG that could not be drawn at the moment") from None
     finally:
         _renderers.release()
     if child.returncode:
@@ -118,10 +122,8 @@ def _draw(svg: bytes, run: Run, give_up_at: float) -> Picture:
 
 
 def publish(run: Run, config: Config) -> list[str]:
-    """Write a run's pictures into IMAGE_DIR, whose old ones go. Returns addresses."""
+    """Write a run's pictures into IMAGE_DIR. Returns their addresses."""
     folder = config.image_dir or Path()
-    if config.image_ttl_hours:
-        _remove_old(folder, time.time() - config.image_ttl_hours * 3600)
     urls = []
     for picture in run.pictures:
         suffix = "png" if picture.media_type == PNG else "jpg"
@@ -149,7 +151,21 @@ def _write(folder: Path, name: str, data: bytes) -> None:
         raise
 
 
-def _remove_old(folder: Path, oldest: float) -> None:
+def start_removing_old(config: Config) -> None:
+    """Remove what is past IMAGE_TTL_HOURS now and each minute, in the background."""
+
+    def keep_removing() -> None:
+        while True:
+            remove_old(config)
+            time.sleep(_SWEEP_INTERVAL_S)
+
+    if config.image_ttl_hours:
+        threading.Thread(target=keep_removing, daemon=True).start()
+
+
+def remove_old(config: Config) -> None:
+    oldest = time.time() - config.image_ttl_hours * 3600
+    folder = config.image_dir or Path()
     for path in folder.glob("e2b-*"):
         if not _NAME.fullmatch(path.name.removesuffix(".part")):
             continue

@@ -35,7 +35,7 @@ from code_api.store import NotStored, Store, StoreError
 from code_api.upload import BadUpload, take_form
 from config import MAX_BODY_BYTES, VERSION, Config, log
 from formatter import echo, format_run
-from images import deliver, json_pieces, published
+from images import deliver, json_pieces, published, start_removing_old
 from mcp_server import PARSE_ERROR, PROTOCOL_VERSIONS, error, handle, tool_result
 from metrics import (
     DOWNLOAD_BYTES,
@@ -184,6 +184,7 @@ class _Service:
         self._key_problem = "E2B is being asked. Try again in a moment."
         IN_FLIGHT.set_function(lambda: self.pool.count("running"))
         WARM_READY.set_function(lambda: self.pool.count("ready"))
+        start_removing_old(config)
 
     def close(self) -> None:
         """End what the process has started."""

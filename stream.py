@@ -12,14 +12,21 @@ from results import is_lost, value_text
 from run import Clipped, Run
 from tracebacks import split_notes
 
-# From here on a line of output is decoded while it is still growing.
-_LONG_OUTPUT_BYTES = 256 * 1024
+# A line that is shorter is cheap to parse, whatever is in it. From here on a line of
+# output is decoded, and what another would cost is looked at, while it still grows.
+_LONG_LINE_BYTES = 256 * 1024
+# Quotes, separators and brackets: a JSON of so many takes 50 ms, in which no other thread
+# runs, and 30 MB.
+_MAX_TOKENS = 200_000
 # JSON writes a character in at most this many: `\ud83d\ude00`.
 _CHARACTER_BYTES = 12
-# A list or an object takes some 100 bytes once parsed.
-_MAX_CONTAINERS = 250_000
-# What is kept of a line that is dropped, to say what it was.
-_LINE_START_BYTES = 4096
+# What is kept of a line that is dropped: it has the text of a value, which is cut.
+_LINE_START_BYTES = 64 * 1024
+# A value whose JSON is long: `{"type": "result", "text": "[1, 2, …]", "json": [`.
+_JSON_VALUE = re.compile(
+    rb'\s*\{\s*"type"\s*:\s*"result"\s*,'
+    rb'\s*"text"\s*:\s*("(?:[^"\\]|\\.)*+")\s*,\s*"json"'
+)
 # The start of a line of output: `{"type": "stdout", "text": "`.
 _OUTPUT = re.compile(rb'\s*\{\s*"type"\s*:\s*"(stdout|stderr)"\s*,\s*"text"\s*:\s*"')
 # The first half of a character that JSON writes as two.
@@ -45,10 +52,10 @@ class StreamReader:
         self.broken = ""  # what about the stream could not be understood
         self._config = config
         self._line = bytearray()
-        self._decode_at = _LONG_OUTPUT_BYTES
+        self._look_at = _LONG_LINE_BYTES
         self._dropped_bytes = 0
         # A PIL image carries its png and its jpeg in one line; base64 adds a third.
-        self._max_line_bytes = config.max_image_bytes * 3 + 2 * _LONG_OUTPUT_BYTES
+        self._max_line_bytes = config.max_image_bytes * 3 + 2 * _LONG_LINE_BYTES
 
     def feed(self, chunk: bytes) -> None:
         first, *others = chunk.split(b"\n")
@@ -62,11 +69,18 @@ class StreamReader:
             self._dropped_bytes += len(piece)
             return
         self._line += piece
-        if len(self._line) > self._decode_at:
-            self._decode_at = 2 * len(self._line)
+        if len(self._line) > self._look_at:
+            self._look_at = 2 * len(self._line)
             self._take_output()
-        if len(self._line) > self._max_line_bytes:
-            self._dropped_bytes = len(self._line)
+            self._bound()
+        elif len(self._line) > self._max_line_bytes:
+            self._bound()
+
+    def _bound(self) -> None:
+        """Drop a line that is over every limit, but for its start."""
+        size = len(self._line)
+        if size > self._max_line_bytes or _tokens(self._line) > _MAX_TOKENS:
+            self._dropped_bytes = size
             del self._line[_LINE_START_BYTES:]
 
     def _take_output(self) -> None:
@@ -84,28 +98,30 @@ class StreamReader:
             if not _HALF_A_PAIR.search(text):
                 getattr(self.run, output[1].decode()).add(text)
                 del self._line[start:end]
-                self._decode_at = _LONG_OUTPUT_BYTES
+                self._look_at = _LONG_LINE_BYTES
                 return
 
     def _end_line(self) -> None:
+        if len(self._line) > _LONG_LINE_BYTES and not self._dropped_bytes:
+            self._bound()
         line = self._line
         self._line = bytearray()
-        self._decode_at = _LONG_OUTPUT_BYTES
-        is_error = b'"error"' in line[:40]
-        containers = line.count(b"[") + line.count(b"{")
-        if containers > _MAX_CONTAINERS and not is_error:
-            self._dropped_bytes = len(line)
+        self._look_at = _LONG_LINE_BYTES
         if self._dropped_bytes:
             self._note_dropped(line)
         elif line.strip() and not self.broken:
             self._read(line)
 
     def _note_dropped(self, line: bytearray) -> None:
-        labels = [b"an unknown kind", *_LABEL.findall(line[:_LINE_START_BYTES])]
+        labels = [b"an unknown kind", *_LABEL.findall(line)]
         label = labels[-1].decode()
         size = f"{self._dropped_bytes / 1e6:,.1f} MB of {label}"
         self.run.leave_out("output", f"{size}, which is over every limit")
         self._dropped_bytes = 0
+        if label == "error":
+            self.run.error_name = "Error"
+        if value := _JSON_VALUE.match(line):
+            self.run.add_value(json.loads(value[1]))
 
     def _read(self, line: bytearray) -> None:
         try:
@@ -170,3 +186,13 @@ class StreamReader:
         if reason:
             self.run.leave_out("picture", reason)
         return bool(reason)
+
+
+def _tokens(line: bytearray) -> int:
+    """How many quotes, separators and brackets a line has: what it costs to parse."""
+    bare = bytes(line).replace(rb"\\", b"").replace(rb"\"", b"")
+    quotes = bare.count(b'"')
+    if quotes > _MAX_TOKENS:
+        return quotes
+    outside_strings = b"".join(bare.split(b'"')[::2])
+    return quotes + sum(map(outside_strings.count, (b",", b"[", b"{")))

@@ -8,9 +8,14 @@ Rows about signals are in test_process.py.
 from __future__ import annotations
 
 import base64
+import itertools
 import json
+import os
 import re
+import resource
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -524,6 +529,58 @@ def test_kill_fails_the_result_is_returned_all_the_same_and_it_is_counted_and_lo
 # --- Hostile results -----------------------------------------------------
 
 
+# A value as E2B sends it: its text, which is cut, and as JSON, which is not.
+BIG_DICT = [
+    '{"type": "result", "text": "{0: 0, …}", "json": {',
+    ", ".join(f'"{key}": 0' for key in range(1_500_000)),
+    '}, "extra": {}, "is_main_result": true}\n',
+]
+# Asks /health until its stdin ends; prints how long the slowest answer took.
+ASK_HEALTH = """
+import sys, threading, time, urllib.request
+ended = threading.Event()
+threading.Thread(target=lambda: (sys.stdin.read(), ended.set())).start()
+slowest_s = 0
+while not ended.wait(0.01):
+    started = time.monotonic()
+    urllib.request.urlopen(sys.argv[1], timeout=60).read()
+    if not slowest_s:
+        print("asking", flush=True)
+    slowest_s = max(slowest_s, time.monotonic() - started)
+print(slowest_s)
+"""
+
+
+def slowest_health_s(service: Service, load: Callable[[], object]) -> float:
+    """How long /health took at worst while `load` ran, asked from another process."""
+    with subprocess.Popen(
+        [sys.executable, "-c", ASK_HEALTH, f"{service.url}/health"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as asking:
+        assert asking.stdout
+        assert asking.stdout.readline() == "asking\n"
+        load()
+        slowest_s, _ = asking.communicate()
+    return float(slowest_s)
+
+
+@pytest.mark.parametrize(("callers", "limit_s"), [(1, 0.5), (20, 1.5)])
+def test_a_value_of_1_5_million_entries_does_not_keep_others_waiting(
+    service: Service, e2b: LocalE2B, callers: int, limit_s: float
+) -> None:
+    e2b.set_script({"run": {"events": BIG_DICT}})
+
+    def load() -> None:
+        with ThreadPoolExecutor(callers) as threads:
+            for future in [threads.submit(service.execute) for _ in range(callers)]:
+                assert "over every limit" in text_of(future.result())
+
+    # Something else may keep this machine busy.
+    assert any(slowest_health_s(service, load) < limit_s for _ in range(3))
+
+
 class Memory:
     """How much the worker's memory grew at its highest, bytes."""
 
@@ -585,6 +642,11 @@ class Memory:
             },
             ["kept", "30.0 MB of html", "over every limit"],
             id="one line of the stream: html of 30 MB",
+        ),
+        pytest.param(
+            {"events": [*BIG_DICT, stdout("kept\n")]},
+            ["kept", "{0: 0, …}", " MB of text, which is over every limit"],
+            id="one line of the stream: a dict of 1.5 million entries",
         ),
         pytest.param(
             {"pngs": 12, "png_bytes": 3 * MB},
@@ -758,6 +820,34 @@ def test_svg_with_script_html_and_javascript_are_never_active_content(
     assert named in text
     # In an <img>, as which data URIs are shown, an SVG runs no script.
     assert all(url.startswith("data:image/") for url in urls_of(response))
+
+
+def leave_descriptors(pid: int, count: int) -> None:
+    """Let a process open so many files more, and no others."""
+    used = {int(name) for name in os.listdir(f"/proc/{pid}/fd")}
+    free = (number for number in itertools.count() if number not in used)
+    last = next(itertools.islice(free, count, None))
+    _, hard_limit = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (last, hard_limit))
+
+
+def test_an_svg_for_which_there_are_no_descriptors_costs_that_picture_only(
+    service: Service, e2b: LocalE2B
+) -> None:
+    """A child process takes eight, a request of the client's and of E2B's one each."""
+    svg = SVG.format('<rect width="20" height="10"/>')
+    e2b.set_script({"run": {"events": [stdout("kept\n"), result(svg=svg)]}})
+    assert len(call_tool(service)) == 2
+    (worker,) = psutil.Process(service.process.pid).children()
+    limits = resource.prlimit(worker.pid, resource.RLIMIT_NOFILE)
+    leave_descriptors(worker.pid, 5)
+    try:
+        (text,) = call_tool(service)
+    finally:
+        resource.prlimit(worker.pid, resource.RLIMIT_NOFILE, limits)
+    assert "kept" in text["text"]
+    assert "an SVG that could not be drawn at the moment" in text["text"]
+    assert len(call_tool(service)) == 2
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from PIL import Image
 
 import images
 from config import Config
-from images import Blob, json_pieces, publish, published, rasterize
+from images import Blob, json_pieces, publish, published, rasterize, remove_old
 from pictures import JPEG, PNG, SVG, Picture
 from run import Run
 
@@ -434,16 +434,14 @@ class TestPublishing:
         for name in (*gone, *kept):
             os.utime(tmp_path / name, (0, time.time() - 2 * 3600 - 60))
         os.utime(tmp_path / young, (0, time.time() - 2 * 3600 + 60))
-        publish(run_with(), self.config(tmp_path))
-        assert sorted(os.listdir(tmp_path)) == sorted([*gone, *kept, young])
-        publish(run_with(), self.config(tmp_path, image_ttl_hours=2))
+        remove_old(self.config(tmp_path, image_ttl_hours=2))
         assert sorted(os.listdir(tmp_path)) == sorted([*kept, young])
 
     def test_a_folder_that_is_not_there_costs_the_pictures(
         self, tmp_path: Path
     ) -> None:
         run = run_with(png(), png(GREEN), kind=PNG)
-        assert publish(run, self.config(tmp_path / "none", image_ttl_hours=1)) == []
+        assert publish(run, self.config(tmp_path / "none")) == []
         assert run.left_out == {
             ("picture", "it could not be stored by this service"): 2
         }
