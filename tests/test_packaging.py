@@ -577,7 +577,7 @@ def test_the_commented_lines_publish_pictures_into_librechats_folder() -> None:
     assert ours["user"] == "${UID:-1000}:${GID:-1000}"
     assert ours["ports"] == ["127.0.0.1:3001:3001"]
     settings = dict(line.split("=", 1) for line in ours["environment"])
-    settings |= {"E2B_API_KEY": "x", "FILES_DIR": "/tmp"}
+    settings |= {"E2B_API_KEY": "x", "FILES_DIR": "/tmp", "IMAGE_DIR": "/tmp"}
     assert Config.from_env(settings).image_url == "/images/e2b"
 
 
@@ -597,11 +597,23 @@ def docker_compose(folder: Path, *arguments: str) -> subprocess.CompletedProcess
     )
 
 
+OWN_OVERRIDE = """
+services:
+  api:
+    image: my-librechat
+    volumes:
+      - ./mine:/mine
+"""
+
+
 @pytest.mark.parametrize(
     "pictures", [False, True], ids=["as it is", "published pictures"]
 )
+@pytest.mark.parametrize(
+    "override", ["", "docker-compose.override.yml:"], ids=["alone", "with an override"]
+)
 def test_docker_compose_itself_merges_it_like_that(
-    tmp_path: Path, pictures: bool
+    tmp_path: Path, pictures: bool, override: str
 ) -> None:
     if not shutil.which("docker") or docker_compose(tmp_path, "version").returncode:
         pytest.skip(
@@ -609,32 +621,47 @@ def test_docker_compose_itself_merges_it_like_that(
         )
     text = (ROOT / "compose.yaml").read_text()
     (tmp_path / "docker-compose.yml").write_text(LIBRECHAT)
-    (tmp_path / "docker-compose.override.yml").write_text(
-        uncommented(text) if pictures else text
-    )
-    (tmp_path / ".env").write_text(LIBRECHATS_ENV)
+    (tmp_path / "docker-compose.override.yml").write_text(OWN_OVERRIDE)
+    (tmp_path / "e2b-proxy").mkdir()
+    ours_at = tmp_path / "e2b-proxy" / "compose.yaml"
+    ours_at.write_text(uncommented(text) if pictures else text)
+    files = f"COMPOSE_FILE=docker-compose.yml:{override}e2b-proxy/compose.yaml\n"
+    (tmp_path / ".env").write_text(LIBRECHATS_ENV + files)
     refused = docker_compose(tmp_path, "config")
     assert refused.returncode != 0
-    assert "put E2B_API_KEY=e2b_... into the .env file" in refused.stderr
-    (tmp_path / ".env").write_text(f"{LIBRECHATS_ENV}E2B_API_KEY=the-key\n")
+    assert "put E2B_API_KEY=... into the .env file" in refused.stderr
+    (tmp_path / ".env").write_text(f"{LIBRECHATS_ENV}{files}E2B_API_KEY=the-key\n")
     finished = docker_compose(tmp_path, "config", "--format=json")
     assert finished.returncode == 0, finished.stderr
     services = json.loads(finished.stdout)["services"]
-    conditions = {k: v["condition"] for k, v in services["api"]["depends_on"].items()}
+    api = services["api"]
+    conditions = {k: v["condition"] for k, v in api["depends_on"].items()}
     model = merge(yaml.safe_load(LIBRECHAT), compose())["services"]["api"]
     assert conditions == {k: v["condition"] for k, v in model["depends_on"].items()}
-    assert len(services["api"]["volumes"]) == len(model["volumes"])
+    assert len(api["volumes"]) == len(model["volumes"]) + bool(override)
+    assert api["image"] == ("my-librechat" if override else "librechat")
     ours = services["e2b-proxy"]
     pictures_environ = (
         {"IMAGE_DIR": "/images", "IMAGE_URL": "/images/e2b"} if pictures else {}
     )
     assert ours["environment"] == {
         "E2B_API_KEY": "the-key",
+        "PROXY_API_KEY": "",
         "FILES_DIR": "/files",
         **pictures_environ,
     }
-    assert ours["networks"] == services["api"]["networks"]
+    assert ours["build"]["context"] == str(tmp_path / "e2b-proxy")
+    assert ours["networks"] == api["networks"]
     assert ours.get("user") == ("1000:1000" if pictures else None)
+
+
+def test_docker_compose_in_the_clone_alone_says_what_it_wants(tmp_path: Path) -> None:
+    if not shutil.which("docker") or docker_compose(tmp_path, "version").returncode:
+        pytest.skip("docker compose is not installed")
+    shutil.copy(ROOT / "compose.yaml", tmp_path)
+    refused = docker_compose(tmp_path, "config")
+    assert refused.returncode != 0
+    assert "next to LibreChat's docker-compose.yml" in refused.stderr
 
 
 # --- the repository -------------------------------------------------------------------
