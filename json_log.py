@@ -54,7 +54,7 @@ class QueuedStdout(logging.Handler):
     def _reset(self) -> None:
         """Start empty: a fork takes no thread along, and perhaps a lock that it held."""
         self._lines: queue.Queue[str] = queue.Queue(_MAX_WAITING_LINES)
-        self._dropped = 0
+        self._dropped = 0  # in all
         self._writer = threading.Thread(target=self._write_lines, daemon=True)
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -72,20 +72,16 @@ class QueuedStdout(logging.Handler):
             is_written.wait_for(lambda: not self._lines.unfinished_tasks, _DRAIN_S)
 
     def _write_lines(self) -> None:
+        reported = 0
         while True:
             _write(self._lines.get())
-            if self._dropped:
-                _write(self._dropped_line())
+            dropped = self._dropped
+            if dropped > reported:
+                text = f"{dropped - reported} lines of this log were dropped"
+                record = {"levelname": "WARNING", "msg": f"{text}: nobody read it"}
+                _write(self.format(logging.makeLogRecord(record)))
+                reported = dropped
             self._lines.task_done()
-
-    def _dropped_line(self) -> str:
-        self.acquire()  # as whoever calls emit()
-        dropped = self._dropped
-        self._dropped = 0
-        self.release()
-        message = f"{dropped} lines of this log were dropped: nobody read it"
-        record = {"levelname": "WARNING", "msg": message}
-        return self.format(logging.makeLogRecord(record))
 
 
 def _write(line: str) -> None:

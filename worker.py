@@ -60,6 +60,8 @@ class ClientSocket(socket.socket):
     # On the monotonic clock, in seconds; never, while no thread waits.
     slow_since = inf
     cut_at = inf
+    # One that sends too slowly is still told so, by the reply to what came.
+    cut_how = socket.SHUT_RD
     _started_at = 0.0
     _credit_s = 0.0
 
@@ -69,6 +71,7 @@ class ClientSocket(socket.socket):
 
     def recv(self, size: int, flags: int = 0) -> bytes:
         began_at = monotonic()
+        self.cut_how = socket.SHUT_RD
         self.slow_since = began_at + self._credit_s
         is_old_at = self._started_at + _MIN_AGE_S
         self.cut_at = max(is_old_at, self.slow_since + _RECEIVE_LIMIT_S)
@@ -82,6 +85,7 @@ class ClientSocket(socket.socket):
     def sendall(self, data: Any, flags: int = 0) -> None:
         """In pieces. What the system buffers earns no credit: nobody has read it yet."""
         self.cut_at = monotonic() + _SEND_LIMIT_S
+        self.cut_how = socket.SHUT_RDWR
         for start in range(0, len(data), _PIECE_BYTES):
             self.slow_since = monotonic()
             super().sendall(data[start : start + _PIECE_BYTES], flags)
@@ -102,8 +106,7 @@ class PatientWorker(ThreadWorker):
         """All threads from the start: one that cannot be had is not found out under load."""
         pool = ThreadPoolExecutor(self.cfg.threads)
         all_started = threading.Barrier(self.cfg.threads)
-        for _ in range(self.cfg.threads):
-            pool.submit(all_started.wait)
+        pool.map(all_started.wait, [None] * self.cfg.threads)
         return pool
 
     def accept(self, listener: socket.socket) -> None:
@@ -177,6 +180,5 @@ class PatientWorker(ThreadWorker):
             limit_s = _LIMIT_AT_HALF_S if is_any_free else _LIMIT_AT_NONE_FREE_S
         for sock in slow:
             if now > min(sock.cut_at, sock.slow_since + limit_s):
-                # Its thread is woken: nothing more comes, and nobody takes what it sends.
-                with suppress(OSError):
-                    sock.shutdown(socket.SHUT_RDWR)
+                with suppress(OSError):  # it is gone already
+                    sock.shutdown(sock.cut_how)  # wakes its thread

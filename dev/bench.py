@@ -157,7 +157,7 @@ class StandIn(Child):
         return float(state["sandbox_seconds"])
 
     def set_script(self, script: Job) -> None:
-        connection = http.client.HTTPConnection(LOOPBACK, self.port, timeout=5)
+        connection = http.client.HTTPConnection(LOOPBACK, self.port, timeout=60)
         connection.request("PUT", "/_script", json.dumps(script))
         status = connection.getresponse().status
         connection.close()

@@ -15,16 +15,20 @@ import argparse
 import http.client
 import json
 import random
+import secrets
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import attacks
 from bench import BenchError, Child, Service, StandIn, answered
 from launch import LOOPBACK, clean_environ, free_port
 
@@ -41,6 +45,9 @@ MAX_GROWTH = 20
 LONG_OUTPUT_BYTES = 2_000_000
 SHOWN_PROBLEMS = 20
 FULL = "place for a run is taken"
+# What the sandbox of a hostile caller answers: 10 MB in one line, which are long to parse.
+ENTRIES = 800_000
+ATTACK_S = 5
 
 Answer = dict[str, Any]
 
@@ -254,6 +261,8 @@ class Report:
     may_expire: int = 0  # sandboxes that no kill can have ended
     longest_lifetime_s: float = 0.0
     took_s: float = 0.0
+    # The longest that GET /health took, and may take, during each attack, s.
+    attacks: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     def never_killed(self) -> int:
         """Sandboxes that were left to their lifetime
@@ -308,6 +317,9 @@ def problems(report: Report, plan: Plan) -> list[str]:
         found.append(
             f"{report.no_sandbox} runs got no sandbox: more than faults can explain"
         )
+    for name, (longest_s, limit_s) in report.attacks.items():
+        if longest_s >= limit_s:
+            found.append(f"{name}: /health took {longest_s:.2f} s, not {limit_s} s")
     growth = report.lives[-1].growth()
     if growth.memory_mb >= MAX_GROWTH_MB:
         found.append(
@@ -703,6 +715,8 @@ def soak(plan: Plan) -> Report:
                     service = _restart(service, environ, load, e2b, is_kill=is_kill)
             load.end()
             service.stop()
+            if not plan.quick:
+                report.attacks = _attack()
             ended_at = time.monotonic()
             wait_s = 0 if plan.quick else RUN_TIMEOUT_S + LIFETIME_MARGIN_S + 1
             while time.monotonic() < ended_at + wait_s and e2b.state()["alive"]:
@@ -715,6 +729,34 @@ def soak(plan: Plan) -> Report:
         witness.tell(report)
     report.took_s = time.monotonic() - started_at
     return report
+
+
+def _attack() -> dict[str, tuple[float, float]]:
+    """The longest that GET /health took, and may take, during each attack, s.
+
+    On a service of its own, with the threads that it has by default.
+    """
+    entries = {str(number): 0 for number in range(ENTRIES)}
+    large = {"type": "result", "json": entries, "extra": {}}
+    found = {}
+    with StandIn({}) as e2b, tempfile.TemporaryDirectory() as folder:
+        e2b.set_script({"run": {"events": [large]}})
+        picture = Path(folder) / f"e2b-{secrets.token_urlsafe(24)}.png"
+        picture.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(5_000_000))
+        images = {"IMAGE_DIR": folder, "IMAGE_URL": "http://localhost/images"}
+        with Service(clean_environ(e2b.url) | images) as service:
+            port = service.port
+            for name, limit_s, attack in (
+                ("300 do not close", 0.5, attacks.does_not_close(port)),
+                ("1 gets a large dict", 0.5, attacks.runs_code(port, 1)),
+                ("20 get a large dict", 1.5, attacks.runs_code(port, 20)),
+                ("100 drip headers", 1, attacks.drips_headers(port)),
+                ("100 drip bodies", 1, attacks.drips_bodies(port)),
+                ("60 read nothing", 1, attacks.reads_nothing(port, picture.name)),
+            ):
+                with attack:
+                    found[name] = attacks.health_s(port, ATTACK_S)[-1], limit_s
+    return found
 
 
 def _restart(
@@ -758,6 +800,10 @@ def text_of(report: Report) -> str:
             f"{report.refused:,} connections"
             f" refused, {report.stopped:,} runs told so, {report.cut_by_kill:,} cut by "
             "SIGKILL",
+        ),
+        *(
+            ("attack", f"{name}: /health at most {longest_s:.2f} s (of {limit_s} s)")
+            for name, (longest_s, limit_s) in report.attacks.items()
         ),
         (
             "sandboxes",
@@ -808,7 +854,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="no creates and kills that hang, no wait for lifetimes",
+        help="no creates and kills that hang, no wait for lifetimes, no attacks",
     )
     options = parser.parse_args(arguments)
     plan = Plan(**vars(options))

@@ -11,21 +11,29 @@ import os
 import re
 import resource
 import secrets
-import selectors
 import socket
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import pytest
 import requests
+from attacks import (
+    Attackers,
+    does_not_close,
+    drips_bodies,
+    drips_headers,
+    head,
+    health_s,
+    post,
+    reads_nothing,
+)
 from local_e2b import LocalE2B
 
 from conftest import E2B_KEY, OK_RUN, ROOT, Service, e2b_at, free_port, text_of
@@ -115,89 +123,8 @@ def nothing_remains(service: Service) -> Iterator[None]:
     assert text_of(execute(service))
 
 
-def health_s(service: Service, for_s: float) -> list[float]:
-    """How long GET /health took, again and again on new connections; the longest last."""
-    took_s = []
-    give_up_at = time.monotonic() + for_s
-    while time.monotonic() < give_up_at:
-        started_at = time.monotonic()
-        response = requests.get(f"{service.url}/health", timeout=100)
-        assert response.ok
-        took_s.append(time.monotonic() - started_at)
-        time.sleep(0.02)
-    return sorted(took_s)
-
-
 def connected(service: Service) -> socket.socket:
     return socket.create_connection(("127.0.0.1", service.port), timeout=100)
-
-
-class Attackers(threading.Thread):
-    """Connections that begin with `first` and send `drop` every half second.
-
-    They read nothing. One that is cut off comes again at once.
-    """
-
-    def __init__(
-        self, service: Service, count: int, first: bytes, drop: bytes = b""
-    ) -> None:
-        super().__init__()
-        self._service = service
-        self._first = first
-        self._drop = drop
-        self._ended = threading.Event()
-        self._sockets = [self._connect() for _ in range(count)]
-
-    def _connect(self) -> socket.socket:
-        attacker = socket.socket()
-        attacker.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        attacker.settimeout(5)
-        attacker.connect(("127.0.0.1", self._service.port))
-        attacker.sendall(self._first)
-        attacker.setblocking(False)
-        return attacker
-
-    def run(self) -> None:
-        while not self._ended.wait(0.05):
-            for at, attacker in enumerate(self._sockets):
-                if self._is_cut(attacker):
-                    attacker.close()
-                    with suppress(OSError):
-                        self._sockets[at] = self._connect()
-            if self._drop and time.monotonic() % 0.5 < 0.06:
-                for attacker in self._sockets:
-                    with suppress(OSError):
-                        attacker.send(self._drop)
-
-    @staticmethod
-    def _is_cut(attacker: socket.socket) -> bool:
-        poller = selectors.PollSelector()
-        try:
-            poller.register(attacker, selectors.EVENT_WRITE)
-            attacker.getpeername()
-            return not attacker.recv(1, socket.MSG_PEEK)
-        except BlockingIOError:
-            return False
-        except (OSError, ValueError):
-            return True
-
-    def __enter__(self) -> Attackers:
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self.join()
-        for attacker in self._sockets:
-            attacker.close()
-
-
-def head(first_line: str, *headers: str) -> bytes:
-    return "\r\n".join([first_line, "Host: localhost", *headers, "", ""]).encode()
-
-
-POST = "POST /execute HTTP/1.1"
-JSON = "Content-Type: application/json"
 
 
 # --- the end of connections -----------------------------------------------------
@@ -205,22 +132,8 @@ JSON = "Content-Type: application/json"
 
 def test_300_clients_that_do_not_close_leave_health_quick(service: Service) -> None:
     """gunicorn's main thread would wait for each of them, for up to 2 s."""
-    body = b"{" * 9
-    closing_post = head(POST, "Connection: close", JSON, "Content-Length: 9") + body
-    with nothing_remains(service), ExitStack() as stack:
-        clients = [stack.enter_context(connected(service)) for _ in range(300)]
-        kept = clients[:100]
-        for client in kept:
-            client.sendall(head("GET /health HTTP/1.1"))
-        for client in kept:
-            assert client.recv(65_536).startswith(b"HTTP/1.1 200")
-        for client in kept:
-            client.sendall(head("GET /health HTTP/1.1", "Connection: close"))
-        for client in clients[100:200]:
-            client.sendall(head("GET /health HTTP/1.0"))
-        for client in clients[200:]:
-            client.sendall(closing_post)
-        took_s = health_s(service, 1.5)
+    with nothing_remains(service), does_not_close(service.port):
+        took_s = health_s(service.port, 1.5)
     assert took_s[-2] < 0.5, took_s[-5:]  # but for one that the machine made wait
 
 
@@ -228,7 +141,8 @@ def test_a_client_that_still_sends_reads_why_it_was_refused_and_is_not_reset(
     service: Service,
 ) -> None:
     with connected(service) as client:
-        client.sendall(head(POST, "Connection: close", "Content-Length: 40000"))
+        lines = ("Content-Length: 40000", "Connection: close")
+        client.sendall(head("POST /execute HTTP/1.1", *lines))
         refusal = client.recv(65_536)
         assert re.match(rb"HTTP/1.1 4(01|15) ", refusal)
         for _ in range(40):
@@ -240,18 +154,12 @@ def test_a_client_that_still_sends_reads_why_it_was_refused_and_is_not_reset(
 # --- slow clients -----------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "attack",
-    [
-        pytest.param((b"GET /health HTTP/1.1\r\nX-A: ", b"b"), id="drip a header"),
-        pytest.param((head(POST, JSON, "Content-Length: 900"), b" "), id="drip a body"),
-    ],
-)
+@pytest.mark.parametrize("drips", [drips_headers, drips_bodies])
 def test_100_clients_that_send_a_byte_each_half_second_leave_health_quick(
-    service: Service, attack: tuple[bytes, bytes]
+    service: Service, drips: Callable[[int], Attackers]
 ) -> None:
-    with nothing_remains(service), Attackers(service, 100, *attack):
-        took_s = health_s(service, 2.5)
+    with nothing_remains(service), drips(service.port):
+        took_s = health_s(service.port, 2.5)
     assert took_s[-2] < 1, took_s[-5:]
 
 
@@ -259,9 +167,8 @@ def test_60_clients_that_do_not_read_a_picture_leave_health_quick(
     service: Service, images: Path
 ) -> None:
     (picture,) = images.iterdir()
-    first = head(f"GET /images/{picture.name} HTTP/1.1")
-    with nothing_remains(service), Attackers(service, 60, first):
-        took_s = health_s(service, 2.5)
+    with nothing_remains(service), reads_nothing(service.port, picture.name):
+        took_s = health_s(service.port, 2.5)
     assert took_s[-2] < 1, took_s[-5:]
 
 
@@ -270,11 +177,8 @@ def test_an_upload_at_a_fair_rate_is_not_cut_off_among_slow_clients(
 ) -> None:
     """Here 130 KB each 5 s: over any 10 s that is more than 16 KiB/s."""
     body = json.dumps({"code": "1"}).ljust(260_000).encode()
-    slow = (head(POST, JSON, "Content-Length: 900"), b" ")
-    request = head(
-        POST, JSON, f"Content-Length: {len(body)}", f"Authorization: Bearer {PROXY_KEY}"
-    )
-    with Attackers(service, 60, *slow), connected(service) as client:
+    request = post(len(body), f"Authorization: Bearer {PROXY_KEY}")
+    with drips_bodies(service.port), connected(service) as client:
         client.sendall(request)
         for start in range(0, len(body), 130_000):
             if start:
@@ -303,8 +207,10 @@ def test_no_header_changes_the_path_that_is_served(
     created = e2b.state()["created"]
     body = b'{"code": "1"}'
     key = f"Authorization: Bearer {PROXY_KEY}"
+    about_body = ("Content-Type: application/json", f"Content-Length: {len(body)}")
     with connected(service) as client:
-        client.sendall(head(first_line, header, key, JSON, "Content-Length: 13") + body)
+        lines = head(first_line, header, key, *about_body)
+        client.sendall(lines + body)
         assert re.match(rb"HTTP/1.0 40[45] ", client.recv(65_536))
     assert e2b.state()["created"] == created
 
@@ -353,7 +259,7 @@ def test_running_out_of_descriptors_is_survived(service: Service) -> None:
         with ExitStack() as stack:
             for _ in range(20):
                 stack.enter_context(connected(service))
-            assert health_s(service, 0.5)
+            assert health_s(service.port, 0.5)
         worker.rlimit(psutil.RLIMIT_NOFILE, before)
 
 

@@ -1,0 +1,164 @@
+"""Clients that mean harm, and how long GET /health takes beside them.
+
+Used by the soak and by tests/test_attacks.py. Nothing here runs by itself.
+"""
+
+from __future__ import annotations
+
+import http.client
+import select
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+LOOPBACK = "127.0.0.1"
+DROP_EVERY_S = 0.5
+# A client that is asked for less would have the system take a whole picture.
+RECEIVE_BUFFER_BYTES = 4096
+# Half closed or reset. macOS has no name for the first.
+HUNG_UP = getattr(select, "POLLRDHUP", select.POLLHUP)
+
+
+def head(first_line: str, *headers: str) -> bytes:
+    return "\r\n".join([first_line, "Host: localhost", *headers, "", ""]).encode()
+
+
+def post(length: int, *headers: str) -> bytes:
+    return head(
+        "POST /execute HTTP/1.1",
+        "Content-Type: application/json",
+        f"Content-Length: {length}",
+        *headers,
+    )
+
+
+def health_s(port: int, for_s: float) -> list[float]:
+    """How long GET /health took on new connections, the longest last."""
+    took_s = []
+    give_up_at = time.monotonic() + for_s
+    while time.monotonic() < give_up_at:
+        started_at = time.monotonic()
+        connection = http.client.HTTPConnection(LOOPBACK, port, timeout=100)
+        connection.request("GET", "/health")
+        with connection.getresponse() as response:
+            if response.status != 200:
+                raise ConnectionError(f"/health answered {response.status}")
+            response.read()
+        connection.close()
+        took_s.append(time.monotonic() - started_at)
+        time.sleep(0.02)
+    return sorted(took_s)
+
+
+class Attackers(threading.Thread):
+    """Connections that send `first`, then `drop` every half second, and read nothing.
+
+    One that is cut off comes again at once.
+    """
+
+    def __init__(self, port: int, count: int, first: bytes, drop: bytes = b"") -> None:
+        super().__init__()
+        self._port = port
+        self._first = first
+        self._drop = drop
+        self._ended = threading.Event()
+        self._count = count
+        self._sockets: list[socket.socket] = []
+
+    def _connect(self) -> socket.socket:
+        attacker = socket.socket()
+        attacker.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
+        attacker.settimeout(5)
+        attacker.connect((LOOPBACK, self._port))
+        attacker.sendall(self._first)
+        return attacker
+
+    def run(self) -> None:
+        drop_at = time.monotonic()
+        while not self._ended.wait(0.02):
+            hung_up = select.poll()
+            by_number = {attacker.fileno(): attacker for attacker in self._sockets}
+            for number in by_number:
+                hung_up.register(number, HUNG_UP)
+            for number, _ in hung_up.poll(0):
+                attacker = by_number[number]
+                attacker.close()
+                self._sockets.remove(attacker)
+                with suppress(OSError):
+                    self._sockets.append(self._connect())
+            if time.monotonic() > drop_at:
+                drop_at += DROP_EVERY_S
+                for attacker in self._sockets:
+                    with suppress(OSError):
+                        attacker.sendall(self._drop)
+
+    def __enter__(self) -> Attackers:
+        self._sockets = [self._connect() for _ in range(self._count)]
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self.join()
+        for attacker in self._sockets:
+            attacker.close()
+
+
+def drips_headers(port: int) -> Attackers:
+    return Attackers(port, 100, b"GET /health HTTP/1.1\r\nX-A: ", b"b")
+
+
+def drips_bodies(port: int) -> Attackers:
+    return Attackers(port, 100, post(900), b" ")
+
+
+def reads_nothing(port: int, picture: str) -> Attackers:
+    """`picture`: the name of a large one that the service has published."""
+    return Attackers(port, 60, head(f"GET /images/{picture} HTTP/1.1"))
+
+
+@contextmanager
+def does_not_close(port: int) -> Iterator[None]:
+    """300 clients that leave the closing to the service, and stay."""
+    clients = [socket.create_connection((LOOPBACK, port), 100) for _ in range(300)]
+    kept = clients[:100]
+    for client in kept:
+        client.sendall(head("GET /health HTTP/1.1"))
+    for client in kept:
+        client.recv(65_536)
+        client.sendall(head("GET /health HTTP/1.1", "Connection: close"))
+    for client in clients[100:200]:
+        client.sendall(head("GET /health HTTP/1.0"))
+    for client in clients[200:]:
+        client.sendall(post(9, "Connection: close") + b"{" * 9)
+    try:
+        yield
+    finally:
+        for client in clients:
+            client.close()
+
+
+@contextmanager
+def runs_code(port: int, count: int) -> Iterator[None]:
+    """Callers that run code again and again. What it answers is up to the stand-in."""
+    ended = threading.Event()
+    body = b'{"code": "1"}'
+
+    def call() -> None:
+        while not ended.is_set():
+            with socket.create_connection((LOOPBACK, port), 100) as client:
+                client.sendall(post(len(body), "Connection: close") + body)
+                while client.recv(65_536):
+                    pass
+
+    callers = [threading.Thread(target=call) for _ in range(count)]
+    for caller in callers:
+        caller.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        for caller in callers:
+            caller.join()
