@@ -8,6 +8,7 @@ import logging
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, field, fields
+from difflib import get_close_matches
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, Self
@@ -30,6 +31,10 @@ MAX_CARRIED_BYTES = 200 * 1024 * 1024
 CARRIED_BYTES_PER_S = 1_000_000
 # "localhost", "0.0.0.0", "[::1]"
 _HOST = r"([\w.-]+|\[[\w:.]+\])"
+# One letter or two: PORTS and PORT are as near as 0.89, WARM_SANDBOX and the right name
+# 0.92.
+# PROXY_API_KEY_FILE has 0.84, and what LibreChat's .env sets at most 0.80.
+_NEAR = 0.85
 # Kubernetes sets these in every container beside a service named e2b-proxy.
 _KUBERNETES_OWN = re.compile("E2B_PROXY_(PORT|SERVICE)(_.*)?")
 _NO_KEY = "E2B_API_KEY (or E2B_API_KEY_FILE) is required, https://e2b.dev has it"
@@ -218,20 +223,6 @@ def _doubt_about(name: str) -> str:
     settings = [setting.name.upper() for setting in fields(Config)]
     if name in settings or _KUBERNETES_OWN.fullmatch(name):
         return ""
-    for setting in settings:
-        # HOME, which is everywhere, is two edits away from HOST.
-        if _is_near(name, setting, 1 if len(setting) < 6 else 2):
-            return f"{name} is no setting; {setting}?"
+    if near := get_close_matches(name, settings, 1, _NEAR):
+        return f"{name} is no setting; {near[0]}?"
     return f"{name} is no setting" if name.startswith("E2B_PROXY_") else ""
-
-
-def _is_near(a: str, b: str, edits: int) -> bool:
-    """Whether at most so many letters have to be added, removed or replaced."""
-    if not a or not b:
-        return len(a) + len(b) <= edits
-    if a[0] == b[0]:
-        return _is_near(a[1:], b[1:], edits)
-    if not edits:
-        return False
-    ways = [(a[1:], b), (a, b[1:]), (a[1:], b[1:])]
-    return any(_is_near(one, other, edits - 1) for one, other in ways)

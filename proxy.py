@@ -49,6 +49,7 @@ from pool import RETRY_AFTER_S, Full, Pool
 from run import Run
 from sandbox import Unavailable, check_key
 
+_Object = dict[str, Any]  # of JSON
 _HERE = Path(__file__).parent
 _PAGE_POLICY = (
     "default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; "
@@ -61,7 +62,7 @@ _IMAGE_HEADERS = {
 }
 # At most two questions a minute to E2B, however many probe GET /ready.
 _READY_CACHE_S = 30
-# Addresses that mean another machine to whoever reads the document there:
+# Addresses that mean another machine to a reader of the document elsewhere:
 # "localhost:3001", "a.localhost", "127.0.0.1", "0.0.0.0", "[::1]", and no Host at all.
 _LOOPBACK = re.compile(r"(|(.*\.)?localhost|127(\.\d+){3}|0\.0\.0\.0|\[::1?\])(:\d+)?")
 _ASK_FOR_KEY = "Send this service's PROXY_API_KEY as Authorization: Bearer."
@@ -86,7 +87,7 @@ def __getattr__(name: str) -> Flask:
 
 
 def create_app(config: Config) -> Flask:
-    """The WSGI application. Whoever stops it closes `extensions["service"].pool`."""
+    """The WSGI application; `extensions["service"].close()` ends what it started."""
     app = Flask(__name__, static_folder=None)
     service = _Service(config)
     app.extensions["service"] = service
@@ -202,11 +203,9 @@ class _Service:
         if request.method in ("GET", "HEAD", "OPTIONS"):
             return  # they change nothing
         host = request.headers.get("Host", "")
-        # A page that was let in by its name has no key to send.
-        if not (
-            self._config.proxy_api_key
-            or is_host_served(host, self._config.allowed_hosts)
-        ):
+        config = self._config
+        # With a key any host will do: a page has no key to send.
+        if not config.proxy_api_key and not is_host_served(host, config.allowed_hosts):
             raise Forbidden("This Host is not served: add it to ALLOWED_HOSTS.")
         origin = request.headers.get("Origin")
         if origin is not None and not is_origin_own(origin, host):
@@ -237,7 +236,8 @@ class _Service:
             "took_ms": _milliseconds(monotonic() - g.started),
             **g.fields,
         }
-        level = logging.DEBUG if request.endpoint == "health" else logging.INFO
+        is_probe = request.endpoint == "health"
+        level = logging.DEBUG if is_probe else logging.INFO
         log.log(level, "request", extra={"fields": fields})
         return response
 
@@ -248,9 +248,16 @@ class _Service:
         code, limit_s = parse_arguments(_json_body(), self._config)
         run = self._run(code, limit_s)
         delivery = deliver(run, self._config, over_mcp=False)
-        parts = [self._text(run), _markdown(delivery.links), echo(code)]
+        parts = [
+            self._text(run),
+            _markdown(delivery.links),
+            echo(code),
+        ]
         text = "\n\n".join(part for part in parts if part)
-        body = [[{"type": "text", "text": text}], {"content": delivery.parts}]
+        body = [
+            [{"type": "text", "text": text}],
+            {"content": delivery.parts},
+        ]
         return _json(body, headers={"X-Run-Outcome": run.outcome})
 
     def mcp(self) -> Response:
@@ -262,12 +269,19 @@ class _Service:
         try:
             message = _json_body()
         except BadRequest as exc:
-            return _json(error(None, PARSE_ERROR, str(exc.description)), 400)
-        instructions = self._document["info"]["description"]
-        reply = handle(message, self._tool, instructions, self._call_tool)
-        return Response(status=202) if reply is None else _json(reply)
+            failure = error(None, PARSE_ERROR, str(exc.description))
+            return _json(failure, 400)
+        reply = handle(
+            message,
+            self._tool,
+            self._document["info"]["description"],
+            self._call_tool,
+        )
+        if reply is None:
+            return Response(status=202)
+        return _json(reply)
 
-    def _call_tool(self, arguments: dict[str, Any]) -> dict[str, Any]:
+    def _call_tool(self, arguments: _Object) -> _Object:
         try:
             code, limit_s = parse_arguments(arguments, self._config)
             run = self._run(code, limit_s)
@@ -275,12 +289,19 @@ class _Service:
             return tool_result(str(exc.description), [], is_error=True)
         delivery = deliver(run, self._config, over_mcp=True)
         text = self._text(run) or "The code ran; what it drew is shown to the user."
-        return tool_result(text, delivery.parts, is_error=run.outcome != "ok")
+        return tool_result(
+            text,
+            delivery.parts,
+            is_error=run.outcome != "ok",
+        )
 
     def _run(self, code: str, limit_s: int) -> Run:
         """Run code that is valid. Raises ServiceUnavailable if all slots are taken."""
         digest = hashlib.sha256(code.encode()).hexdigest()
-        g.fields |= {"code_chars": len(code), "code_sha256": digest[:16]}
+        g.fields |= {
+            "code_chars": len(code),
+            "code_sha256": digest[:16],
+        }
         try:
             return self.pool.run(runnable(code), limit_s)
         except Full:
@@ -326,7 +347,7 @@ class _Service:
     def ready(self) -> Response:
         """Whether E2B takes this service's key, asked once for many callers."""
         if monotonic() - self._key_checked_at > _READY_CACHE_S:
-            # Before the question: who comes meanwhile does not ask as well.
+            # Before the question: other callers meanwhile do not ask as well.
             self._key_checked_at = monotonic()
             try:
                 check_key(self._config)
@@ -356,7 +377,11 @@ class _Service:
         policy = _PAGE_POLICY.format(nonce=nonce, images=images)
         page = self._page.replace("{nonce}", nonce)
         headers = {"Content-Security-Policy": policy}
-        return Response(page, headers=headers, mimetype="text/html")
+        return Response(
+            page,
+            headers=headers,
+            mimetype="text/html",
+        )
 
     def image(self, name: str) -> Response:
         """A picture that was published here."""
@@ -364,7 +389,11 @@ class _Service:
         if not found:
             raise NotFound("There is no such picture.")
         data, media_type = found
-        return Response(data, headers=_IMAGE_HEADERS, content_type=media_type)
+        return Response(
+            data,
+            headers=_IMAGE_HEADERS,
+            content_type=media_type,
+        )
 
 
 class _CodeApi:
@@ -380,8 +409,17 @@ class _CodeApi:
         if request.headers.get("X-CodeAPI-Expected-Profile") == "stateful":
             return _code_api_error(409, "execution_profile_mismatch", _NOT_STATEFUL)
         body = _json_body(MAX_EXEC_BODY_BYTES)
-        given = parse_exec(body, self._store, self._config.run_timeout_s)
-        an_exec = Exec(given, self._pool, self._store, self._config)
+        given = parse_exec(
+            body,
+            self._store,
+            self._config.run_timeout_s,
+        )
+        an_exec = Exec(
+            given,
+            self._pool,
+            self._store,
+            self._config,
+        )
         reply = an_exec.run()
         g.fields |= {
             "session_id": reply["session_id"],
@@ -409,17 +447,22 @@ class _CodeApi:
     def upload_batch(self) -> Response:
         return _json(self._take_form())
 
-    def _take_form(self) -> dict[str, Any]:
-        content_type = request.headers.get("Content-Type", "")
-        max_bytes = self._config.max_file_bytes
-        reply, size = take_form(self._store, request.stream, content_type, max_bytes)
+    def _take_form(self) -> _Object:
+        reply, size = take_form(
+            self._store,
+            request.stream,
+            request.headers.get("Content-Type", ""),
+            self._config.max_file_bytes,
+        )
+        given = len(reply["files"])
+        refused = reply["failed"]
         UPLOAD_BYTES.inc(size)
-        UPLOADS.labels("refused").inc(reply["failed"])
-        UPLOADS.labels("kept").inc(len(reply["files"]) - reply["failed"])
+        UPLOADS.labels("refused").inc(refused)
+        UPLOADS.labels("kept").inc(given - refused)
         g.fields |= {
             "session_id": reply["storage_session_id"],
-            "files_in": len(reply["files"]),
-            "files_refused": reply["failed"],
+            "files_in": given,
+            "files_refused": refused,
             "bytes_in": size,
         }
         return reply
@@ -437,9 +480,11 @@ class _CodeApi:
             "Content-Disposition": "attachment",
             "Content-Length": str(stored.size),
         }
-        media_type = "application/octet-stream"
         return Response(
-            file, headers=headers, mimetype=media_type, direct_passthrough=True
+            file,
+            headers=headers,
+            mimetype="application/octet-stream",
+            direct_passthrough=True,
         )
 
     def delete(self, session_id: str, file_id: str) -> Response:
@@ -447,7 +492,7 @@ class _CodeApi:
         return _json({"message": "deleted"})
 
 
-def _load_document(config: Config) -> tuple[dict[str, Any], dict[str, Any]]:
+def _load_document(config: Config) -> tuple[_Object, _Object]:
     """openapi.json with the limits that are set, and its operation as MCP's tool."""
     document = json.loads((_HERE / "openapi.json").read_bytes())
     operation = document["paths"]["/execute"]["post"]
@@ -456,7 +501,10 @@ def _load_document(config: Config) -> tuple[dict[str, Any], dict[str, Any]]:
     fields["code"]["maxLength"] = config.max_code_chars
     fields["timeout"]["default"] = config.run_timeout_s
     # Without `language`: a model has no choice there.
-    offered = {"code": fields["code"], "timeout": fields["timeout"]}
+    offered = {
+        "code": fields["code"],
+        "timeout": fields["timeout"],
+    }
     tool = {
         "name": operation["operationId"],
         "description": operation["description"],
@@ -469,8 +517,10 @@ def _markdown(urls: list[str]) -> str:
     """Markdown that shows the pictures at `urls`, for a model to repeat."""
     if not urls:
         return ""
-    lines = [f"![image {number}]({url})" for number, url in enumerate(urls, 1)]
-    return "\n".join([_ASK_TO_SHOW, *lines])
+    lines = [_ASK_TO_SHOW]
+    for number, url in enumerate(urls, 1):
+        lines.append(f"![image {number}]({url})")
+    return "\n".join(lines)
 
 
 def _request_id(given: str) -> str:
@@ -486,16 +536,21 @@ def _milliseconds(duration_s: float) -> float:
 
 def _error(exc: HTTPException) -> Response:
     """An error in the one form that all have, but for those of the code API."""
+    status = exc.code or 500
     code = str(exc.name).lower().replace(" ", "_")
-    body: dict[str, Any] = {"error": code, "message": exc.description}
-    if not request.path.startswith("/v1/"):
-        error = {
-            "code": code,
+    headers = exc.get_headers()
+    if request.path.startswith("/v1/"):
+        body = {
+            "error": code,
             "message": exc.description,
-            "request_id": g.request_id,
         }
-        body = {"error": error}
-    return _json(body, exc.code or 500, exc.get_headers())
+        return _json(body, status, headers)
+    error = {
+        "code": code,
+        "message": exc.description,
+        "request_id": g.request_id,
+    }
+    return _json({"error": error}, status, headers)
 
 
 def _code_api_error(status: int, code: str, message: str, **more: object) -> Response:
@@ -523,8 +578,12 @@ def _code_api_full(_exc: Exception) -> Response:
 
 
 def _json(body: object, status: int = 200, headers: Any = None) -> Response:
-    pieces = json_pieces(body)
-    return Response(pieces, status, headers, content_type="application/json")
+    return Response(
+        json_pieces(body),
+        status,
+        headers,
+        content_type="application/json",
+    )
 
 
 def _json_body(max_bytes: int = MAX_BODY_BYTES) -> object:
