@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import resource
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -370,3 +372,46 @@ def test_at_the_end_the_folder_holds_sessions_only(
     api: CodeApi, files_dir: Path
 ) -> None:
     assert all(ID.fullmatch(path.name) for path in files_dir.iterdir())
+
+
+# --- slow senders ---------------------------------------------------------------------
+
+
+def send_slowly(
+    api: CodeApi, pause_s: float, piece: bytes, for_s: float
+) -> tuple[str, float]:
+    """Upload in pieces for so long; returns what came of it, and after how long."""
+    host, _, port = api.url.removeprefix("http://").removesuffix("/v1").partition(":")
+    started = time.monotonic()
+    with socket.create_connection((host, int(port)), timeout=60) as sock:
+        head = (
+            b"POST /v1/upload HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked"
+            b"\r\nContent-Type: multipart/form-data; boundary=x\r\n\r\n"
+        )
+        first = (
+            b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
+        )
+        sock.sendall(head + chunked(first))
+        try:
+            while time.monotonic() - started < for_s:
+                sock.sendall(chunked(piece))
+                time.sleep(pause_s)
+            sock.sendall(chunked(b"\r\n--x--\r\n") + b"0\r\n\r\n")
+            answer = sock.recv(100).split(b"\r\n")[0].decode()
+        except OSError:
+            answer = "cut"
+        return answer, time.monotonic() - started
+
+
+def chunked(data: bytes) -> bytes:
+    return b"%x\r\n%s\r\n" % (len(data), data)
+
+
+def test_a_slow_upload_is_cut_and_an_honest_one_is_not(api: CodeApi) -> None:
+    with ThreadPoolExecutor() as threads:
+        # 32 KiB/s, twice the least rate, for longer than a whole request may take.
+        honest = threads.submit(send_slowly, api, 0.5, bytes(16 * 1024), 18)
+        slow = threads.submit(send_slowly, api, 2, b"1", 40)
+        assert honest.result()[0] == "HTTP/1.1 200 OK"
+        # Cut after 20 s at the latest, which is seen with the piece after that.
+        assert slow.result()[1] < 25
