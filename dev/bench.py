@@ -63,10 +63,12 @@ class Scale:
     picture_calls: int = 10
     undelayed_calls: int = 75  # of each of 8 callers
     rounds: int = 3
+    execs: int = 10
+    megabytes: tuple[int, ...] = (1, 10, 25, 100)
 
 
 FULL = Scale()
-QUICK = Scale(0.03, 0.01, 0.01, 2, ((4, 1),), 8, 0.3, 1, 3, 1)
+QUICK = Scale(0.03, 0.01, 0.01, 2, ((4, 1),), 8, 0.3, 1, 3, 1, 1, (1,))
 
 
 # --- processes ------------------------------------------------------------------------
@@ -251,6 +253,7 @@ def _in_threads(
         call = make_call()
         start.wait()
         for _ in range(job["calls"]):
+            time.sleep(job.get("pause_s", 0))
             try:
                 durations_s.append(call())
             except Exception as exc:
@@ -693,6 +696,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             with ExitStack() as stack:
                 rows = Bench(scale, stack).rows()
             rows += kernel_rows(2 if options.quick else 10)
+            # Here, because it builds on this module.
+            from bench_files import file_rows
+
+            rows += file_rows(scale)
     except BenchError as problem:
         print(f"bench: {problem}", file=sys.stderr)
         return 1
@@ -705,4 +712,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    # As the module that bench_files.py imports, not as another copy of it.
+    import bench
+
+    sys.exit(bench.main())
