@@ -83,7 +83,8 @@ class FilesBench:
         self.exec("cp a b; echo done", [ref])
         self._e2b.seconds_when_idle()
         requests = self._e2b.state()["requests"][before:]
-        return ", ".join(request["kind"] for request in requests)
+        kinds = ", ".join(request["kind"] for request in requests)
+        return f"{len(requests)}: {kinds}"
 
     def upload(self, size_bytes: int) -> dict[str, Any]:
         head = (

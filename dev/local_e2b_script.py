@@ -22,6 +22,7 @@ An answer may hold
 
 from __future__ import annotations
 
+import ast
 import base64
 import functools
 import json
@@ -62,10 +63,17 @@ class Script:
             return None
         answer = next(answers)
         if answer.get("from_code"):
-            code = body.get("code", "") if isinstance(body, dict) else ""
-            found = re.search(r"^# answer: (\{.*\})\s*$", code, re.MULTILINE)
-            return json.loads(found[1]) if found else {}
+            return _answer_in(body.get("code", "") if isinstance(body, dict) else "")
         return answer
+
+
+def _answer_in(code: str) -> Answer:
+    """What the code asks for; the cell of an exec does so in its script."""
+    plan = re.search(r"^the_exec = Exec\(json\.loads\((.+)\)\)$", code, re.MULTILINE)
+    if plan:
+        code = json.loads(ast.literal_eval(plan[1]))["script"]
+    found = re.search(r"^# answer: (\{.*\})\s*$", code, re.MULTILINE)
+    return json.loads(found[1]) if found else {}
 
 
 def _answers(spec: Any) -> Iterator[Answer]:

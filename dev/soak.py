@@ -21,6 +21,8 @@ import sys
 import tempfile
 import threading
 import time
+import zlib
+from base64 import b64encode
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
@@ -105,6 +107,9 @@ PLAIN: tuple[tuple[int, Fate], ...] = (
     (13, Fate("exception", {"events": [EXCEPTION]}, "error", "ZeroDivisionError")),
     (2, Fate("too long", {"run_s": 2.5}, "timeout", "1 s", timeout_s=1)),
 )
+# Of the code API: what a sandbox reports of a script that wrote a file.
+FILE_BYTES = 20_000
+EXEC_SHARE = 0.1
 RUN_FAULTS: tuple[tuple[int, Fate], ...] = (
     (3, Fate("reset", {"fault": "reset"}, "unavailable")),
     (3, Fate("status 500", {"status": 500, "body": "no"}, "unavailable")),
@@ -246,6 +251,7 @@ class Report:
     full: int = 0
     refused: int = 0  # connections, while the service was restarted
     cut_by_kill: int = 0
+    execs: int = 0  # among the runs
     no_sandbox: int = 0  # runs for which none could be made
     stopped: int = 0  # runs that were told that the service is being stopped
     outcomes: Counter[str] = field(default_factory=Counter)
@@ -489,6 +495,13 @@ class Load:
             caller.refused(*choose.choice(BAD_REQUESTS))
             self.count("bad_requests")
             return
+        if choose.random() < EXEC_SHARE:
+            outcome = caller.exec(number)
+            with self._changed:
+                self.report.runs += 1
+                self.report.execs += 1
+                self.report.outcomes[outcome] += 1
+            return
         faulty = choose.random() < 0.6 * self._faults
         weights, fates = zip(*(RUN_FAULTS if faulty else PLAIN), strict=True)
         fate = choose.choices(fates, weights)[0]
@@ -556,6 +569,48 @@ class Caller:
                 raise Wrong(f"{what}: {status} {text[:200]!r}")
             if seen and not (over_mcp and FULL in seen.text):
                 return self._judge(fate, number, what, seen)
+            self._load.count("full")
+            self._load.rest(what)
+
+    def exec(self, number: int) -> str:
+        """A file goes up, a script reads it and writes another, which is fetched."""
+        what = f"exec {number}"
+        form = {"Content-Type": "multipart/form-data; boundary=x"}
+        head = (
+            b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
+        )
+        body = head + bytes(FILE_BYTES) + b"\r\n--x--\r\n"
+        uploaded = self._asked_code_api("POST", "/v1/upload", form, body, what)
+        given = {
+            "name": "a",
+            "id": uploaded["files"][0]["fileId"],
+            "storage_session_id": uploaded["storage_session_id"],
+        }
+        script = answered(events=[_stdout(_reported(number))])
+        exec_body = {"lang": "bash", "code": script, "files": [given]}
+        data = json.dumps(exec_body).encode()
+        reply = self._asked_code_api("POST", "/v1/exec", JSON_TYPE, data, what)
+        if "E2B" in reply["stderr"] or "service is being stopped" in reply["stderr"]:
+            self._load.count("no_sandbox")
+            return "unavailable"
+        files = [file["id"] for file in reply["files"]]
+        if reply["stdout"] != f"number {number}\n" or len(files) != 1:
+            raise Wrong(f"{what}: {str(reply)[:300]}")
+        path = f"/v1/download/{reply['session_id']}/{files[0]}"
+        status, _, written = self._ask("GET", path, {}, b"", what)
+        if (status, written) != (200, b"%d" % number):
+            raise Wrong(f"{what}: a download was answered {status} {written[:40]!r}")
+        return "ok"
+
+    def _asked_code_api(
+        self, method: str, path: str, headers: dict[str, str], body: bytes, what: str
+    ) -> Any:
+        while True:
+            status, _, text = self._ask(method, path, headers, body, what)
+            if status == 200:
+                return _parsed(text, what)
+            if status != 429:
+                raise Wrong(f"{what}: {path} was answered {status} {text[:200]!r}")
             self._load.count("full")
             self._load.rest(what)
 
@@ -634,6 +689,34 @@ class Seen:
     over_mcp: bool = False
 
 
+def _reported(number: int) -> str:
+    """What the sandbox of such an exec says, in the code API's form."""
+    data = b"%d" % number
+    lines: list[dict[str, Any]] = [
+        {"stdout": f"number {number}\n"},
+        {"ended": "ok"},
+        {"written": "b", "size": len(data)},
+        {"written_files": 1},
+        {"of": 0, "packed": b64encode(zlib.compress(data)).decode()},
+    ]
+    return "".join(json.dumps(line) + "\n" for line in lines)
+
+
+def left_over(folder: Path, cut_by_kill: int) -> list[str]:
+    """What is wrong with FILES_DIR: nothing may be in it that no session holds."""
+    found = []
+    half_written = list(folder.glob(".*"))
+    # A process that is killed cannot remove them; another one does so after an hour.
+    if len(half_written) > cut_by_kill:
+        found.append(f"{len(half_written)} half-written sessions are left in FILES_DIR")
+    for session in set(folder.iterdir()) - set(half_written):
+        index = json.loads((session / "index.json").read_bytes())
+        names = {path.name for path in session.iterdir()}
+        if names != {"index.json", *index["files"]}:
+            found.append(f"session {session.name} holds {names}")
+    return found
+
+
 def _parsed(text: bytes, what: str) -> Any:
     try:
         return json.loads(text)
@@ -682,8 +765,12 @@ def soak(plan: Plan) -> Report:
     """Do it all; raises BenchError when something stands still."""
     started_at = time.monotonic()
     give_up_at = started_at + 200 + plan.runs * 0.05 + plan.restarts * 30
-    with StandIn(script(0.3 * plan.faults, plan.quick)) as e2b:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        StandIn(script(0.3 * plan.faults, plan.quick)) as e2b,
+    ):
         environ = clean_environ(e2b.url) | {
+            "FILES_DIR": folder,
             "RUN_TIMEOUT_S": str(RUN_TIMEOUT_S),
             "MAX_CONCURRENT_RUNS": str(plan.callers),
             "WARM_SANDBOXES": str(plan.warm),
@@ -727,6 +814,7 @@ def soak(plan: Plan) -> Report:
             with suppress(ValueError):
                 service.stop()
         witness.tell(report)
+        report.unexplained += left_over(Path(folder), report.cut_by_kill)
     report.took_s = time.monotonic() - started_at
     return report
 
@@ -787,7 +875,8 @@ def text_of(report: Report) -> str:
     lines = [
         (
             "runs",
-            f"{report.runs:,} and {report.bad_requests:,} bad requests, "
+            f"{report.runs:,} ({report.execs:,} with files) and "
+            f"{report.bad_requests:,} bad requests, "
             f"{report.took_s:.0f} s",
         ),
         ("outcomes", _counts(report.outcomes)),
