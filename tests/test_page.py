@@ -30,7 +30,7 @@ from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support import expected_conditions
 from selenium.webdriver.support.wait import WebDriverWait
 
-from conftest import OK_RUN, ROOT, Service, e2b_at, free_port
+from conftest import E2B_KEY, OK_RUN, ROOT, Service, e2b_at, free_port
 
 CHROMIUM, CHROMEDRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = [
@@ -175,11 +175,10 @@ def service(e2b: LocalE2B) -> Iterator[Service]:
 def keyed_service(
     e2b: LocalE2B, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Service]:
-    """It asks for KEY, has one place, and serves the pictures of its runs at PICTURES_HOST."""
+    """It asks for KEY, and serves the pictures of its runs at PICTURES_HOST."""
     port = free_port()
     environ = {
         "PROXY_API_KEY": KEY,
-        "MAX_CONCURRENT_RUNS": "1",
         "RUN_TIMEOUT_S": str(RUN_LIMIT_S),
         "IMAGE_DIR": str(tmp_path_factory.mktemp("pictures")),
         "IMAGE_URL": f"http://{PICTURES_HOST}:{port}/images",
@@ -193,12 +192,13 @@ def keyed_service(
 def linking_service(
     e2b: LocalE2B, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Service]:
-    """It asks for KEY, publishes pictures at an address of LibreChat's, keeps files."""
+    """It asks for KEY, has one slot, publishes pictures for LibreChat, keeps files."""
     environ = {
         "PROXY_API_KEY": KEY,
         "IMAGE_DIR": str(tmp_path_factory.mktemp("linked")),
         "IMAGE_URL": "/images/e2b",
         "FILES_DIR": str(tmp_path_factory.mktemp("files")),
+        "MAX_CONCURRENT_RUNS": "1",
     }
     with serving(e2b, **environ) as service:
         yield service
@@ -360,6 +360,14 @@ def run_answers(*events: dict[str, Any], **answer: Any) -> dict[str, Any]:
     return {"run": {"events": list(events), **answer}}
 
 
+def end_sandboxes(e2b: LocalE2B) -> None:
+    """As E2B ends them: a run in one of them ends, too."""
+    state = e2b.wait_for(lambda state: state["alive"], timeout_s=WAIT_S)
+    for sandbox in state["sandboxes"]:
+        address = f"{e2b.url}/sandboxes/{sandbox['id']}"
+        requests.delete(address, headers={"X-API-Key": E2B_KEY}, timeout=10)
+
+
 def runs_of(state: dict[str, Any]) -> list[dict[str, Any]]:
     """The runs that E2B was asked for, in the state that it tells."""
     return [each for each in state["requests"] if each["kind"] == "run"]
@@ -445,10 +453,10 @@ def test_while_it_runs_its_limit_is_said_and_seconds_are_counted(
 
 
 def test_stop_ends_the_waiting_and_a_full_service_says_how_long_to_wait(
-    page: Page, e2b: LocalE2B, keyed_service: Service
+    page: Page, e2b: LocalE2B, linking_service: Service
 ) -> None:
     e2b.set_script(run_answers(fault="silent"))
-    page.open(keyed_service.url).give_key()
+    page.open(linking_service.url).give_key()
     assert not page["stop"].is_displayed()
     page["run"].send_keys(Keys.ENTER)
     page.wait(page["stop"].is_displayed)
@@ -456,7 +464,7 @@ def test_stop_ends_the_waiting_and_a_full_service_says_how_long_to_wait(
     assert page.focused() == "stop"
     page["stop"].send_keys(Keys.ENTER)
     page.wait(page["run"].is_enabled)
-    said = f"The run itself ends at {RUN_LIMIT_S} s at the latest."
+    said = "The run itself ends at 50 s at the latest."
     assert page["state"].text == f"No longer waiting. {said}"
     assert page["elapsed"].text == ""
     assert not page["stop"].is_displayed()
@@ -466,7 +474,9 @@ def test_stop_ends_the_waiting_and_a_full_service_says_how_long_to_wait(
     page.run()
     assert page.shown(".failure") != []
     assert "status 503 · try again in " in page.shown("p")[1]
-    health = f"{keyed_service.url}/health"
+    e2b.set_script({"run": OK_RUN})
+    end_sandboxes(e2b)
+    health = f"{linking_service.url}/health"
     page.wait(lambda: requests.get(health, timeout=10).json()["runs_in_flight"] == 0)
 
 
@@ -738,12 +748,16 @@ def test_a_file_that_is_refused_is_said_in_the_services_words(
     assert page["state"].text == "No result."
 
 
-def test_without_files_kept_there_is_nothing_to_upload(
-    page: Page, service: Service
+def test_the_code_api_is_offered_where_it_is_served(
+    page: Page, service: Service, linking_service: Service
 ) -> None:
+    parts = ("file", "run-files", "code-api")
     page.open(service.url)
-    assert not page["file"].is_displayed()
-    assert not page["run-files"].is_displayed()
+    assert [page[each].is_displayed() for each in parts] == [False] * 3
+    page.open(linking_service.url)
+    assert [page[each].is_displayed() for each in parts] == [True] * 3
+    setting = "LIBRECHAT_CODE_BASEURL=http://e2b:YOUR_API_KEY@e2b-proxy:3001/v1"
+    assert page["code-api"].text == setting
 
 
 def test_what_can_be_used_has_a_name_of_its_own_and_the_state_is_announced(
@@ -757,7 +771,7 @@ def test_what_can_be_used_has_a_name_of_its_own_and_the_state_is_announced(
     ]
     names = [each["name"] for each in controls]
     assert all(names)
-    assert len(set(names)) == len(names) == 16
+    assert len(set(names)) == len(names) == 18
     assert {
         "Python code",
         "Run with files",
@@ -787,14 +801,15 @@ def test_a_traceback_wraps_on_a_phone_and_a_table_does_not(
 ) -> None:
     long = "x" * 300
     raised = RAISED | {"traceback": f"ValueError: {long}"}
-    e2b.set_script(run_answers(stdout(f"{long}\n"), raised))
+    warned = stdout(f"{long}\n") | {"type": "stderr"}
+    e2b.set_script(run_answers(stdout(f"{long}\n"), warned, raised))
     page.look("light", width=360)
     page.open(service.url).run()
     overflow = page.script(
         "return [...result.querySelectorAll('pre')]"
         ".map((each) => each.scrollWidth > each.clientWidth)"
     )
-    assert overflow == [True, False]
+    assert overflow == [True, False, False]
 
 
 def test_a_phone_of_360_pixels_never_scrolls_sideways(
