@@ -10,6 +10,7 @@ connections and polls those that are silent; a pool of threads answers requests:
 import logging
 import os
 import socket
+import sys
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -36,12 +37,22 @@ _LIMIT_AT_HALF_S = 1
 _LIMIT_AT_NONE_FREE_S = 0.2
 _CHECK_EVERY_S = 0.1
 _PIECE_BYTES = 64 * 1024
+# By these systemd and an old master hand on sockets that listen already.
+_INHERITED = {"LISTEN_FDS", "GUNICORN_FD"}
 # One for the process: gunicorn may set its logger up again.
 _STDOUT = QueuedStdout()
 
 
 class JsonLogger(glogging.Logger):
     """gunicorn's own lines, and ours; LOG_LEVEL is not the SDK's, whose debug lines hold code."""
+
+    def __init__(self, cfg: Any) -> None:
+        """Made once, before gunicorn's first line: the time to try the addresses."""
+        if not _INHERITED & os.environ.keys():
+            for address in cfg.address:
+                if isinstance(address, tuple):  # neither a path nor a descriptor
+                    _try_address(*address)
+        super().__init__(cfg)
 
     def setup(self, cfg: Any) -> None:
         settings = Config.from_env(os.environ)
@@ -52,6 +63,18 @@ class JsonLogger(glogging.Logger):
         logging.getLogger("e2b_proxy").setLevel(level)
         self.error_log.setLevel(level)
         self.error_log.propagate = True
+
+
+def _try_address(host: str, port: int) -> None:
+    """Exit in a line, at once, where gunicorn would try five times and say so."""
+    family = socket.AF_INET6 if util.is_ipv6(host) else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as exc:
+            reason = exc.strerror
+            sys.exit(f"Cannot listen at {host}, port {port}: {reason} (HOST, PORT)")
 
 
 class ClientSocket(socket.socket):

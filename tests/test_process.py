@@ -281,6 +281,50 @@ def test_a_line_warns_when_anyone_can_reach_it_and_no_key_guards_it(
     assert key or "PROXY_API_KEY" in warnings[0]
 
 
+@pytest.mark.parametrize(
+    ("host", "reason"),
+    [
+        ("192.0.2.1", "Cannot assign requested address"),
+        ("[2001:db8::1]", "Cannot assign requested address|not supported"),
+        ("no-such-name.invalid", "not known|resolution"),
+        ("127.0.0.1", "Address already in use"),
+    ],
+)
+def test_an_address_that_cannot_be_had_ends_it_at_once_in_one_line(
+    shared: Service, host: str, reason: str
+) -> None:
+    """Named with the reason; gunicorn would try for 5 s."""
+    started_at = time.monotonic()
+    settings = {"E2B_API_KEY": E2B_KEY, "HOST": host, "PORT": str(shared.port)}
+    code, said = ended(settings)
+    assert code == 1
+    (line,) = said.strip().splitlines()
+    assert host.strip("[]") in line
+    assert str(shared.port) in line
+    assert re.search(reason, line)
+    assert time.monotonic() - started_at < 5
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may listen at any port")
+def test_a_port_that_needs_rights_ends_it_at_once_in_one_line() -> None:
+    code, said = ended({"E2B_API_KEY": E2B_KEY, "PORT": "80"})
+    assert code == 1
+    (line,) = said.strip().splitlines()
+    assert "80: Permission denied" in line
+
+
+def test_settings_are_read_again_at_sighup_while_it_listens(
+    start_service: Start,
+) -> None:
+    service = start_service()
+    (worker,) = psutil.Process(service.process.pid).children()
+    at = len(service.lines)
+    service.process.send_signal(signal.SIGHUP)
+    service.wait_for_log("Booting worker", after=at)
+    worker.wait(20)
+    assert text_of(service.execute())
+
+
 # --- signals -----------------------------------------------------
 
 
