@@ -19,6 +19,7 @@ import signal
 import socket
 import subprocess
 import sys
+import sysconfig
 import threading
 import time
 from collections.abc import Iterator
@@ -29,7 +30,6 @@ from typing import Any
 
 import builders
 import httpx
-import IPython
 import local_e2b
 import local_e2b_kernels
 import psutil
@@ -45,7 +45,7 @@ pytestmark = pytest.mark.usefixtures("untraced")
 
 DASHES = "-" * 75
 # Of this Python, which runs the kernels too.
-LIBRARIES = f"{Path(IPython.__file__).parents[1]}/"
+LIBRARIES = f"{sysconfig.get_path('purelib')}/"
 PREFIX = (
     "      1 import os; os.environ['E2B_SANDBOX'] = 'true'\n"
     "      2 import os; os.environ['E2B_SANDBOX_ID'] = 'ID'\n"
