@@ -918,16 +918,12 @@ def test_health_tells_the_version_the_keys_and_how_full_it_is(
         ("http://LOCALHOST", True),
         ("https://api.e2b.example:8443/", False),
         ("", False),
-        (None, False),
     ],
 )
 def test_health_says_whether_e2b_is_on_this_machine(
-    monkeypatch: pytest.MonkeyPatch, e2b_api_url: str | None, is_local: bool
+    e2b_api_url: str, is_local: bool
 ) -> None:
-    monkeypatch.delenv("E2B_API_URL", raising=False)
-    if e2b_api_url is not None:
-        monkeypatch.setenv("E2B_API_URL", e2b_api_url)
-    app = create_app(Config(e2b_api_key=E2B_KEY))
+    app = create_app(Config(e2b_api_key=E2B_KEY, e2b_api_url=e2b_api_url))
     health = app.test_client().get("/health").get_json()
     app.extensions["service"].pool.close()
     assert health["e2b_on_this_machine"] is is_local

@@ -40,7 +40,7 @@ def kernels() -> Iterator[LocalE2B]:
 
 
 @pytest.fixture(scope="module")
-def service(kernels: LocalE2B, files_dir: Path, untraced: None) -> Iterator[Service]:
+def service(kernels: LocalE2B, files_dir: Path) -> Iterator[Service]:
     settings = {"FILES_DIR": str(files_dir), "MAX_FILE_BYTES": "20000000"}
     service = Service(e2b_at(kernels.url) | settings)
     service.wait_until_ready()

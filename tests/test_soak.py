@@ -123,7 +123,7 @@ def test_the_bench_prints_its_whole_table_and_names_what_was_missed() -> None:
         "CPU",
     ):
         assert sum(part in name for name in names) >= 1, (
-            f"{part!r} is missing in {names}"
+            f"{part!r} is missing in {names}: {done.stderr}"
         )
     for row in rows:
         assert re.search(r"\d", row[3]), f"no figure of ours in {row}"
