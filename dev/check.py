@@ -53,6 +53,7 @@ MALFORMED = (
     "the reply is not LibreChat's two-element array: is this the address of "
     "e2b-proxy itself?"
 )
+FILES_WORK = "LibreChat's code interpreter works too: a file went in, another came out."
 EXAMPLE = "It looks like http://127.0.0.1:3001."
 
 
@@ -100,11 +101,14 @@ def check(url: str, key: str, out: Path) -> tuple[str, str]:
     """The text of the reply and a sentence that
     says where the picture is; or NotWorking."""
     client = _client(url, key)
-    _check_health(client)
+    health = _check_health(client)
     text, picture_url = _run(client)
     if PRINTED not in text:
         raise NotWorking(f"what the code printed is missing from the reply: {text}")
     png = _picture(client, picture_url)
+    if health.get("code_api"):
+        _check_files(client)
+        text += f"\n{FILES_WORK}"
     if png is None:
         return text, f"Picture published at {picture_url}, for LibreChat to serve."
     try:
@@ -146,12 +150,22 @@ class Client:
     key: str
     opener: urllib.request.OpenerDirector
 
-    def ask(self, url: str, timeout_s: float, body: Any = None) -> Answer:
-        """GET, or POST with a body. Raises NotWorking when no answer comes."""
+    def ask(
+        self,
+        url: str,
+        timeout_s: float,
+        body: Any = None,
+        media_type: str = "application/json",
+    ) -> Answer:
+        """GET, or POST with a body: bytes are sent as they are.
+
+        Raises NotWorking when no answer comes.
+        """
         request = urllib.request.Request(url)
         if body is not None:
-            request.data = json.dumps(body).encode()
-            request.add_header("Content-Type", "application/json")
+            is_raw = isinstance(body, bytes)
+            request.data = body if is_raw else json.dumps(body).encode()
+            request.add_header("Content-Type", media_type)
         # Never to another host: a picture's address may name one.
         if self.key and urlsplit(url)[:2] == urlsplit(self.url)[:2]:
             request.add_header("Authorization", f"Bearer {self.key}")
@@ -210,7 +224,7 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _check_health(client: Client) -> None:
+def _check_health(client: Client) -> dict[str, Any]:
     url = f"{client.url}/health"
     answer = client.ask(url, HEALTH_TIMEOUT_S)
     health = answer.json()
@@ -226,6 +240,41 @@ def _check_health(client: Client) -> None:
             f"{url} answered {answer.status} with status {status!r}: "
             "the service's log says why."
         )
+    return dict(health)
+
+
+def _check_files(client: Client) -> None:
+    """A file goes up, a script writes another, that comes back; or NotWorking."""
+    form = (
+        b'--x\r\nContent-Disposition: form-data; name="file"; filename="in.txt"\r\n'
+        b"\r\nsine\r\n--x--\r\n"
+    )
+    media_type = "multipart/form-data; boundary=x"
+    url = f"{client.url}/v1/upload"
+    uploaded = _code_api_reply(url, client.ask(url, RUN_TIMEOUT_S, form, media_type))
+    file = {
+        "name": "in.txt",
+        "id": uploaded["files"][0]["fileId"],
+        "storage_session_id": uploaded["storage_session_id"],
+    }
+    url = f"{client.url}/v1/exec"
+    body = {"lang": "bash", "code": "rev in.txt >out.txt", "files": [file]}
+    reply = _code_api_reply(url, client.ask(url, RUN_TIMEOUT_S, body))
+    if not reply.get("files"):
+        raise NotWorking(f"a script that wrote a file brought none: {reply['stderr']}")
+    path = f"{reply['session_id']}/{reply['files'][0]['id']}"
+    url = f"{client.url}/v1/download/{path}"
+    written = client.ask(url, HEALTH_TIMEOUT_S)
+    if written.status != 200 or written.body.strip() != b"enis":
+        raise NotWorking(f"{url} answered {written.status}, not with the file.")
+
+
+def _code_api_reply(url: str, answer: Answer) -> dict[str, Any]:
+    reply = answer.json()
+    if answer.status == 200 and isinstance(reply, dict):
+        return reply
+    message = reply.get("message") if isinstance(reply, dict) else None
+    raise NotWorking(f"{url} answered {answer.status}: {message or 'no reason given'}")
 
 
 def _run(client: Client) -> tuple[str, str]:

@@ -522,3 +522,53 @@ def test_nothing_listening_is_said_in_one_line_whatever_the_proxy_variables_say(
         assert_one_line(
             run_check("--url", f"http://127.0.0.1:{port}"), "nothing answers"
         )
+
+
+# --- files ----------------------------------------------------------------------------
+
+UPLOADED = {"storage_session_id": "s1", "files": [{"fileId": "f1"}]}
+RAN = {"session_id": "s2", "stdout": "", "stderr": "", "files": [{"id": "f2"}]}
+
+
+@pytest.fixture
+def with_files(played: Played) -> Played:
+    played.answers["/health"] = Answer(HEALTHY | {"code_api": True})
+    played.answers["/v1/upload"] = Answer(UPLOADED)
+    played.answers["/v1/exec"] = Answer(RAN)
+    played.answers["/v1/download/s2/f2"] = Answer(b"enis\n")
+    return played
+
+
+def test_files_are_tried_where_the_code_api_is_served(
+    with_files: Played, check_played: RunCheck
+) -> None:
+    code, out, err = check_played("--key", "k")
+    assert (code, err) == (0, "")
+    assert check.FILES_WORK in out
+    paths = [asked.path for asked in with_files.asked]
+    assert paths[2:] == ["/v1/upload", "/v1/exec", "/v1/download/s2/f2"]
+    keys = {asked.headers["Authorization"] for asked in with_files.asked}
+    assert keys == {"Bearer k"}
+    file = json.loads(with_files.asked[3].body)["files"][0]
+    assert file == {"name": "in.txt", "id": "f1", "storage_session_id": "s1"}
+
+
+@pytest.mark.parametrize(
+    ("path", "answer", "words"),
+    [
+        ("/v1/upload", Answer({"message": "disk is full"}, 500), "disk is full"),
+        (
+            "/v1/exec",
+            Answer({**RAN, "files": [], "stderr": "E2B failed"}),
+            "E2B failed",
+        ),
+        ("/v1/exec", Answer("<html>"), "/v1/exec answered 200"),
+        ("/v1/download/s2/f2", Answer(b"", 404), "answered 404"),
+        ("/v1/download/s2/f2", Answer(b"other"), "not with the file"),
+    ],
+)
+def test_it_says_what_of_files_does_not_work(
+    with_files: Played, check_played: RunCheck, path: str, answer: Answer, words: str
+) -> None:
+    with_files.answers[path] = answer
+    assert_one_line(check_played(), words)
