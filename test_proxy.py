@@ -925,7 +925,7 @@ def test_health_says_whether_e2b_is_on_this_machine(
 ) -> None:
     app = create_app(Config(e2b_api_key=E2B_KEY, e2b_api_url=e2b_api_url))
     health = app.test_client().get("/health").get_json()
-    app.extensions["service"].pool.close()
+    app.extensions["service"].close()
     assert health["e2b_on_this_machine"] is is_local
 
 

@@ -21,6 +21,13 @@ RED_SVG = (
 )
 
 
+def is_running(state: dict[str, Any]) -> bool:
+    """Whether code runs. Lists may follow: of sandboxes whose create was not answered."""
+    kinds = [request["kind"] for request in state["requests"]]
+    own = [kind for kind in kinds if kind in ("create", "run")]
+    return bool(state["alive"]) and own[-1:] == ["run"]
+
+
 # --- events -----------------------------------------------------------------------------
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 import pytest
 import requests
+from builders import is_running
 from code_api_client import ID, CodeApi, named
 from local_e2b import LocalE2B
 from local_e2b_kernels import own_mount_command
@@ -651,9 +652,7 @@ def test_when_all_slots_are_taken_the_answer_is_429(
     api = start_code_api(MAX_CONCURRENT_RUNS="1", RUN_TIMEOUT_S="1")
     with ThreadPoolExecutor() as threads:
         first = threads.submit(api.exec, "true")
-        e2b.wait_for(
-            lambda state: state["requests"] and state["requests"][-1]["kind"] == "run"
-        )
+        e2b.wait_for(is_running)
         response = api.post("/exec", json={"lang": "bash", "code": "true"})
         assert response.status_code == 429
         assert response.json()["error"] == "rate_limited"

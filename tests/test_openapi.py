@@ -14,7 +14,7 @@ import openapi_spec_validator
 import pytest
 import requests
 import schemathesis
-from builders import error
+from builders import error, is_running
 from hypothesis import Phase, assume, given, settings
 from local_e2b import LocalE2B
 from schemathesis import GenerationMode
@@ -233,9 +233,7 @@ def one_run_under_way(e2b: LocalE2B, service: Service) -> Iterator[None]:
     caller = threading.Thread(target=execute, args=(service, {"code": "1"}))
     caller.start()
     try:
-        state = e2b.wait_for(
-            lambda s: s["alive"] and s["requests"][-1]["kind"] == "run"
-        )
+        state = e2b.wait_for(is_running)
         [sandbox] = [each for each in state["sandboxes"] if each["alive"]]
         yield
     finally:
