@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import zmq
 from jupyter_client.asynchronous.client import AsyncKernelClient
 from jupyter_client.connect import write_connection_file
 from local_e2b_script import END, line_of
@@ -304,6 +305,8 @@ class Kernel:
             key=secrets.token_hex().encode(),
         )
         client = AsyncKernelClient()
+        # Without a limit: a queue that is full drops output, and this process may be busy.
+        client.context.setsockopt(zmq.RCVHWM, 0)
         client.load_connection_info(connection)
         source = inspect.getsource(_kernel_process) + "\n_kernel_process()\n"
         command = own_mount_command()

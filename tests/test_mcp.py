@@ -57,8 +57,14 @@ def _runs_print_ok(e2b: LocalE2B) -> None:
 
 @pytest.fixture(scope="module")
 def service(start: Callable[..., Service]) -> Service:
-    """The service with one place for a run, and room for many pictures."""
-    return start(MAX_CONCURRENT_RUNS="1", MAX_IMAGES="20", RUN_TIMEOUT_S="30")
+    """The service with room for many pictures."""
+    return start(MAX_IMAGES="20", RUN_TIMEOUT_S="30")
+
+
+@pytest.fixture
+def narrow(start: Callable[..., Service]) -> Service:
+    """A service with one place for a run, which no create before has taken."""
+    return start(MAX_CONCURRENT_RUNS="1")
 
 
 @pytest.fixture(scope="module")
@@ -551,11 +557,11 @@ def test_a_refusal_by_e2b_is_a_result_in_our_own_words(
 
 
 def test_a_full_service_is_a_result_that_says_how_long_to_wait(
-    service: Service, e2b: LocalE2B
+    narrow: Service, e2b: LocalE2B
 ) -> None:
-    with one_run_under_way(e2b, service):
-        text = error_text(call(service, code="1"))
-        refused = http.post(f"{service.url}/execute", json={"code": "1"}, timeout=5)
+    with one_run_under_way(e2b, narrow):
+        text = error_text(call(narrow, code="1"))
+        refused = http.post(f"{narrow.url}/execute", json={"code": "1"}, timeout=5)
     assert refused.status_code == 503
     assert re.search(rf"\b{refused.headers['Retry-After']} seconds\b", text)
 

@@ -38,7 +38,7 @@ def new_sandbox() -> Sandbox:
 def sandbox(environment: None) -> Iterator[Sandbox]:
     """One for all tests, whose first cell has run: a kernel and its imports take seconds."""
     sandbox = new_sandbox()
-    sandbox.prime(budget_s=60)
+    sandbox.prime(limit_s=60)
     yield sandbox
     sandbox.kill()
 
