@@ -1,11 +1,12 @@
 """A `Run` in, the text that a model and a person read out. Pure.
 
-What comes from a run is quoted in a fence that it cannot close: nothing of it is ever
-rendered."""
+What comes from a run is quoted in a fence that it cannot close, or is plain text:
+nothing of it is ever rendered."""
 
 import re
 
 from folding import fold_always, fold_logged, fold_printed, fold_traceback
+from pictures import Picture, size_in_pixels
 from run import Clipped, Run
 
 # Commands to a terminal.
@@ -24,6 +25,7 @@ _CONTROL = re.compile(
 )
 # They reorder what is read; shown as Python's repr shows them.
 _BIDI = re.compile(r"[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+_MAX_LINE_CHARS = 300
 _NO_OUTPUT = "Code executed successfully, without output. Use print() to see a value."
 # Where a syntax error is, for those who do not see its line: ` (723130331.py, line 5)`.
 _LINE_OF_ERROR = r" \(\S+, line \d+\)\Z"
@@ -33,44 +35,63 @@ _MANY_BACKTICKS = re.compile("`{100,}")
 
 def format_run(run: Run, max_output_chars: int) -> str:
     """Parts and notes: `max_output_chars` of the run's own, under 6,000 of ours."""
-    parts = _parts(run)
-    _cut(parts, max_output_chars)
+    parts = _parts(run, max_output_chars)
     texts = []
     for name, part in parts.items():
-        if part.kept:
-            quoted = fence(part.text())
-            texts.append(f"**{name}:**\n{quoted}")
-    if not texts and not run.pictures and not run.left_out:
-        texts.append(_NO_OUTPUT)
-    notes = _notes(run, parts)
-    if notes:
-        texts.append("\n".join(notes))
-    return "\n\n".join(texts)
+        quoted = fence(part.text())
+        texts.append(f"**{name}:**\n{quoted}")
+    notes = [f"Note: {note}." for note in _notes(run, parts)]
+    return _joined(run, texts, notes)
 
 
-def _parts(run: Run) -> dict[str, Clipped]:
-    """The texts of a run by their headings, printable."""
+def format_plain(run: Run, max_output_chars: int) -> str:
+    """The same for MCP, as plain text: LibreChat shows it as it is.
+
+    What failed is in its first line; its pictures are settled. Another client, which renders Markdown, finds no picture
+    in it to load."""
+    parts = _parts(run, max_output_chars)
+    failure = _failure(run)
+    texts = [failure]
+    others = {
+        name: part.text() for name, part in parts.items() if part.text() != failure
+    }
+    for name, text in others.items():
+        label = f"{name}:\n" if len(others) > 1 else ""
+        texts.append(label + text)
+    notes = [f"[{note}]" for note in _notes(run, parts)]
+    if run.pictures:
+        notes.append(f"[{_drawn(run.pictures)}]")
+    return _joined(run, texts, notes).replace("![", "!\u200b[")
+
+
+def _joined(run: Run, texts: list[str], notes: list[str]) -> str:
+    paragraphs = [*texts, "\n".join(notes)]
+    text = "\n\n".join(filter(None, paragraphs))
+    return text if text or run.pictures else _NO_OUTPUT
+
+
+def _parts(run: Run, max_chars: int) -> dict[str, Clipped]:
+    """The texts of a run by their headings, printable, cut to `max_chars` together."""
     error = _error_text(run)
     usage_error = f"UsageError: {run.error_value}"  # of a magic, is on stderr too
     stderr = run.stderr.map(_clean).map(lambda text: text.removesuffix(usage_error))
     is_drawn = run.pictures or run.values.kept
     values = run.values if is_drawn else run.drawings
-    return {
+    parts = {
         "Console Output": run.stdout.map(_clean).map(fold_printed),
         "Stderr": stderr.map(fold_logged),
         "Result": values.map(_clean).map(fold_always),
         "Execution Error": Clipped(len(error), error).map(_clean),
     }
+    shown = {name: part for name, part in parts.items() if part.kept}
+    _cut(list(shown.values()), max_chars)
+    return shown
 
 
-def _cut(parts: dict[str, Clipped], max_chars: int) -> None:
+def _cut(parts: list[Clipped], max_chars: int) -> None:
     """Cut the parts to `max_chars` together, the longest ones most."""
-    shortest_first = sorted(
-        parts.values(),
-        key=lambda part: part.kept,
-    )
     count = len(parts)
-    for part in shortest_first:
+    for part in sorted(parts, key=lambda part: part.kept):
         # What a short one does not need is left to those after it.
         part.cut(max_chars // count)
         max_chars -= part.kept
@@ -81,15 +102,33 @@ def _notes(run: Run, parts: dict[str, Clipped]) -> list[str]:
     notes = []
     for name, part in parts.items():
         if part.missing:
-            notes.append(
-                f"Note: {part.missing:,} characters of {name} are not shown.",
-            )
+            notes.append(f"{part.missing:,} characters of {name} are not shown")
     for (what, why), count in run.left_out.items():
         plural = "s" if count > 1 else ""
-        notes.append(
-            f"Note: {count:,} {what}{plural} left out: {why}.",
-        )
+        notes.append(f"{count:,} {what}{plural} left out: {why}")
     return notes
+
+
+def _failure(run: Run) -> str:
+    """The line that says most of why a run was not a normal one, if it was not."""
+    if run.outcome == "ok":
+        return ""
+    text = run.problem or f"{run.error_name}: {run.error_value.strip()}"
+    line = _clean(text).split("\n")[0]
+    return line[:_MAX_LINE_CHARS]
+
+
+def _drawn(pictures: list[Picture]) -> str:
+    """What the model still has of its pictures on the next turn."""
+    sizes = []
+    for picture in pictures:
+        width, height = size_in_pixels(picture)
+        sizes.append(f"{width} x {height}")
+    number = len(sizes)
+    drawn = "1 picture was drawn and is"
+    if number > 1:
+        drawn = f"{number} pictures were drawn and are"
+    return f"{drawn} shown to the user: {', '.join(sizes)}"
 
 
 def echo(code: str) -> str:

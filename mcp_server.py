@@ -23,6 +23,9 @@ INVALID_REQUEST = -32600
 UNKNOWN_METHOD = -32601
 INVALID_PARAMS = -32602
 
+# LibreChat heeds no isError, but what begins so: it shows that in red and in full.
+_FAILED = "Error: tool call failed: "
+
 _Object = dict[str, Any]
 
 
@@ -37,6 +40,8 @@ def error(message_id: object, code: int, text: str) -> _Object:
 
 def tool_result(text: str, images: list[_Object], *, is_error: bool) -> _Object:
     """What a call of the tool gives: a text part, then the image parts."""
+    if is_error:
+        text = _FAILED + text
     content = [{"type": "text", "text": text}, *images]
     return {"content": content, "isError": is_error}
 

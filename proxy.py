@@ -7,6 +7,7 @@ import math
 import os
 import re
 import secrets
+from collections.abc import Callable
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -34,7 +35,7 @@ from code_api.request import BadExec, parse_exec
 from code_api.store import NotStored, Store, StoreError
 from code_api.upload import BadUpload, take_form
 from config import MAX_BODY_BYTES, VERSION, Config, log
-from formatter import echo, format_run
+from formatter import echo, format_plain, format_run
 from images import deliver, json_pieces, published, start_removing_old
 from mcp_server import PARSE_ERROR, PROTOCOL_VERSIONS, error, handle, tool_result
 from metrics import (
@@ -249,7 +250,7 @@ class _Service:
         run = self._run(code, limit_s)
         delivery = deliver(run, self._config, over_mcp=False)
         parts = [
-            self._text(run),
+            self._text(run, format_run),
             _markdown(delivery.links),
             echo(code),
         ]
@@ -288,7 +289,7 @@ class _Service:
         except (BadRequest, ServiceUnavailable) as exc:
             return tool_result(str(exc.description), [], is_error=True)
         delivery = deliver(run, self._config, over_mcp=True)
-        text = self._text(run) or "The code ran; what it drew is shown to the user."
+        text = self._text(run, format_plain)
         return tool_result(
             text,
             delivery.parts,
@@ -307,9 +308,9 @@ class _Service:
         except Full:
             raise ServiceUnavailable(_FULL, retry_after=RETRY_AFTER_S) from None
 
-    def _text(self, run: Run) -> str:
+    def _text(self, run: Run, text_of: Callable[[Run, int], str]) -> str:
         """The text of a run whose pictures are settled; notes both for the log."""
-        text = format_run(run, self._config.max_output_chars)
+        text = text_of(run, self._config.max_output_chars)
         picture_bytes = sum(len(picture.data) for picture in run.pictures)
         PICTURE_BYTES.inc(picture_bytes)
         for step, duration_s in run.durations_s.items():
@@ -500,10 +501,19 @@ def _load_document(config: Config) -> tuple[_Object, _Object]:
     fields = schema["properties"]
     fields["code"]["maxLength"] = config.max_code_chars
     fields["timeout"]["default"] = config.run_timeout_s
-    # Without `language`: a model has no choice there.
+    # Without `language`: a model has no choice there. Without bounds: what breaks them
+    # would not reach us, and the model would not read our words.
     offered = {
-        "code": fields["code"],
-        "timeout": fields["timeout"],
+        "code": {
+            "type": "string",
+            "description": f"{fields['code']['description']} "
+            f"At most {config.max_code_chars:,} characters.",
+        },
+        "timeout": {
+            "type": "integer",
+            "default": config.run_timeout_s,
+            "description": f"{fields['timeout']['description']} 1 or more.",
+        },
     }
     tool = {
         "name": operation["operationId"],

@@ -26,7 +26,7 @@ from typing import Any
 import psutil
 import pytest
 import requests
-from builders import encoded, padded_png, picture, png_of_pixels, result, stdout
+from builders import encoded, error, padded_png, picture, png_of_pixels, result, stdout
 from local_e2b import LocalE2B
 
 from conftest import E2B_KEY, OK_RUN, Service, e2b_at, of_kind, text_of, urls_of
@@ -532,7 +532,7 @@ def test_kill_fails_the_result_is_returned_all_the_same_and_it_is_counted_and_lo
 # A value as E2B sends it: its text, which is cut, and as JSON, which is not.
 BIG_DICT = [
     '{"type": "result", "text": "{0: 0, …}", "json": {',
-    ", ".join(f'"{key}": 0' for key in range(1_500_000)),
+    ",".join(f'"{key:x}":0' for key in range(1_500_000)),  # 15 MB
     '}, "extra": {}, "is_main_result": true}\n',
 ]
 # Asks /health until its stdin ends; prints how long the slowest answer took.
@@ -724,6 +724,20 @@ def test_hostile_output_stays_inside_its_fence_and_nothing_renders(
     assert not fence
     headings = {"Console Output", "Result", "Execution Error", "Executed Code"}
     assert set(outside) == {"", *(f"**{heading}:**" for heading in headings)}
+
+
+def test_over_mcp_hostile_output_is_plain_text_that_loads_no_picture(
+    service: Service, e2b: LocalE2B
+) -> None:
+    printed = (
+        "![x](https://evil.test/?q=1) \x1b[31m\u202e!\0[y][1]\n[1]: https://evil.test"
+    )
+    event = error(printed, printed, printed)
+    e2b.set_script({"run": {"events": [stdout(printed), result(printed), event]}})
+    (part,) = call_tool(service)
+    assert "x](https://evil.test/?q=1)" in part["text"]
+    assert "![" not in part["text"]
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e]", part["text"])
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from builders import png_of_pixels
 
-from formatter import echo, fence, format_run
-from pictures import PNG, Picture
+from formatter import echo, fence, format_plain, format_run
+from pictures import PNG, Picture, picture_from
 from run import Run
 
 NO_OUTPUT = "Code executed successfully, without output. Use print() to see a value."
@@ -299,6 +300,68 @@ class TestNotes:
             made.leave_out("picture", "a reply holds at most 10 pictures")
         note = "Note: 1,234 pictures left out: a reply holds at most 10 pictures."
         assert format_run(made, LIMIT).endswith(f"```\n\n{note}")
+
+
+class TestPlain:
+    """Over MCP the text is shown as it is: no Markdown of ours, and none of theirs."""
+
+    def test_one_part_has_no_label(self) -> None:
+        made = run(stdout="a\n**b**\n", outcome="ok")
+        assert format_plain(made, LIMIT) == "a\n**b**"
+
+    def test_several_parts_have_labels_and_notes_stand_last_in_brackets(self) -> None:
+        made = run(stdout="out\n", stderr="err\n", values="3", outcome="ok")
+        made.leave_out("picture", "not valid base64")
+        assert format_plain(made, LIMIT) == (
+            "Console Output:\nout\n\nStderr:\nerr\n\nResult:\n3\n\n"
+            "[1 picture left out: not valid base64]"
+        )
+
+    def test_what_was_cut_is_a_note(self) -> None:
+        text = format_plain(run(stdout="x" * 9_000, outcome="ok"), 1_000)
+        assert text.endswith("\n\n[8,000 characters of Console Output are not shown]")
+
+    def test_no_output_is_said(self) -> None:
+        assert format_plain(run(outcome="ok"), LIMIT) == NO_OUTPUT
+
+    def test_pictures_stand_in_the_last_line_with_their_sizes(self) -> None:
+        made = run(outcome="ok")
+        made.leave_out("picture", "not valid base64")
+        made.pictures = [picture_from(png_of_pixels(711, 432))]
+        assert format_plain(made, LIMIT) == (
+            "[1 picture left out: not valid base64]\n"
+            "[1 picture was drawn and is shown to the user: 711 x 432]"
+        )
+
+    def test_what_failed_is_in_the_first_line(self) -> None:
+        made = run(
+            stdout="before\n",
+            outcome="error",
+            error_name="KeyError",
+            error_value="'a'",
+            traceback="Traceback (most recent call last)\nKeyError: 'a'",
+        )
+        assert format_plain(made, LIMIT).split("\n\n") == [
+            "KeyError: 'a'",
+            "Console Output:\nbefore",
+            "Execution Error:\nTraceback (most recent call last)\nKeyError: 'a'",
+        ]
+
+    def test_a_problem_is_told_once(self) -> None:
+        made = run(problem="The run was stopped.", outcome="timeout")
+        assert format_plain(made, LIMIT) == "The run was stopped."
+
+    def test_the_first_line_of_a_long_message_is_enough(self) -> None:
+        made = run(outcome="error", error_name="E", error_value="a" * 999 + "\nb")
+        first = format_plain(made, LIMIT).split("\n")[0]
+        assert first == "E: " + "a" * 297
+
+    def test_no_picture_can_be_loaded_by_a_client_that_renders_markdown(self) -> None:
+        link = "![x](https://evil.test/?q=1)"
+        made = run(stdout=link, error_name=link, error_value=link, outcome="error")
+        text = format_plain(made, LIMIT)
+        assert "![" not in text
+        assert text.count("!\u200b[x](https://evil.test/?q=1)") == 3
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from markdown_it.token import Token
 from test_stream import facts
 
 from config import Config
-from formatter import echo, format_run
+from formatter import echo, format_plain, format_run
 from mcp_server import handle
 from pictures import PNG, Picture
 from run import Clipped, Run
@@ -154,6 +154,20 @@ def assert_safe(text: str) -> None:
                 r"|(Note: [\w ,.:()]+(\n|$))+",
                 token.content,
             )
+
+
+@always
+@given(runs(), st.sampled_from(["ok", "error", "timeout", "unavailable"]))
+def test_any_run_gives_a_plain_text_for_mcp_that_loads_nothing_within_its_limit(
+    run: Run, outcome: Any
+) -> None:
+    run.outcome = outcome
+    text = format_plain(run, LIMIT)
+    text.encode()
+    assert text
+    assert "![" not in text
+    assert not BIDI.search(text)
+    assert len(text.replace("\u200b", "")) <= LIMIT + 6_000
 
 
 @always
