@@ -119,6 +119,7 @@ class Config:
     max_output_chars: int = _whole_number(30_000, 1000, 1_000_000)
     max_images: int = _whole_number(10, 0, 100)
     max_image_bytes: int = _whole_number(5 * 1024 * 1024, 1024, MAX_REPLY_IMAGE_BYTES)
+    mcp_image_bytes: int = _whole_number(50_000, 0, MAX_REPLY_IMAGE_BYTES)
     image_dir: Path | None = _folder()
     # "/images/e2b", "https://code.example.com/images": nothing that could end a link
     image_url: str = _setting(

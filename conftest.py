@@ -40,7 +40,9 @@ http.trust_env = False  # nothing here goes through a proxy
 
 def service_modules() -> set[str]:
     """The Python files of the service, as paths in the repository."""
-    paths = [*ROOT.glob("*.py"), *ROOT.glob("code_api/*.py")]
+    paths = [*ROOT.glob("*.py")]
+    for package in ROOT.glob("*/__init__.py"):
+        paths += package.parent.glob("*.py")
     names = {path.relative_to(ROOT).as_posix() for path in paths}
     return {n for n in names if not n.startswith(("test_", "conftest"))}
 

@@ -47,8 +47,8 @@ def format_run(run: Run, max_output_chars: int) -> str:
 def format_plain(run: Run, max_output_chars: int) -> str:
     """The same for MCP, as plain text: LibreChat shows it as it is.
 
-    What failed is in its first line; its pictures are settled. Another client, which renders Markdown, finds no picture
-    in it to load."""
+    What failed is in its first line; its pictures are settled. Another client, which
+    renders Markdown, finds no picture in it to load."""
     parts = _parts(run, max_output_chars)
     failure = _failure(run)
     texts = [failure]
@@ -56,8 +56,10 @@ def format_plain(run: Run, max_output_chars: int) -> str:
         name: part.text() for name, part in parts.items() if part.text() != failure
     }
     for name, text in others.items():
-        label = f"{name}:\n" if len(others) > 1 else ""
-        texts.append(label + text)
+        if len(others) > 1:
+            texts.append(f"{name}:\n{text}")
+        else:
+            texts.append(text)
     notes = [f"[{note}]" for note in _notes(run, parts)]
     if run.pictures:
         notes.append(f"[{_drawn(run.pictures)}]")
@@ -74,7 +76,9 @@ def _parts(run: Run, max_chars: int) -> dict[str, Clipped]:
     """The texts of a run by their headings, printable, cut to `max_chars` together."""
     error = _error_text(run)
     usage_error = f"UsageError: {run.error_value}"  # of a magic, is on stderr too
-    stderr = run.stderr.map(_clean).map(lambda text: text.removesuffix(usage_error))
+    stderr = run.stderr.map(_clean).map(
+        lambda text: text.removesuffix(usage_error),
+    )
     is_drawn = run.pictures or run.values.kept
     values = run.values if is_drawn else run.drawings
     parts = {
@@ -91,7 +95,11 @@ def _parts(run: Run, max_chars: int) -> dict[str, Clipped]:
 def _cut(parts: list[Clipped], max_chars: int) -> None:
     """Cut the parts to `max_chars` together, the longest ones most."""
     count = len(parts)
-    for part in sorted(parts, key=lambda part: part.kept):
+    shortest_first = sorted(
+        parts,
+        key=lambda part: part.kept,
+    )
+    for part in shortest_first:
         # What a short one does not need is left to those after it.
         part.cut(max_chars // count)
         max_chars -= part.kept
@@ -102,10 +110,14 @@ def _notes(run: Run, parts: dict[str, Clipped]) -> list[str]:
     notes = []
     for name, part in parts.items():
         if part.missing:
-            notes.append(f"{part.missing:,} characters of {name} are not shown")
+            notes.append(
+                f"{part.missing:,} characters of {name} are not shown",
+            )
     for (what, why), count in run.left_out.items():
         plural = "s" if count > 1 else ""
-        notes.append(f"{count:,} {what}{plural} left out: {why}")
+        notes.append(
+            f"{count:,} {what}{plural} left out: {why}",
+        )
     return notes
 
 

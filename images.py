@@ -3,34 +3,21 @@
 import json
 import re
 import secrets
-import subprocess
-import sys
 import threading
 import time
 from base64 import b64encode
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from time import monotonic
 from typing import Any
 
-from config import OVERHEAD_S, Config, log
-from pictures import JPEG, PNG, SVG, BadPicture, Picture, picture_from
+from config import Config, log
+from drawing.children import rasterize, shrink
+from pictures import JPEG, PNG
 from run import Run
 
-_NAME = re.compile(r"e2b-[A-Za-z0-9_-]{32}\.(png|jpg)")
-_SVG_TO_PNG = Path(__file__).with_name("svg_to_png.py")
 _SWEEP_INTERVAL_S = 60  # a folder of 50,000 files takes 0.3 s
-_SVG_BUDGET_S = 5.0  # for all pictures of a reply
-_renderers = threading.BoundedSemaphore(2)  # each is a process of up to 1 GiB
-_SVG_TEXT = re.compile(rb"<(\w+:)?text")
-# Anything but a part of the same document or a picture inside it, in attributes and
-# in CSS.
-_REFERS_OUTSIDE = re.compile(
-    r"""(?:href|src)\s*=\s*+(?!["']\s*+(?:\#|data:image/(?:png|jpeg|gif|webp);base64,))
-    |url\s*+\(\s*+(?!["']?\s*+\#)|@import|<!ENTITY|<\?xml-stylesheet""",
-    re.IGNORECASE | re.VERBOSE,
-)
+_NAME = re.compile(r"e2b-[A-Za-z0-9_-]{32}\.(png|jpg)")
 # Stands in a body for a blob; nobody can guess it, and so put it into a text.
 _PLACEHOLDER = secrets.token_hex(16)
 
@@ -54,11 +41,14 @@ class Delivery:
 def deliver(run: Run, config: Config, *, over_mcp: bool) -> Delivery:
     """Decide what becomes of a run's pictures.
 
-    Over MCP they are image parts, and SVGs are drawn. The array has links to them where
-    they are published, also drawn; otherwise data URIs of what the run showed."""
+    Over MCP they are image parts, drawn and small enough for a model. The array has
+    links to them where they are published, also drawn; otherwise data URIs of what the
+    run showed."""
     publishes = config.image_dir is not None and not over_mcp
     if over_mcp or publishes:
         rasterize(run, config)
+    if over_mcp:
+        shrink(run, config)
     if publishes:
         links = publish(run, config)
         return Delivery([_url_part(link) for link in links], links)
@@ -75,50 +65,6 @@ def deliver(run: Run, config: Config, *, over_mcp: bool) -> Delivery:
 
 def _url_part(url: str | Blob) -> dict[str, Any]:
     return {"type": "image_url", "image_url": {"url": url}}
-
-
-def rasterize(run: Run, config: Config) -> None:
-    """Replace a run's SVGs by PNGs; one that cannot be drawn is left out."""
-    overhead_s = sum(s for step, s in run.durations_s.items() if step != "run")
-    give_up_at = monotonic() + min(_SVG_BUDGET_S, OVERHEAD_S - overhead_s)
-    pictures = run.pictures
-    run.pictures = []
-    for picture in pictures:
-        try:
-            if picture.media_type == SVG:
-                picture = _draw(picture.data, run, give_up_at)
-            run.keep(picture, config)
-        except BadPicture as exc:
-            run.leave_out("picture", str(exc))
-
-
-def _draw(svg: bytes, run: Run, give_up_at: float) -> Picture:
-    if _SVG_TEXT.search(svg):
-        why = "text is drawn from paths only (svg.fonttype: path)"
-        run.leave_out("SVG text", why)
-    if _REFERS_OUTSIDE.search(svg.decode("utf-8", "replace")):
-        raise BadPicture("an SVG that refers to something outside itself")
-    left_s = give_up_at - monotonic()
-    if left_s <= 0 or not _renderers.acquire(timeout=left_s):
-        raise BadPicture("an SVG for which there was no time")
-    try:
-        child = subprocess.run(
-            [sys.executable, "-I", str(_SVG_TO_PNG)],
-            input=svg,
-            capture_output=True,
-            timeout=max(0.1, give_up_at - monotonic()),
-            env={},
-        )
-    except subprocess.TimeoutExpired:
-        raise BadPicture("an SVG that takes too long to draw") from None
-    except OSError as exc:  # no descriptors, no processes
-        log.error("a picture could not be drawn: %r", str(exc))
-        raise BadPicture("an SVG that could not be drawn at the moment") from None
-    finally:
-        _renderers.release()
-    if child.returncode:
-        raise BadPicture("an SVG that cannot be drawn")
-    return picture_from(child.stdout)
 
 
 def publish(run: Run, config: Config) -> list[str]:

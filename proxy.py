@@ -311,15 +311,14 @@ class _Service:
     def _text(self, run: Run, text_of: Callable[[Run, int], str]) -> str:
         """The text of a run whose pictures are settled; notes both for the log."""
         text = text_of(run, self._config.max_output_chars)
-        picture_bytes = sum(len(picture.data) for picture in run.pictures)
-        PICTURE_BYTES.inc(picture_bytes)
+        PICTURE_BYTES.inc(run.picture_bytes)
         for step, duration_s in run.durations_s.items():
             g.fields[f"{step}_ms"] = _milliseconds(duration_s)
         g.fields |= {
             "outcome": run.outcome,
             "text_chars": len(text),
             "pictures": len(run.pictures),
-            "picture_bytes": picture_bytes,
+            "picture_bytes": run.picture_bytes,
         }
         return text
 

@@ -130,6 +130,10 @@ class Run:
                 break
         return kept
 
+    @property
+    def picture_bytes(self) -> int:
+        return sum(len(picture.data) for picture in self.pictures)
+
     def leave_out(self, what: str, why: str) -> None:
         """Count something that is not shown, for a note."""
         note = (what, why)

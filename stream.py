@@ -15,8 +15,8 @@ from tracebacks import split_notes
 # A line that is shorter is cheap to parse, whatever is in it. From here on a line of
 # output is decoded, and what another would cost is looked at, while it still grows.
 _LONG_LINE_BYTES = 256 * 1024
-# Quotes, separators and brackets: a JSON of so many takes 50 ms, in which no other thread
-# runs, and 30 MB.
+# Quotes, separators and brackets: a JSON of so many takes 50 ms, in which no other
+# thread runs, and 30 MB.
 _MAX_TOKENS = 200_000
 # JSON writes a character in at most this many: `\ud83d\ude00`.
 _CHARACTER_BYTES = 12

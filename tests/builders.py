@@ -28,7 +28,7 @@ def is_running(state: dict[str, Any]) -> bool:
     return bool(state["alive"]) and own[-1:] == ["run"]
 
 
-# --- events -----------------------------------------------------------------------------
+# --- events ---------------------------------------------------------------------------
 
 
 def stdout(text: str) -> Event:
@@ -70,7 +70,7 @@ def answer_with(e2b: LocalE2B, *events: Event, **faults: Any) -> None:
     e2b.set_script({"run": {"events": list(events), **faults}})
 
 
-# --- pictures ---------------------------------------------------------------------------
+# --- pictures -------------------------------------------------------------------------
 
 
 def picture(

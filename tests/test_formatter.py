@@ -63,7 +63,8 @@ class TestGoldenTexts:
             "**Console Output:**\n```\nout\n```\n\n"
             "**Stderr:**\n```\nerr\n```\n\n"
             "**Result:**\n```\n3\n```\n\n"
-            "**Execution Error:**\n```\n----\nValueError: bad\nThe run was stopped.\n```\n\n"
+            "**Execution Error:**\n```\n----\nValueError: bad\nThe run was "
+            "stopped.\n```\n\n"
             "Note: 1 figure left out: only png, jpeg and svg can be shown.\n"
             "Note: 2 pictures left out: not valid base64."
         )
@@ -237,7 +238,10 @@ class TestFences:
     def test_hold_markdown_html_and_links_that_tell(
         self, make: Callable[[str], str]
     ) -> None:
-        hostile = "```\n![x](https://evil.example/?q=)\n<img src=x onerror=alert(1)>\n**Stderr:**"
+        hostile = (
+            "```\n![x](https://evil.example/?q=)\n<img src=x "
+            "onerror=alert(1)>\n**Stderr:**"
+        )
         text = make(hostile)
         assert f"\n{hostile}\n````" in text
         assert text.count("````") == 2
@@ -249,7 +253,8 @@ class TestCutting:
         text = format_run(run(stdout=printed), LIMIT)
         assert text == (
             f"**Console Output:**\n```\n{'a' * 15_000}\n[… 60,000 characters cut …]\n"
-            f"{'c' * 15_000}\n```\n\nNote: 60,000 characters of Console Output are not shown."
+            f"{'c' * 15_000}\n```\n\nNote: 60,000 characters of Console Output are "
+            f"not shown."
         )
 
     def test_nothing_is_cut_at_the_limit_and_something_above_it(self) -> None:
@@ -282,7 +287,8 @@ class TestCutting:
         assert "cut" not in text
 
     def test_head_and_tail_stay_apart_when_more_is_cut(self) -> None:
-        """The mark stands where characters are missing, not where two pieces met by chance."""
+        """The mark stands where characters are missing, not where two pieces met by
+        chance."""
         made = run(
             stdout="\x1b[m" * 4_998 + "HEAD" + "m" * 40_000 + "t" * 15_000,
             stderr="e" * LIMIT,

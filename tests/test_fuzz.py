@@ -150,7 +150,8 @@ def assert_safe(text: str) -> None:
         if token.type == "inline":
             assert re.fullmatch(
                 r"\*\*(Console Output|Stderr|Result|Execution Error|Executed Code):\*\*"
-                r"|Code executed successfully, without output\. Use print\(\) to see a value\."
+                r"|Code executed successfully, without output\. Use print\(\) to "
+                r"see a value\."
                 r"|(Note: [\w ,.:()]+(\n|$))+",
                 token.content,
             )

@@ -1,4 +1,5 @@
-"""SVGs are drawn in a process that can do nothing else; files and JSON are written whole."""
+"""SVGs are drawn in a process that can do nothing else; files and JSON are written
+whole."""
 
 from __future__ import annotations
 
@@ -22,11 +23,12 @@ from PIL import Image
 
 import images
 from config import Config
-from images import Blob, json_pieces, publish, published, rasterize, remove_old
+from drawing.children import rasterize
+from images import Blob, json_pieces, publish, published, remove_old
 from pictures import JPEG, PNG, SVG, Picture
 from run import Run
 
-SVG_TO_PNG = Path(images.__file__).with_name("svg_to_png.py")
+SVG_TO_PNG = Path(images.__file__).with_name("drawing") / "svg_to_png.py"
 XMLNS = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
 MARK = (255, 0, 255)  # of the picture that no SVG may show
 GREEN = (0, 128, 0)
@@ -75,15 +77,19 @@ class TestDrawing:
         assert not run.left_out
 
     def test_a_figure_of_matplotlib_is_drawn_in_its_size(self) -> None:
-        """Sizes in pt at 72 to the inch, a style sheet, clip paths and uses of paths."""
+        """Sizes in pt at 72 to the inch, a style sheet, clip paths and uses of
+        paths."""
         figure = svg(
-            '<defs><style type="text/css">*{stroke-linejoin: round; stroke-linecap: butt}</style>'
+            '<defs><style type="text/css">*{stroke-linejoin: round; stroke-linecap: '
+            "butt}</style>"
             '<path id="m" d="M 0 0 L 9 9" style="stroke: #008000"/>'
-            '<clipPath id="p"><rect x="0" y="0" width="300" height="300"/></clipPath></defs>'
+            '<clipPath id="p"><rect x="0" y="0" width="300" '
+            'height="300"/></clipPath></defs>'
             '<g clip-path="url(#p)"><use xlink:href="#m" x="50" y="50"/>'
             '<rect width="90" height="90" style="fill: #008000"/></g>',
             'width="460.8pt" height="345.6pt" viewBox="0 0 460.8 345.6" version="1.1"',
-            '<?xml version="1.0" encoding="utf-8" standalone="no"?>\n<!DOCTYPE svg PUBLIC '
+            '<?xml version="1.0" encoding="utf-8" standalone="no"?>\n<!DOCTYPE svg '
+            "PUBLIC "
             '"-//W3C//DTD SVG 1.1//EN"\n  "http://www.w3.org/Graphics/SVG/1.1/DTD/svg11.dtd">\n',
         )
         run = drawn(figure)
@@ -125,7 +131,8 @@ class TestDrawing:
 
     def test_a_png_that_comes_out_too_large_is_left_out(self) -> None:
         stripes = "".join(
-            f'<circle cx="{n * 37 % 900}" cy="{n * 91 % 900}" r="{n % 31}" fill="#{n * 4099:06x}"/>'
+            f'<circle cx="{n * 37 % 900}" cy="{n * 91 % 900}" r="{n % 31}" '
+            f'fill="#{n * 4099:06x}"/>'
             for n in range(900)
         )
         run = run_with(svg(stripes, 'width="900" height="900"'), svg(""))
@@ -171,7 +178,8 @@ class TestLimits:
 
     def test_a_slow_one_ends_with_the_time_that_a_request_has_left(self) -> None:
         slow = svg(
-            '<filter id="f"><feTurbulence baseFrequency="0.001" numOctaves="2000000"/></filter>'
+            '<filter id="f"><feTurbulence baseFrequency="0.001" '
+            'numOctaves="2000000"/></filter>'
             '<rect width="20" height="20" filter="url(#f)"/>'
         )
         run = run_with(slow, slow)
@@ -196,7 +204,8 @@ class TestLimits:
         assert [len(run.pictures) for run in runs] == [1] * 4
 
     def test_the_child_has_the_limits_that_it_promises(self) -> None:
-        """Asked in a child that has set them, as the renderer does before it reads anything."""
+        """Asked in a child that has set them, as the renderer does before it reads
+        anything."""
         probe = (
             f"import sys; sys.path.insert(0, {str(SVG_TO_PNG.parent)!r})\n"
             "import runpy, resource, io\n"
@@ -204,7 +213,8 @@ class TestLimits:
             "sys.stdin = In\n"
             "try: runpy.run_path(sys.argv[1], run_name='__main__')\n"
             "except BaseException: pass\n"
-            "for what in (resource.RLIMIT_AS, resource.RLIMIT_CPU, resource.RLIMIT_NOFILE):\n"
+            "for what in (resource.RLIMIT_AS, resource.RLIMIT_CPU, "
+            "resource.RLIMIT_NOFILE):\n"
             "    print(*resource.getrlimit(what), file=sys.stderr)\n"
         )
         command = [sys.executable, "-c", probe, str(SVG_TO_PNG)]
@@ -246,7 +256,8 @@ RECT = '<rect width="20" height="20"'
 SQUARE = f'<svg {XMLNS} width="20" height="20">{RECT}/></svg>'
 IMAGE = '<image width="20" height="20" '
 ENTITY = '<?xml version="1.0"?><!DOCTYPE svg [%s]>'
-# FILE, DRAWING, SHEET and HTTP stand for addresses; each row is inside of an svg, or all of it.
+# FILE, DRAWING, SHEET and HTTP stand for addresses; each row is inside of an svg, or
+# all of it.
 REFERENCES = {
     "href": IMAGE + 'href="FILE"/>',
     "xlink:href": IMAGE + 'xlink:href="FILE"/>',
@@ -287,7 +298,8 @@ REFERENCES = {
     "@IMPORT": "<style>@IMPORT url(SHEET);</style>" + RECT + "/>",
     "escaped import": "<style>@\\69mport 'SHEET';</style>" + RECT + "/>",
     "import in CDATA": "<style><![CDATA[@import 'SHEET';]]></style>" + RECT + "/>",
-    "foreignObject": f'<foreignObject><img xmlns="http://www.w3.org/1999/xhtml" src="FILE"/>'
+    "foreignObject": f'<foreignObject><img xmlns="http://www.w3.org/1999/xhtml" '
+    f'src="FILE"/>'
     f"</foreignObject>{RECT} fill-opacity='0'/>",
     "script": f'<script href="FILE">document.write(1)</script>{RECT}/>',
     "http": IMAGE + 'href="HTTP/mark.png"/>',

@@ -57,8 +57,8 @@ def _runs_print_ok(e2b: LocalE2B) -> None:
 
 @pytest.fixture(scope="module")
 def service(start: Callable[..., Service]) -> Service:
-    """The service with room for many pictures."""
-    return start(MAX_IMAGES="20", RUN_TIMEOUT_S="30")
+    """The service with room for many pictures, which are sent as they are."""
+    return start(MAX_IMAGES="20", RUN_TIMEOUT_S="30", MCP_IMAGE_BYTES="0")
 
 
 @pytest.fixture

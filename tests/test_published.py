@@ -1,4 +1,5 @@
-"""Pictures as files: IMAGE_DIR and IMAGE_URL, the links in a reply, and who may read what."""
+"""Pictures as files: IMAGE_DIR and IMAGE_URL, the links in a reply, and who may read
+what."""
 
 from __future__ import annotations
 
@@ -29,7 +30,7 @@ OWN_NAME = "e2b-" + 32 * "A" + ".png"
 SECRET = b"\x89PNG\r\n\x1a\n a secret outside of the folder"
 
 
-# --- services ---------------------------------------------------------------------------------
+# --- services -------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +41,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def linking(start: Callable[..., Service], folder: Path) -> Service:
-    """The service whose pictures LibreChat serves; as strict as a process can be about files."""
+    """The service whose pictures LibreChat serves; as strict as a process can be about
+    files."""
     folder.mkdir()
     umask = os.umask(0o077)
     try:
@@ -51,7 +53,8 @@ def linking(start: Callable[..., Service], folder: Path) -> Service:
 
 @pytest.fixture(scope="module")
 def own_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that the service serves: things lie in and beside it that are not its own."""
+    """The folder that the service serves: things lie in and beside it that are not its
+    own."""
     outside = tmp_path_factory.mktemp("served")
     folder = outside / "images"
     folder.mkdir()
@@ -72,14 +75,15 @@ def serving(start: Callable[..., Service], own_folder: Path) -> Service:
     return start(IMAGE_DIR=str(own_folder), IMAGE_URL=ADDRESS, PROXY_API_KEY=API_KEY)
 
 
-# --- what a sandbox draws, and what is sent and read ------------------------------------------
+# --- what a sandbox draws, and what is sent and read ----------------------------------
 
 
 PNG, JPEG = picture("PNG"), picture("JPEG")
 
 
 def shows(*pictures: bytes | str) -> dict[str, Any]:
-    """A script with runs that print a line and show these pictures; a text is an SVG."""
+    """A script with runs that print a line and show these pictures; a text is an
+    SVG."""
     events: list[dict[str, Any]] = [*OK_RUN["events"]]
     for data in pictures:
         if isinstance(data, str):
@@ -113,7 +117,7 @@ def get_raw(service: Service, target: str | bytes) -> tuple[int, bytes]:
             return response.status, response.read()
 
 
-# --- the reply --------------------------------------------------------------------------------
+# --- the reply ------------------------------------------------------------------------
 
 
 def test_the_reply_carries_links_in_both_places_and_the_files_are_the_same_bytes(
@@ -150,7 +154,8 @@ def test_a_run_without_pictures_asks_for_nothing_to_be_shown(
     e2b.set_script(shows())
     response = execute(linking)
     assert text_of(response) == (
-        "**Console Output:**\n```\nok\n```\n\n**Executed Code:**\n```python\ndraw()\n```"
+        "**Console Output:**\n```\nok\n```\n\n**Executed Code:**\n```python\n"
+        "draw()\n```"
     )
     assert urls_of(response) == []
 
@@ -222,7 +227,7 @@ def test_the_log_tells_of_pictures_and_never_their_names(
     assert name_of(url) not in "".join(linking.lines)
 
 
-# --- served by the service itself -------------------------------------------------------------
+# --- served by the service itself -----------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -307,7 +312,7 @@ TARGETS = {
     "a foreign file": "/images/holiday.png",
     "a .part file": f"/images/{OWN_NAME}.part",
     "a link to outside": f"/images/{OWN_NAME.replace('AAA', 'LLL')}",
-    "a folder with a name of the service's form": f"/images/{OWN_NAME.replace('AAA', 'DDD')}",
+    "a folder with such a name": f"/images/{OWN_NAME.replace('AAA', 'DDD')}",
     "a folder": "/images/folder",
     "the folder itself": "/images/",
     "the folder's dot": "/images/.",
@@ -361,7 +366,7 @@ def test_the_rows_above_fail_for_their_names_and_not_for_want_of_a_picture(
     assert (own_folder / name).is_file()
 
 
-# --- a folder that cannot be written ----------------------------------------------------------
+# --- a folder that cannot be written --------------------------------------------------
 
 
 def test_a_folder_that_cannot_be_written_costs_the_picture_and_not_the_reply(
@@ -392,7 +397,7 @@ def test_a_folder_that_cannot_be_written_costs_the_picture_and_not_the_reply(
     assert len(urls_of(execute(service))) == 2
 
 
-# --- how long they are kept -------------------------------------------------------------------
+# --- how long they are kept -----------------------------------------------------------
 
 
 def own_name(letter: str, suffix: str = "png") -> str:

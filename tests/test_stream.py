@@ -1,4 +1,5 @@
-"""E2B's stream in, a `Run` out: the same however it is cut, and bounded whatever it holds."""
+"""E2B's stream in, a `Run` out: the same however it is cut, and bounded whatever it
+holds."""
 
 from __future__ import annotations
 
@@ -282,7 +283,8 @@ class TestPictures:
         [
             RED_SVG,
             f"\n  {RED_SVG}",
-            f'<?xml version="1.0"?>\n<!DOCTYPE svg PUBLIC "-//W3C//DTD SVG 1.1//EN">{RED_SVG}',
+            f'<?xml version="1.0"?>\n<!DOCTYPE svg PUBLIC "-//W3C//DTD SVG '
+            f'1.1//EN">{RED_SVG}',
             f"<!-- é -->{RED_SVG}",
         ],
     )

@@ -1,8 +1,8 @@
 """A traceback speaks of the caller's code, whatever E2B put before it.
 
-The facts are from recordings of E2B's server. The table of codes is run by IPython itself, once
-with the lines that E2B puts before a first cell and once without: what is mended must be what there
-would have been.
+The facts are from recordings of E2B's server. The table of codes is run by IPython
+itself, once with the lines that E2B puts before a first cell and once without: what is
+renumbered must be what there would have been.
 """
 
 from __future__ import annotations
@@ -71,7 +71,10 @@ def renumbered_run(code: str, value: str, traceback: str, stderr: str) -> Run:
 
 class TestRecordings:
     def test_headings_stand_on_lines_of_their_own(self) -> None:
-        glued = f"{DASHES}{heading('ZeroDivisionError')}Cell In[2], line 1\n----> 1 1/0\nZ: division"
+        glued = (
+            f"{DASHES}{heading('ZeroDivisionError')}Cell In[2], line 1\n----> 1 "
+            f"1/0\nZ: division"
+        )
         lines = [
             DASHES,
             heading("ZeroDivisionError"),
@@ -82,7 +85,8 @@ class TestRecordings:
 
     def test_an_error_of_the_first_cell_counts_from_the_callers_code(self) -> None:
         glued = (
-            f"{DASHES}{heading('ZeroDivisionError')}Cell In[1], line 5\n{quoted(PREFIX)}"
+            f"{DASHES}{heading('ZeroDivisionError')}Cell In[1], line 5\n"
+            f"{quoted(PREFIX)}"
             "----> 5 1/0\nZeroDivisionError: division by zero"
         )
         assert renumbered("1/0", glued).split("\n") == [
@@ -106,7 +110,10 @@ class TestRecordings:
         assert run.error_value == "invalid syntax (1159740971.py, line 1)"
 
     def test_a_warning_does_so_on_stderr(self) -> None:
-        text = "/tmp/ipykernel_304/1510321324.py:6: UserWarning: careful\n  warnings.warn('careful')\n"
+        text = (
+            "/tmp/ipykernel_304/1510321324.py:6: UserWarning: careful\n  "
+            "warnings.warn('careful')\n"
+        )
         code = "import warnings\nwarnings.warn('careful')\n'v'"
         run = renumbered_run(code, value="", traceback="", stderr=text)
         assert run.stderr.text() == text.replace(".py:6:", ".py:2:")
@@ -117,8 +124,10 @@ class TestRecordings:
 
     def test_the_rows_of_a_library_keep_their_numbers(self) -> None:
         library = (
-            "File /usr/local/lib/python3.13/dist-packages/ipykernel/kernelbase.py:1274, in f(x)\n"
-            "      2 if x:\n   1273     pass\n-> 1274     raise E(msg)\n   1275 return 1\n"
+            "File /usr/local/lib/python3.13/dist-packages/ipykernel/kernelbase.py:"
+            "1274, in f(x)\n"
+            "      2 if x:\n   1273     pass\n-> 1274     raise E(msg)\n   1275 "
+            "return 1\n"
         )
         text = f"Cell In[1], line 5\n{quoted(PREFIX)}----> 5 input()\n{library}E: no"
         assert (
@@ -127,9 +136,15 @@ class TestRecordings:
         )
 
     def test_a_frame_goes_on_across_a_gap(self) -> None:
-        text = "Cell In[1], line 25, in f(a)\n      5 def f(a):\n   (...)\n---> 25     1/0\nE: x"
+        text = (
+            "Cell In[1], line 25, in f(a)\n      5 def f(a):\n   (...)\n---> 25  "
+            "   1/0\nE: x"
+        )
         code = "def f(a):\n" + "    0\n" * 19 + "    1/0"
-        want = "Cell In[1], line 21, in f(a)\n      1 def f(a):\n   (...)\n---> 21     1/0\nE: x"
+        want = (
+            "Cell In[1], line 21, in f(a)\n      1 def f(a):\n   (...)\n---> 21  "
+            "   1/0\nE: x"
+        )
         assert renumbered(code, text) == want
 
     @pytest.mark.parametrize("lines", [2, 3, 7, 40])
@@ -137,7 +152,10 @@ class TestRecordings:
         at = lines + 2
         text = f"Cell In[1], line {at}\n{at - 1:>7} x = 1\n----> {at} 1/0\nE: x"
         fill = "-" * (len(str(at)) - 1)
-        want = f"Cell In[1], line 2\n{1:>{max(7, len(str(at)))}} x = 1\n{fill}----> 2 1/0\nE: x"
+        want = (
+            f"Cell In[1], line 2\n{1:>{max(7, len(str(at)))}} x = 1\n{fill}----> "
+            f"2 1/0\nE: x"
+        )
         assert renumbered("x = 1\n1/0", text) == want
 
     def test_nothing_quoted_means_the_four_lines_that_e2b_has(self) -> None:
@@ -148,7 +166,8 @@ class TestRecordings:
         assert renumbered("1/0", "(15.py, line 3)") == "(15.py, line 3)"
 
     def test_no_row_of_the_prefix_is_left_even_with_a_wrong_number(self) -> None:
-        """Seen under Python 3.11: the rows of a class's frame are counted from its first line."""
+        """Seen under Python 3.11: the rows of a class's frame are counted from its
+        first line."""
         rows = [
             f"{number + 4:>7} {text}"
             for number, text in enumerate(PREFIX.splitlines(), 1)
@@ -247,11 +266,15 @@ g(0)""",
     "dict of several lines": "d = {\n  'a': 1,\n\n\n\n\n\n  'b': 1/0,\n  'c': 2,\n}\n",
     "continued line": "x = 1 + \\\n    2 + \\\n    1/0\n",
     "exec": "src = 'x = 1\\ny = x / 0'\nexec(src)",
-    "exec of a file": "a = b = 1\nexec(compile('a\\nb\\nraise OSError(3)', 'other.py', 'exec'))",
+    "exec of a file": (
+        "a = b = 1\nexec(compile('a\\nb\\nraise OSError(3)', 'other.py', 'exec'))"
+    ),
     "eval": "x = 0\neval('1/x')",
     "syntax error in eval": "x = 0\neval('1/')",
     "library": "import decimal\n\n\nimport json\nx = 1\njson.loads('nonsense')",
-    "generator": "def g():\n    yield 1\n    raise RuntimeError('g')\n\nfor x in g():\n    pass",
+    "generator": (
+        "def g():\n    yield 1\n    raise RuntimeError('g')\n\nfor x in g():\n    pass"
+    ),
     "context manager": """\
 import contextlib
 @contextlib.contextmanager
@@ -274,12 +297,18 @@ with m():
     "trailing spaces": "x = 1   \n1/0   \n",
     "CRLF": "x = 1\r\n1/0\r\n",
     "not ASCII": "é = '—'\n\nraise ValueError(é)",
-    "async": "import asyncio\nasync def f():\n    await asyncio.sleep(0)\n    1/0\nawait f()",
+    "async": (
+        "import asyncio\nasync def f():\n    await asyncio.sleep(0)\n    1/0\nawait f()"
+    ),
     "note": "e = ValueError('x')\ne.add_note('a note')\nraise e",
     "group": "x = 1\nraise ExceptionGroup('g', [ValueError(1), KeyError(2)])",
     "shell command": "x = 1\n!exit 3\nx = 1\n1/0",
-    "message that looks like a heading": "x = 3\nassert x == 4, 'see Cell In[1], line 7'",
-    "rows in a string": "s = '''\n      1 one\n      2 two\n----> 3 three\n'''\nx = s\n1/0",
+    "message that looks like a heading": (
+        "x = 3\nassert x == 4, 'see Cell In[1], line 7'"
+    ),
+    "rows in a string": (
+        "s = '''\n      1 one\n      2 two\n----> 3 three\n'''\nx = s\n1/0"
+    ),
     "syntax error": "x = 1\nprint('a'\ny = 2",
     "unterminated string": "x = 1\ny = 'abc\n",
     "unterminated long string": "x = 1\ny = '''abc\nde\n",
@@ -291,10 +320,14 @@ with m():
     "return outside a function": "x = 1\nreturn 2",
     "warning": "import warnings\nwarnings.warn('careful')\n'v'",
     "warning and error": "import warnings\nwarnings.warn('b')\n\n1/0\n",
-    "warning in a function": "import warnings\ndef f():\n    warnings.warn('a')\n\n\nf()\n",
+    "warning in a function": (
+        "import warnings\ndef f():\n    warnings.warn('a')\n\n\nf()\n"
+    ),
     "warning of the compiler": "x = 1\n\nprint(x is 1)\n",
     "unknown escape": "x = 1\ny = '\\d'",
-    "traceback printed": "import traceback\ntry:\n    1/0\nexcept:\n    traceback.print_exc()\n",
+    "traceback printed": (
+        "import traceback\ntry:\n    1/0\nexcept:\n    traceback.print_exc()\n"
+    ),
 }
 if sys.version_info >= (
     3,
@@ -313,7 +346,8 @@ OTHER_PREFIXES = [
 
 
 def tell_tracebacks() -> None:
-    """Run each code on stdin in a fresh session of IPython; tell what E2B's server would have."""
+    """Run each code on stdin in a fresh session of IPython; tell what E2B's server
+    would have."""
     from ipykernel.compiler import XCachingCompiler
     from IPython.core.interactiveshell import InteractiveShell
     from traitlets.config import Config
@@ -349,7 +383,8 @@ def tell_tracebacks() -> None:
 
 
 def as_first_cell(code: str, prefix: str) -> str:
-    """The cell that E2B runs: the prefix is indented like the first line of the code."""
+    """The cell that E2B runs: the prefix is indented like the first line of the
+    code."""
     indent = re.match(r"\s*", next(filter(str.strip, code.split("\n"))))
     lines = [
         f"{indent[0] if indent and line else ''}{line}" for line in prefix.split("\n")
@@ -359,7 +394,8 @@ def as_first_cell(code: str, prefix: str) -> str:
 
 @pytest.fixture(scope="module")
 def told(untraced: None) -> dict[str, Any]:
-    """What IPython says to each cell: value, traceback and stderr, without what varies."""
+    """What IPython says to each cell: value, traceback and stderr, without what
+    varies."""
     cells = [
         as_first_cell(code, prefix)
         for prefix in ("", PREFIX)
