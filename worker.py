@@ -35,6 +35,8 @@ _SEND_LIMIT_S = 30
 # The same when slow clients hold half of the threads, and when no other is free either.
 _LIMIT_AT_HALF_S = 1
 _LIMIT_AT_NONE_FREE_S = 0.2
+# For a client that was accepted to send its first bytes, when others wait for that.
+_SILENCE_LIMIT_S = 1
 _CHECK_EVERY_S = 0.1
 _PIECE_BYTES = 64 * 1024
 # By these systemd and an old master hand on sockets that listen already.
@@ -99,7 +101,8 @@ class ClientSocket(socket.socket):
         is_old_at = self._started_at + _MIN_AGE_S
         self.cut_at = max(is_old_at, self.slow_since + _RECEIVE_LIMIT_S)
         data = super().recv(size, flags)
-        self.slow_since = self.cut_at = inf
+        self.slow_since = inf
+        self.cut_at = inf
         self._credit_s += len(data) / _FAIR_BYTES_PER_S
         self._credit_s -= monotonic() - began_at
         self._credit_s = min(self._credit_s, _MAX_CREDIT_S)
@@ -113,7 +116,8 @@ class ClientSocket(socket.socket):
             self.slow_since = monotonic()
             super().sendall(data[start : start + _PIECE_BYTES], flags)
             self.cut_at += _PIECE_BYTES / _FAIR_BYTES_PER_S
-        self.slow_since = self.cut_at = inf
+        self.slow_since = inf
+        self.cut_at = inf
 
 
 class PatientWorker(ThreadWorker):
@@ -184,13 +188,16 @@ class PatientWorker(ThreadWorker):
         self.worker_connections = self.cfg.worker_connections
         super().wait_for_and_dispatch_events(min(timeout, _CHECK_EVERY_S))
         if not self._accepting:
-            # There are too many, or it is the end: silent ones go first. At the end gunicorn
-            # itself gives those that had an answer 2 s for what they may be sending.
-            for conn in self.pending_conns:
-                conn.timeout = 0
-            if self.alive:
-                self._cap_keepalive(0)
+            self._limit_silence()
         self._cut_slow_clients()
+
+    def _limit_silence(self) -> None:
+        """When there are too many clients, or at the end: silent ones go first."""
+        deadline = monotonic() + _SILENCE_LIMIT_S
+        for conn in self.pending_conns:
+            conn.timeout = min(conn.timeout, deadline)
+        if self.alive:  # else gunicorn itself limits them
+            self._cap_keepalive(deadline)
 
     def _cut_slow_clients(self) -> None:
         now = monotonic()
