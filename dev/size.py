@@ -2,7 +2,7 @@
 
     python dev/size.py
 
-Prints for each file, and for all of them: syntax nodes (as `ast.walk` counts them),
+What the README says of it is held by tests/test_size.py. Prints for each file, and for all of them: syntax nodes (as `ast.walk` counts them),
 lines of code (without comments, docstrings and blank lines) and nodes a line of code.
 """
 
@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+# An experienced developer read 11,853 nodes of it in 95 minutes.
+NODES_READ_A_MINUTE = 125
 # Folders that hold no code of the service. A hidden one holds none either.
 OTHER_FOLDERS = {"tests", "dev"}
 _NO_CODE = {
@@ -91,17 +93,28 @@ def total(sizes: list[Size]) -> Size:
     return Size(nodes, lines)
 
 
-def main() -> None:
-    sizes = {
+def hours_to_read(size: Size) -> float:
+    return size.nodes / NODES_READ_A_MINUTE / 60
+
+
+def sizes_by_file() -> dict[str, Size]:
+    """The size of each file of the service, by its path in the repository."""
+    return {
         str(path.relative_to(ROOT)): size_of(path.read_text("utf-8"))
         for path in service_files()
     }
+
+
+def main() -> None:
+    sizes = sizes_by_file()
     sizes["total"] = total(list(sizes.values()))
     width = max(len(name) for name in sizes)
     print(f"{'':{width}}{'nodes':>8}{'lines':>8}{'nodes/line':>12}")
     for name, size in sizes.items():
         figures = f"{size.nodes:8,}{size.lines:8,}{size.nodes_per_line:12.1f}"
         print(f"{name:{width}}{figures}")
+    hours = hours_to_read(sizes["total"])
+    print(f"About {hours:.1f} hours to read.")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,78 @@
+"""How much there is to understand stays bounded, and is what the README says."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import size
+from size import Size, service_files, size_of, sizes_by_file
+
+ROOT = Path(__file__).parents[1]
+SIZES = sizes_by_file()
+TOTAL = size.total(list(SIZES.values()))
+
+# Raised only by what a new feature is allowed to cost, in the commit that adds it.
+MAX_NODES = 27_700
+# flask has 6.7, httpx 6.1, starlette 7.3: to come down to 7.6 over all, 8.5 in a file.
+MAX_NODES_A_LINE = 8.1
+MAX_NODES_A_LINE_OF_A_FILE = 10.0
+SHORT_FILE_LINES = 30  # one regular expression decides the ratio of such a file
+
+
+def test_there_is_not_more_to_understand_than_was_allowed() -> None:
+    assert TOTAL.nodes <= MAX_NODES
+
+
+def test_there_is_about_one_idea_a_line() -> None:
+    assert TOTAL.nodes_per_line <= MAX_NODES_A_LINE
+    for name, each in SIZES.items():
+        if each.lines > SHORT_FILE_LINES:
+            assert each.nodes_per_line <= MAX_NODES_A_LINE_OF_A_FILE, name
+
+
+def test_the_readme_says_how_much_there_is_to_read() -> None:
+    readme = " ".join((ROOT / "README.md").read_text("utf-8").split())
+    found = re.search(r"([\d,]+) lines of Python .* about ([\d.]+) hours", readme)
+    assert found
+    # To the hundred: not each commit changes the README.
+    assert abs(int(found[1].replace(",", "")) - TOTAL.lines) <= 100
+    assert abs(float(found[2]) - size.hours_to_read(TOTAL)) <= 0.25
+
+
+def test_the_service_is_all_but_tests_and_tools() -> None:
+    names = {str(path.relative_to(ROOT)) for path in service_files()}
+    assert {"proxy.py", "gunicorn.conf.py", "code_api/store.py"} <= names
+    assert not {"test_proxy.py", "conftest.py", "dev/size.py"} & names
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("", Size(1, 0)),
+        ("x = 1  # why\n", Size(5, 1)),
+        ('"""Three\n\nlines."""\n\n# A comment.\nx = 1\n', Size(7, 1)),
+        ('text = """Two\nlines."""\n', Size(5, 2)),
+        ("x = (\n    # why\n    1\n)\n", Size(5, 3)),
+    ],
+    ids=["nothing", "a line", "a docstring", "a text", "a call"],
+)
+def test_lines_without_comments_docstrings_and_blanks_are_counted(
+    source: str, expected: Size
+) -> None:
+    assert size_of(source) == expected
+
+
+def test_the_command_prints_each_file_and_the_total() -> None:
+    finished = subprocess.run(
+        [sys.executable, str(ROOT / "dev" / "size.py")],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    for name, each in [*SIZES.items(), ("total", TOTAL)]:
+        figures = rf"{each.nodes:,} +{each.lines:,} +{each.nodes_per_line:.1f}"
+        assert re.search(rf"^{re.escape(name)} +{figures}$", finished.stdout, re.M)
