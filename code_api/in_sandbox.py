@@ -12,7 +12,6 @@ import base64
 import codecs
 import json
 import os
-import pwd
 import secrets
 import shutil
 import signal
@@ -39,15 +38,21 @@ NOTEBOOK = (
     *("JPY_", "JUPYTER", "IPY", "PYDEVD", "MATPLOTLIBRC", "PAGER", "GIT_PAGER"),
     *("CLICOLOR", "FORCE_COLOR", "TERM"),
 )
-SETTINGS = {
-    "PYTHONPATH": DATA,
-    "PYTHONDONTWRITEBYTECODE": "1",
-    "PYTHONUNBUFFERED": "1",
-    "MPLBACKEND": "Agg",
-}
-ONE_LINE_AT_A_TIME = Lock()
 # What a script starts inherits this, in whatever session or process group it is.
 MARK = secrets.token_hex(16)
+ENVIRONMENT = {
+    name: value for name, value in os.environ.items() if not name.startswith(NOTEBOOK)
+}
+ENVIRONMENT.update(
+    PYTHONPATH=DATA,
+    PYTHONDONTWRITEBYTECODE="1",
+    PYTHONUNBUFFERED="1",
+    MPLBACKEND="Agg",
+    EXEC_MARK=MARK,
+)
+# When memory runs out it is the script that ends, not this program.
+OOM_FIRST = "{ echo 1000 >/proc/self/oom_score_adj; } 2>/dev/null; "
+ONE_LINE_AT_A_TIME = Lock()
 # ipykernel hashes each cell to name it, unless it has a name: 0.1 s for each MB.
 os.environ["IPYKERNEL_CELL_NAME"] = "exec"
 
@@ -167,11 +172,6 @@ class Exec:
         self._inputs = plan["inputs"]
         self._read_only = plan["read_only"]
         self._written: list[str] = []
-        # The script runs as this user where this program is root's, as in E2B's sandbox.
-        self._user = None
-        if os.getuid() == 0:
-            with suppress(KeyError):
-                self._user = pwd.getpwnam("user")
         os.makedirs(DATA, exist_ok=True)
         self._folder = tempfile.mkdtemp(prefix="exec-")
         folder = DATA if plan["beside_data"] else self._folder
@@ -199,15 +199,17 @@ class Exec:
         """Run the script and report its end, and its files where these are small."""
         earlier = time.time() - 3600  # what is written from now on has another time
         for name in data_files():
-            os.utime(os.path.join(DATA, name), (earlier, earlier))
-        self._hand_over(DATA)
-        self._hand_over(self._folder)
+            path = os.path.join(DATA, name)
+            os.utime(path, (earlier, earlier))
+            if name in self._read_only:
+                os.chmod(path, 0o444)
+        user = self._sandbox_user()
         before = data_files()
         tool = self._plan["tool"]
         try:
             if not shutil.which(tool):
                 raise OSError(f"{tool} is not part of this sandbox's template")
-            process = self._start()
+            process = self._start(user)
         except (OSError, subprocess.SubprocessError) as exc:
             report(note=f"the script could not be started: {exc}")
             report(ended="error")
@@ -215,50 +217,32 @@ class Exec:
         watch(process, self._plan)
         self._report_files(before)
 
-    def _hand_over(self, root: str) -> None:
-        """Make all of it the script's user's, but for files that are read only."""
-        paths = [root]
-        for folder, subfolders, names in os.walk(root):
-            paths.extend(os.path.join(folder, name) for name in subfolders + names)
-        for path in paths:
-            if os.path.relpath(path, DATA) in self._read_only:
-                os.chmod(path, 0o444)
-            elif self._user:
-                try:
-                    os.chown(path, self._user.pw_uid, self._user.pw_gid)
-                except OSError:
-                    # In a container's own user namespace there may be nobody else.
-                    self._user = None
+    def _sandbox_user(self) -> list[str]:
+        """What has a command run as E2B's user, whose all files are then.
 
-    def _start(self) -> Process:
-        environ = {
-            name: value
-            for name, value in os.environ.items()
-            if not name.startswith(NOTEBOOK)
-        }
-        environ.update(SETTINGS, EXEC_MARK=MARK)
-        if self._user:
-            environ.update(HOME=self._user.pw_dir, USER="user", LOGNAME="user")
+        Nothing where this program is not root's, or may not do that, in a container.
+        """
+        home = os.path.expanduser("~user")
+        if os.getuid() != 0 or home == "~user" or not shutil.which("setpriv"):
+            return []
+        chown = ["chown", "-R", "user:", DATA, self._folder]
+        if subprocess.call(chown, stderr=subprocess.DEVNULL):
+            return []
+        ENVIRONMENT.update(HOME=home, USER="user", LOGNAME="user")
+        return ["setpriv", "--reuid=user", "--regid=user", "--clear-groups"]
+
+    def _start(self, user: list[str]) -> Process:
         plan = self._plan
+        command = OOM_FIRST + plan["command"]
         return subprocess.Popen(
-            ["sh", "-c", plan["command"], self._script, *plan["args"]],
+            [*user, "sh", "-c", command, self._script, *plan["args"]],
             cwd=DATA,
-            env=environ,
+            env=ENVIRONMENT,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             start_new_session=True,
-            preexec_fn=self._in_child,
         )
-
-    def _in_child(self) -> None:
-        # When memory runs out it is the script that ends, not this program.
-        with suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:
-            score.write("1000")
-        if self._user:
-            os.setgroups([])
-            os.setgid(self._user.pw_gid)
-            os.setuid(self._user.pw_uid)
 
     def _report_files(self, before: dict[str, os.stat_result]) -> None:
         """Report what was deleted and written, and what that holds if it is small."""

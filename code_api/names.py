@@ -22,13 +22,18 @@ def is_id(value: object) -> bool:
     return isinstance(value, str) and bool(_ID.fullmatch(value))
 
 
+def has_surrogate(text: str) -> bool:
+    """Whether it cannot be encoded: JSON may hold half of a pair alone."""
+    return bool(_SURROGATE.search(text))
+
+
 def name_problem(name: object) -> str:
     """Why this cannot be the name of a file below /mnt/data; "" when it can."""
     if not isinstance(name, str) or not name:
         return "it has no name"
     if len(name) > MAX_NAME_CHARS:
         return f"its name is longer than {MAX_NAME_CHARS} characters"
-    if _SURROGATE.search(name):
+    if has_surrogate(name):
         return "its name is not UTF-8"
     if _CONTROL.search(name):
         return "its name has control characters"

@@ -4,27 +4,25 @@ import json
 import zlib
 from base64 import b64decode
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, BinaryIO
+from dataclasses import dataclass, field
+from io import StringIO
+from typing import Any
 
-from code_api.cells import (
-    MAX_FILES,
-    MAX_WRITTEN,
-    STDERR_LIMIT_BYTES,
-    STDOUT_LIMIT_BYTES,
-)
-from code_api.names import name_problem, printable
-from code_api.request import MAX_INPUTS
+from code_api.cells import MAX_FILES, STDERR_LIMIT_BYTES, STDOUT_LIMIT_BYTES
+from code_api.names import name_problem, new_id, printable
 from code_api.store import NewSession
 from config import MAX_CARRIED_BYTES, log
 from run import Clipped
 
+# The script's output, and as much again for names and notes as for stderr.
+_MAX_CHARS = STDOUT_LIMIT_BYTES + 2 * STDERR_LIMIT_BYTES
+# What an entry of a list takes beside its text, and more.
+_ENTRY_CHARS = 100
 # The longest that in_sandbox.py writes: 32 KiB of control characters, six bytes each.
 _MAX_LINE_CHARS = 256 * 1024
 _MAX_CHUNK_BYTES = 96 * 1024
 # Of a file, for one cell: the kernel keeps what it prints.
 _PIECE_BYTES = 8 * 1024 * 1024
-_MAX_NOTE_CHARS = 500
 
 
 class BadReport(ValueError):
@@ -37,25 +35,8 @@ class Output:
 
     name: str
     size_bytes: int
-    file_id: str = ""
+    file_id: str = field(default_factory=new_id)
     received_bytes: int = 0
-
-
-class Text:
-    """One of the script's streams."""
-
-    def __init__(self, limit_chars: int) -> None:
-        self._pieces: list[str] = []
-        self._left_chars = limit_chars
-
-    def add(self, text: str) -> None:
-        self._left_chars -= len(text)
-        if self._left_chars < 0:
-            raise BadReport("more output than was asked for")
-        self._pieces.append(text)
-
-    def text(self) -> str:
-        return "".join(self._pieces)
 
 
 class Report(Clipped):
@@ -68,20 +49,18 @@ class Report(Clipped):
     def __init__(self, session: NewSession, max_file_bytes: int) -> None:
         self.problem = ""
         self.outcome = ""  # "ok", "error" or "timeout", once the script has ended
+        self.stdout = StringIO()
+        self.stderr = StringIO()
         self.notes: list[str] = []  # lines for stderr
-        self.stdout = Text(STDOUT_LIMIT_BYTES)
-        self.stderr = Text(STDERR_LIMIT_BYTES)
         self.deleted: list[str] = []
         self.outputs: dict[int, Output] = {}  # by number, among all that were written
         self.left_out: list[tuple[str, str]] = []  # name, reason
         self.written_files = 0  # as the sandbox counts them
+        self.wanted_bytes = 0
         self._session = session
         self._max_file_bytes = max_file_bytes
         self._line = ""
-        self._named = 0
-        self.wanted_bytes = 0
-        self._file: BinaryIO | None = None
-        self._current: Output | None = None  # whose file it is
+        self._left_chars = _MAX_CHARS
         super().__init__(0)  # adds an empty text
 
     def add(self, text: str) -> None:
@@ -104,29 +83,32 @@ class Report(Clipped):
     def _take(self, line: dict[str, Any]) -> None:
         match line:
             case {"stdout": str(text)}:
-                self.stdout.add(text)
+                self.stdout.write(self._counted(text))
             case {"stderr": str(text)}:
-                self.stderr.add(text)
-            case {"note": str(text)} if len(self.notes) < MAX_INPUTS:
-                self.notes.append(text[:_MAX_NOTE_CHARS])
+                self.stderr.write(self._counted(text))
+            case {"note": str(text)}:
+                self.notes.append(self._counted(text, _ENTRY_CHARS))
+            case {"deleted": str(name)}:
+                self.deleted.append(self._counted(name, _ENTRY_CHARS))
             case {"ended": "ok" | "error" | "timeout" as outcome} if not self.outcome:
                 self.outcome = outcome
-            case {"deleted": str(name)} if len(self.deleted) < MAX_INPUTS:
-                self.deleted.append(name)
             case {"written": str(name), "size": int(size)} if size >= 0:
-                self._take_name(name, size)
+                self._take_name(self._counted(name, _ENTRY_CHARS), size)
             case {"written_files": int(count)}:
-                self.written_files = max(0, count)
+                self.written_files = count
             case {"of": int(number), "packed": str(packed)}:
                 self._take_chunk(number, packed)
             case _:
                 raise BadReport(line)
 
+    def _counted(self, text: str, extra_chars: int = 0) -> str:
+        """A text that is kept: all of them together are bounded."""
+        self._left_chars -= len(text) + extra_chars
+        if self._left_chars < 0:
+            raise BadReport("more text than was asked for")
+        return text
+
     def _take_name(self, name: str, size: int) -> None:
-        number = self._named
-        self._named += 1
-        if number >= MAX_WRITTEN:
-            raise BadReport("too many names")
         problem = name_problem(name)
         if size > self._max_file_bytes:
             problem = f"it is larger than {self._max_file_bytes:,} bytes"
@@ -137,37 +119,26 @@ class Report(Clipped):
         if problem:
             self.left_out.append((printable(name), problem))
             return
+        number = len(self.outputs) + len(self.left_out)
+        output = Output(name, size)
+        self.outputs[number] = output
         self.wanted_bytes += size
-        self.outputs[number] = Output(name, size)
+        self._session.append(output.file_id, b"")
 
     def _take_chunk(self, number: int, packed: str) -> None:
-        """Write the next bytes of a file; the files come one after another."""
+        """Write the next bytes of a file."""
         output = self.outputs.get(number)
         if not output:
             return
-        if output is not self._current:
-            self._open(output)
         unpacker = zlib.decompressobj()
         data = unpacker.decompress(b64decode(packed, validate=True), _MAX_CHUNK_BYTES)
         output.received_bytes += len(data)
         if not unpacker.eof or output.received_bytes > output.size_bytes:
             raise BadReport("other bytes than the file has")
-        assert self._file  # noqa: S101 - opened above
-        self._file.write(data)
-
-    def _open(self, output: Output) -> None:
-        if output.file_id:
-            raise BadReport("a file that has ended")
-        self.close()
-        self._current = output
-        output.file_id, self._file = self._session.create_file()
-
-    def close(self) -> None:
-        if self._file:
-            self._file.close()
+        self._session.append(output.file_id, data)
 
     def pieces(self) -> Iterator[tuple[int, int, int]]:
-        """Pieces to ask for: (number, start, length), in bytes."""
+        """What to ask for, a cell each: (number, start, length), in bytes."""
         for number, output in self.outputs.items():
             for start in range(output.received_bytes, output.size_bytes, _PIECE_BYTES):
                 length = min(_PIECE_BYTES, output.size_bytes - start)
@@ -177,13 +148,9 @@ class Report(Clipped):
         """Keep in the session, and return, what is whole; the rest is left out."""
         whole = []
         for output in self.outputs.values():
-            if not output.size_bytes:
-                self._open(output)
-            if output.received_bytes == output.size_bytes:
-                whole.append(output)
-            else:
+            if output.received_bytes < output.size_bytes:
                 self.left_out.append((output.name, "it did not arrive whole"))
-        self.close()
-        for output in whole:
+                continue
             self._session.keep(output.file_id, output.name)
+            whole.append(output)
         return whole

@@ -64,23 +64,23 @@ class NewSession:
         self._part = folder / f"{_NEW}{self.id}"
         self._part.mkdir(mode=0o700)
 
-    def create_file(self) -> tuple[str, BinaryIO]:
-        """A new file's id, and the file, which the caller writes and closes."""
-        file_id = new_id()
-        return file_id, (self._part / file_id).open("wb")
+    def append(self, file_id: str, data: bytes) -> None:
+        """Write the next bytes of a file; its first ones make it."""
+        with (self._part / file_id).open("ab") as file:
+            file.write(data)
 
     def keep(self, file_id: str, name: str, read_only: bool = False) -> None:
         """Take a file that was written into the session."""
         size = (self._part / file_id).stat().st_size
         self.files[file_id] = {"name": name, "size": size, "read_only": read_only}
 
-    def discard(self, file_id: str) -> None:
-        (self._part / file_id).unlink()
-
     def publish(self) -> None:
-        """From now on its files can be found."""
-        index = {"created": _now(), "files": self.files}
-        (self._part / _INDEX).write_text(json.dumps(index), "utf-8")
+        """From now on the files that were kept can be found; the others go."""
+        for path in self._part.iterdir():
+            if path.name not in self.files:
+                path.unlink()
+        index = json.dumps({"created": _now(), "files": self.files})
+        (self._part / _INDEX).write_text(index, "utf-8")
         self._part.rename(self._folder / self.id)
 
     def remove_unless_published(self) -> None:

@@ -6,7 +6,7 @@ from werkzeug.datastructures import MultiDict
 from werkzeug.formparser import FormDataParser
 from werkzeug.http import parse_options_header
 
-from code_api.names import name_problem
+from code_api.names import name_problem, new_id
 from code_api.store import NewSession, Store
 
 # What the parser may hold of a part: well above the 64 KiB that it reads at once.
@@ -39,13 +39,14 @@ class _Part:
     """
 
     def __init__(self, session: NewSession, name: str, limit_bytes: int) -> None:
+        self.file_id = new_id()
         self.name = name
         self.problem = name_problem(name)
         self.code = "invalid_name"
         self.size_bytes = 0
         self._session = session
         self._limit_bytes = limit_bytes
-        self.file_id, self._file = session.create_file()
+        session.append(self.file_id, b"")
 
     def write(self, data: bytes) -> None:
         self.size_bytes += len(data)
@@ -53,19 +54,14 @@ class _Part:
             self.code = "file_too_large"
             self.problem = f"it is larger than {self._limit_bytes:,} bytes"
         if not self.problem:
-            self._file.write(data)
+            self._session.append(self.file_id, data)
 
     def seek(self, _offset: int) -> None:
-        """The parser's last call for a part: it has ended."""
-        self.close()
-
-    def close(self) -> None:
-        self._file.close()
+        """What the parser calls last; nothing is open."""
 
     def settle(self, read_only: bool) -> dict[str, str]:
         """Keep it in the session, or not; returns what the reply says of it."""
         if self.problem:
-            self._session.discard(self.file_id)
             return {
                 "status": "error",
                 "code": self.code,
@@ -136,9 +132,6 @@ def _parse(
         raise
     except ValueError:
         raise BadUpload("The body is no multipart form that can be read.") from None
-    finally:
-        for part in parts:
-            part.close()
     if not parts:
         raise BadUpload("The form holds no file: send it as the part `file`.")
     return form, parts
