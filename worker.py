@@ -39,6 +39,8 @@ _LIMIT_AT_NONE_FREE_S = 0.2
 _SILENCE_LIMIT_S = 1
 _CHECK_EVERY_S = 0.1
 _PIECE_BYTES = 64 * 1024
+# If one thread cannot be started the worker ends; the others wait for it no longer than this.
+_START_LIMIT_S = 10
 # By these systemd and an old master hand on sockets that listen already.
 _INHERITED = {"LISTEN_FDS", "GUNICORN_FD"}
 # One for the process: gunicorn may set its logger up again.
@@ -61,7 +63,11 @@ class JsonLogger(glogging.Logger):
         level = settings.log_level.upper()
         keys = (settings.e2b_api_key, settings.proxy_api_key)
         _STDOUT.setFormatter(JsonFormatter(keys))
-        logging.basicConfig(handlers=[_STDOUT], level=logging.WARNING, force=True)
+        logging.basicConfig(
+            handlers=[_STDOUT],
+            level=logging.WARNING,
+            force=True,
+        )
         logging.getLogger("e2b_proxy").setLevel(level)
         self.error_log.setLevel(level)
         self.error_log.propagate = True
@@ -71,12 +77,13 @@ def _try_address(host: str, port: int) -> None:
     """Exit in a line, at once, where gunicorn would try five times and say so."""
     family = socket.AF_INET6 if util.is_ipv6(host) else socket.AF_INET
     with socket.socket(family) as probe:
+        # As gunicorn sets it: connections of a service that has just ended are no obstacle.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
         except OSError as exc:
-            reason = exc.strerror
-            sys.exit(f"Cannot listen at {host}, port {port}: {reason} (HOST, PORT)")
+            address = f"{host}, port {port}"
+            sys.exit(f"Cannot listen at {address}: {exc.strerror} (HOST, PORT)")
 
 
 class ClientSocket(socket.socket):
@@ -98,14 +105,17 @@ class ClientSocket(socket.socket):
         began_at = monotonic()
         self.cut_how = socket.SHUT_RD
         self.slow_since = began_at + self._credit_s
-        is_old_at = self._started_at + _MIN_AGE_S
-        self.cut_at = max(is_old_at, self.slow_since + _RECEIVE_LIMIT_S)
+        self.cut_at = max(
+            self._started_at + _MIN_AGE_S,
+            self.slow_since + _RECEIVE_LIMIT_S,
+        )
         data = super().recv(size, flags)
         self.slow_since = inf
         self.cut_at = inf
-        self._credit_s += len(data) / _FAIR_BYTES_PER_S
-        self._credit_s -= monotonic() - began_at
-        self._credit_s = min(self._credit_s, _MAX_CREDIT_S)
+        waited_s = monotonic() - began_at
+        earned_s = len(data) / _FAIR_BYTES_PER_S
+        credit_s = self._credit_s - waited_s + earned_s
+        self._credit_s = min(credit_s, _MAX_CREDIT_S)
         return data
 
     def sendall(self, data: Any, flags: int = 0) -> None:
@@ -114,7 +124,8 @@ class ClientSocket(socket.socket):
         self.cut_how = socket.SHUT_RDWR
         for start in range(0, len(data), _PIECE_BYTES):
             self.slow_since = monotonic()
-            super().sendall(data[start : start + _PIECE_BYTES], flags)
+            end = start + _PIECE_BYTES
+            super().sendall(data[start:end], flags)
             self.cut_at += _PIECE_BYTES / _FAIR_BYTES_PER_S
         self.slow_since = inf
         self.cut_at = inf
@@ -133,7 +144,8 @@ class PatientWorker(ThreadWorker):
         """All threads from the start: one that cannot be had is not found out under load."""
         pool = ThreadPoolExecutor(self.cfg.threads)
         all_started = threading.Barrier(self.cfg.threads)
-        pool.map(all_started.wait, [None] * self.cfg.threads)
+        limits_s = [_START_LIMIT_S] * self.cfg.threads
+        pool.map(all_started.wait, limits_s)
         return pool
 
     def accept(self, listener: socket.socket) -> None:
@@ -206,9 +218,11 @@ class PatientWorker(ThreadWorker):
         slow = [sock for sock in handled if sock.slow_since < before]
         limit_s = inf
         if len(slow) >= self.cfg.threads / 2:
-            is_any_free = len(handled) < self.cfg.threads
-            limit_s = _LIMIT_AT_HALF_S if is_any_free else _LIMIT_AT_NONE_FREE_S
+            limit_s = _LIMIT_AT_HALF_S
+            if len(handled) >= self.cfg.threads:
+                limit_s = _LIMIT_AT_NONE_FREE_S
         for sock in slow:
-            if now > min(sock.cut_at, sock.slow_since + limit_s):
+            cut_at = min(sock.cut_at, sock.slow_since + limit_s)
+            if now > cut_at:
                 with suppress(OSError):  # it is gone already
                     sock.shutdown(sock.cut_how)  # wakes its thread

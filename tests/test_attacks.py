@@ -77,6 +77,7 @@ def service(
     try:
         service.wait_until_ready()
         assert text_of(execute(service))
+        e2b.wait_for(lambda state: state["alive"] == 0)
         yield service
     finally:
         service.stop()
