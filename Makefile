@@ -26,8 +26,7 @@ demo: $(FOR_DEMO)
 test: $(FOR_ALL)
 	NO_PROXY="127.0.0.1,localhost,$$NO_PROXY" no_proxy="127.0.0.1,localhost,$$no_proxy" \
 		PYTHONDONTWRITEBYTECODE= \
-		$(PY) -m pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder \
-		--cov --cov-report=term-missing:skip-covered $(ARGS)
+		$(PY) -m pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(FOR_ALL)
 	$(PY) -m ruff check .
