@@ -1,5 +1,6 @@
-"""Who may call: three checks of a request's headers, each against an attack. Pure."""
+"""Who calls: three checks of a request's headers, each against an attack, and its session. Pure."""
 
+import hmac
 import re
 import secrets
 from base64 import b64decode
@@ -9,6 +10,11 @@ from base64 import b64decode
 # It takes what is no address or name too ("999.1.1.1"): a browser sends no such Host.
 # In the local network others may answer for a name without a dot: PROXY_API_KEY helps.
 _LOCAL_HOST = re.compile(r"([^.:]*|.*\.localhost|\d+(\.\d+){3}|\[[0-9a-f:.]+\])(:\d+)?")
+# Printable ASCII: `64f1c0ffee/5b6a0c1e-conversation`.
+_SESSION_ID = re.compile(r"[!-~](?:[ -~]{0,198}[!-~])?")
+# An unknown part of LibreChat's is empty, or stays as it was written: `64f1c0ffee/`,
+# `64f1c0ffee/{{LIBRECHAT_BODY_CONVERSATIONID}}`. All users would share what is left.
+_UNKNOWN_PART = re.compile(r"\A/|/\Z|\{\{")
 
 
 def is_host_served(host: str, allowed_hosts: str) -> bool:
@@ -61,3 +67,12 @@ def is_key_right(authorization: str, key: str) -> bool:
     # As bytes: of texts, only ASCII ones are compared. Headers arrive as latin-1.
     is_equal = secrets.compare_digest(token.encode("latin-1"), key.encode())
     return is_equal and scheme.lower() == "bearer"
+
+
+def session_mark(session_id: str, key: str) -> str:
+    """What marks the sandbox of a session: it tells nothing of the id without the key.
+
+    Empty for what is no id: then a call has no session."""
+    if not _SESSION_ID.fullmatch(session_id) or _UNKNOWN_PART.search(session_id):
+        return ""
+    return hmac.new(key.encode(), session_id.encode(), "sha256").hexdigest()

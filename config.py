@@ -70,13 +70,14 @@ def _writable_folder(path: str) -> Path:
         return Path(path)
 
 
-def _whole_number(default: int, low: int, high: int) -> Any:
+def _whole_number(default: int, low: int, high: int, or_0: bool = False) -> Any:
     def convert(digits: str) -> int:
-        if not low <= int(digits) <= high:
+        number = int(digits)
+        if not (low <= number <= high or (or_0 and number == 0)):
             raise ValueError
-        return int(digits)
+        return number
 
-    must_be = f"a whole number from {low} to {high}"
+    must_be = f"a whole number from {low} to {high}{', or 0' if or_0 else ''}"
     # Python takes long to read thousands of digits; no limit has so many.
     return _setting(default, "[0-9]{1,12}", must_be, convert)
 
@@ -143,6 +144,8 @@ class Config:
         "names of modules separated by commas",
         if_empty="",
     )
+    # 0: each run has a sandbox of its own. E2B's free plan ends one after an hour.
+    session_idle_s: int = _whole_number(0, 60, 3000, or_0=True)
     e2b_template: str = _setting(
         "code-interpreter-v1",
         r"[\w.:/-]+",

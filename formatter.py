@@ -107,7 +107,7 @@ def _cut(parts: list[Clipped], max_chars: int) -> None:
 
 
 def _notes(run: Run, parts: dict[str, Clipped]) -> list[str]:
-    notes = []
+    notes = [run.note] if run.note else []
     for name, part in parts.items():
         if part.missing:
             notes.append(

@@ -1,21 +1,25 @@
 """Which sandbox a run gets, and when each sandbox is ended.
 
 A sandbox has a slot from before E2B is asked for it until it is gone there, so that E2B never
-counts more than `max_concurrent_runs`. Each sandbox is used once. Kills, and making sandboxes
-ahead of their runs, are off the caller's path.
+counts more than `max_concurrent_runs`. Each sandbox is used once, or by the calls of one session,
+one after another. Kills, and making sandboxes ahead of their runs, are off the caller's path.
 
 The states of a slot, and the methods of `_Slots` that move it from one to the next:
 
-              take
-    free -------------------------------> running ---+
-      |                                      ^       |
-      | reserve           offer         take |       | end             remove
-      +---------> making -------> ready -----+       +-----> ending ---------> free
-                    |               |                |         or lost
-                    +---------------+----------------+
-
-A caller's thread takes a slot and ends it. A keeper's thread reserves one and offers it, and ends
-it when nobody took it. A thread for each kill removes it. `Pool.close` ends all.
+              take                           keep
+    free ---------------------------> running -------> idle
+      |                              ^       ^ |         |
+      | reserve         offer   take |  take | |         | forget
+      +---------> making -----> ready        +-|---------+---------> free
+                    |             |            |         |
+                    +-------------+------------+---------+
+                                               | end         remove
+                                               +------> ending -----> free
+                                                        or lost
+A caller's thread takes a slot and ends it, or keeps it for its session's next call. A keeper's
+thread reserves one and offers it, and ends it when nobody took it. A thread for each kill removes
+it. A caller who finds none ends the session that is idle longest. A sandbox that is idle is left
+to E2B, which ends it: its slot is forgotten then, and by `Pool.close`, which ends all others.
 
 What E2B refused to make leaves its slot free as soon as it ends. What was asked for and not
 answered is lost: it has its slot, and counts in the budget, until E2B's list has it and it is
@@ -68,9 +72,13 @@ RETRY_AFTER_S = 5
 _SPENT = (
     "The budget of {:,} sandbox seconds a day is spent. It is reset at midnight UTC."
 )
+_SESSION_BUSY = "Another call of this conversation is still running. Try again later."
+_SESSION_GONE = "What this conversation had kept, its variables and files, is gone; this run began anew"
+# So many sessions that ended are known, to tell their next call; 1 MB.
+_MARKS_REMEMBERED = 10_000
 _STOPPING = "This service is being stopped. Try again in a minute."
 
-State = Literal["making", "ready", "running", "ending", "lost"]
+State = Literal["making", "ready", "running", "idle", "ending", "lost"]
 
 
 def import_cell(modules: str) -> str:
@@ -92,6 +100,7 @@ class Full(Exception):
 class _Slot:
     sandbox: Sandbox
     state: State = "making"
+    mark: str = ""  # of its session
 
 
 class _Slots:
@@ -99,24 +108,56 @@ class _Slots:
 
     All that changes is changed here, under the one lock, and who waits for it is woken."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, kill: Callable[[_Slot], None]) -> None:
         self._config = config
+        self._kill = kill
         self._changed = threading.Condition()  # its lock is the pool's only one
-        self._slots: list[_Slot] = []  # the oldest first; free ones are not in it
+        self._slots: list[_Slot] = []  # the longest idle first; free ones are not in it
         self._waiting = 0  # callers in `take`
+        self._waiting_for_turn = 0  # callers in `turn`
+        self._marks_in_use: set[str] = set()
+        self._marks_ended: dict[str, None] = {}  # the longest ago first
         self._ended_s: defaultdict[date, float] = defaultdict(float)
 
-    def take(self, must_be_new: bool) -> _Slot:
-        """Return a slot for a run: with a sandbox made ahead, if there is one, or a free one.
+    @contextmanager
+    def turn(self, mark: str, timeout_s: float) -> Iterator[None]:
+        """Have a session to oneself. Raises Unavailable while other calls have it.
 
-        A slot that is about to be ready or free is waited for, by one caller each, for
-        KILL_BUDGET_S. Raises Full when there is none; Unavailable when that is E2B's fault."""
+        Each call that waits holds a thread, so not more than half as many as runs do."""
         with self._changed:
-            slot = self._take_now(must_be_new)
+            if mark in self._marks_in_use:
+                if self._waiting_for_turn > self._config.max_concurrent_runs // 2:
+                    raise Unavailable(_SESSION_BUSY)
+                self._waiting_for_turn += 1
+                is_free = self._changed.wait_for(
+                    lambda: mark not in self._marks_in_use, timeout_s
+                )
+                self._waiting_for_turn -= 1
+                if not is_free:
+                    raise Unavailable(_SESSION_BUSY)
+            self._marks_in_use.add(mark)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._marks_in_use.remove(mark)
+                self._changed.notify_all()
+
+    def take(self, must_be_new: bool, mark: str) -> _Slot:
+        """Return a slot for a run: the session's own, or with a sandbox made ahead, or a free one.
+
+        When there is none, the session that is idle longest is ended. A slot that is about to be
+        ready or free is waited for, by one caller each, for KILL_BUDGET_S. Raises Full when there
+        is none; Unavailable when that is E2B's fault."""
+        with self._changed:
+            slot = self._take_now(must_be_new, mark)
+            if not slot and self._waiting >= self.count("making", "ending"):
+                for idle in self.end_all("idle", at_most=1):
+                    self._kill(idle)
             if not slot and self._waiting < self.count("making", "ending"):
                 self._waiting += 1
                 slot = self._changed.wait_for(
-                    lambda: self._take_now(must_be_new), KILL_BUDGET_S
+                    lambda: self._take_now(must_be_new, mark), KILL_BUDGET_S
                 )
                 self._waiting -= 1
             if slot:
@@ -126,17 +167,54 @@ class _Slots:
             RUNS.labels("full").inc()
             raise Full
 
-    def _take_now(self, must_be_new: bool) -> _Slot | None:
-        ready = [slot for slot in self._slots if slot.state == "ready"]
-        if ready and not must_be_new:
-            slot = ready[0]
-        elif self._free():
-            slot = self._add()
-        else:
-            return None
+    def _take_now(self, must_be_new: bool, mark: str) -> _Slot | None:
+        wanted = "idle" if mark else "ready"
+        for slot in self._slots:
+            if slot.state == wanted and slot.mark == mark and not must_be_new:
+                return self._start(slot, mark)
+        return self._start(self._add(), mark) if self._free() else None
+
+    def _start(self, slot: _Slot, mark: str) -> _Slot:
         slot.state = "running"
+        slot.mark = mark
         self._changed.notify_all()  # its keeper makes another one
         return slot
+
+    def keep(self, slot: _Slot) -> None:
+        """Its run is over, and its session's next call may take it."""
+        with self._changed:
+            if slot.state == "running":
+                slot.state = "idle"
+                self._slots.remove(slot)
+                self._slots.append(slot)
+
+    def forget(self, left_s: float) -> None:
+        """Leave to E2B the idle sandboxes which it ends within `left_s`."""
+        with self._changed:
+            for slot in list(self._slots):
+                if slot.state == "idle" and slot.sandbox.left_s() < left_s:
+                    slot.state = "ending"
+                    self._note_end(slot)
+                    self.remove(slot)
+
+    def _note_end(self, slot: _Slot) -> None:
+        if slot.mark and slot.sandbox.has_run:
+            self._marks_ended[slot.mark] = None
+            if len(self._marks_ended) > _MARKS_REMEMBERED:
+                del self._marks_ended[next(iter(self._marks_ended))]
+
+    def has_ended(self, mark: str) -> bool:
+        """Whether this session's sandbox is known to be gone; True once for each."""
+        with self._changed:
+            is_known = mark in self._marks_ended
+            self._marks_ended.pop(mark, None)
+            return is_known
+
+    def is_ending(self, mark: str) -> bool:
+        """Whether E2B may still have a sandbox of this session that is being killed."""
+        with self._changed:
+            ending = [slot for slot in self._slots if slot.state in ("ending", "lost")]
+            return any(slot.mark == mark for slot in ending)
 
     def _free(self) -> int:
         return self._config.max_concurrent_runs - len(self._slots)
@@ -176,6 +254,7 @@ class _Slots:
             slot.state = "ending" if slot.sandbox.exists else "lost"
             if not slot.sandbox.may_exist:
                 self.remove(slot)
+            self._note_end(slot)
             self._changed.notify_all()
             return slot.sandbox.may_exist
 
@@ -192,11 +271,12 @@ class _Slots:
         with self._changed:
             return sum(slot.state in states for slot in self._slots)
 
-    def end_all(self) -> list[_Slot]:
-        """End all that have a sandbox; return those whose sandbox has to be killed now."""
+    def end_all(self, *states: State, at_most: int | None = None) -> list[_Slot]:
+        """End those that have a sandbox; return those whose sandbox has to be killed now."""
         with self._changed:
-            slots = list(self._slots)
-            return [slot for slot in slots if slot.sandbox.exists and self.end(slot)]
+            slots = [slot for slot in self._slots if slot.state in states]
+            made = [slot for slot in slots if slot.sandbox.exists]
+            return [slot for slot in made[:at_most] if self.end(slot)]
 
     def seconds_today(self) -> float:
         """Seconds of the sandboxes that ended since midnight UTC, and of those that live."""
@@ -214,23 +294,31 @@ class Pool:
 
     def __init__(self, config: Config) -> None:
         self._config = config
-        self._slots = _Slots(config)
+        self._slots = _Slots(config, self._kill_in_background)
         self._closing = threading.Event()
+        lifetime_s = config.run_timeout_s + LIFETIME_MARGIN_S
+        # So that a call in the last idle second has its whole time.
+        self._session_lifetime_s = config.session_idle_s + lifetime_s
         self._last_taken_at = monotonic()
         self.count = self._slots.count
         self.seconds_spent = self._slots.seconds_today  # of this process
         for _ in range(config.warm_sandboxes):
             threading.Thread(target=self._keep_one_ready).start()
+        if config.session_idle_s:
+            threading.Thread(target=self._watch_sessions).start()
 
-    def run(self, code: str, limit_s: int) -> Run:
-        """Run `code` once, for `limit_s` at most. Raises Full; other failures are in the Run."""
+    def run(self, code: str, limit_s: int, mark: str = "") -> Run:
+        """Run `code` once, for `limit_s` at most, in the sandbox of the session with this mark.
+
+        Raises Full; other failures are in the Run."""
         run = Run.empty(self._config.max_output_chars)
         try:
-            try:
-                self._run_in_a_sandbox(code, limit_s, run)
-            except SandboxGone:
-                # Nothing has run. Others that were made ahead may be gone as well.
-                self._run_in_a_sandbox(code, limit_s, run, must_be_new=True)
+            if mark:
+                with self._slots.turn(mark, limit_s):
+                    waited_s = monotonic() - run.started_at
+                    self._run_twice(code, math.ceil(limit_s - waited_s), run, mark)
+            else:
+                self._run_twice(code, limit_s, run)
         except Unavailable as exc:
             run.problem = str(exc)
         for step, duration_s in run.durations_s.items():
@@ -238,11 +326,29 @@ class Pool:
         RUNS.labels(run.outcome).inc()
         return run
 
-    def _run_in_a_sandbox(
-        self, code: str, limit_s: int, run: Run, must_be_new: bool = False
+    def _run_twice(self, code: str, limit_s: int, run: Run, mark: str = "") -> None:
+        """Run it; once more when its sandbox was gone, so that nothing has run."""
+        made_by = monotonic() + OVERHEAD_S - _RESERVE_S
+        try:
+            self._run_once(code, limit_s, run, made_by, mark)
+        except SandboxGone:
+            # Others that were made ahead may be gone as well.
+            self._run_once(code, limit_s, run, made_by, mark, must_be_new=True)
+
+    def _run_once(
+        self,
+        code: str,
+        limit_s: int,
+        run: Run,
+        made_by: float,
+        mark: str,
+        must_be_new: bool = False,
     ) -> None:
-        made_by = run.started_at + OVERHEAD_S - _RESERVE_S
-        with self.sandbox(limit_s, made_by, run.durations_s, must_be_new) as sandbox:
+        with self.sandbox(
+            limit_s, made_by, run.durations_s, must_be_new, mark
+        ) as sandbox:
+            if mark and not sandbox.has_run and self._slots.has_ended(mark):
+                run.note = _SESSION_GONE
             if code.lstrip().startswith("%%"):
                 sandbox.prime(min(KILL_BUDGET_S, made_by - monotonic()))
             sandbox.run(code, limit_s, run)
@@ -254,41 +360,73 @@ class Pool:
         made_by: float,
         durations_s: dict[str, float],
         must_be_new: bool = False,
+        mark: str = "",
     ) -> Iterator[Sandbox]:
         """Hand out a sandbox for work of `limit_s` seconds, and have it killed afterwards.
 
         It is one that was made ahead, unless it `must_be_new`; or one that is made now, until
         `made_by` on the clock of monotonic(). How long the steps "queue" and "create" took goes
-        into `durations_s`. Raises Full, and Unavailable when E2B fails or the budget is spent."""
+        into `durations_s`. With a `mark` it is that session's, and kept for it if its run ended.
+        Raises Full, and Unavailable when E2B fails or the budget is spent."""
         if self._budget_is_spent():
             raise Unavailable(_SPENT.format(self._config.sandbox_seconds_per_day))
         asked_at = monotonic()
         self._last_taken_at = asked_at
-        slot = self._slots.take(must_be_new)
+        slot = self._slots.take(must_be_new, mark)
         taken_at = monotonic()
         durations_s["queue"] = taken_at - asked_at
         try:
             if slot.sandbox.exists:
                 slot.sandbox.live_for_at_least(limit_s)
             else:
-                self._make(slot.sandbox, limit_s, made_by)
+                self._make(slot.sandbox, limit_s, made_by, mark)
                 durations_s["create"] = monotonic() - taken_at
             yield slot.sandbox
         finally:
-            if self._slots.end(slot):
+            if mark and slot.sandbox.is_reusable:
+                self._slots.keep(slot)
+                self._in_background(self._renew, slot)
+            elif self._slots.end(slot):
                 self._kill_in_background(slot)
 
-    def _make(self, sandbox: Sandbox, limit_s: int, made_by: float) -> None:
-        sandbox.create(limit_s + LIFETIME_MARGIN_S, made_by - monotonic())
+    def _make(
+        self, sandbox: Sandbox, limit_s: int, made_by: float, mark: str = ""
+    ) -> None:
+        lifetime_s = self._session_lifetime_s if mark else limit_s + LIFETIME_MARGIN_S
+        # A replica of this service, or this one before its restart, may have made it.
+        may_be_there = mark and not self._slots.is_ending(mark)
+        if not (may_be_there and sandbox.find(mark, lifetime_s)):
+            sandbox.create(lifetime_s, made_by - monotonic(), mark)
         # Either `close` saw that the sandbox exists, or this sees that it was called.
         if self._closing.is_set():
             raise Unavailable(_STOPPING)
 
-    def _kill_in_background(self, slot: _Slot) -> None:
+    def _renew(self, slot: _Slot) -> None:
+        """Let an idle session's sandbox live for its whole time from now on."""
         try:
-            threading.Thread(target=self._kill, args=(slot,)).start()
+            slot.sandbox.live_for_at_least(self._session_lifetime_s)
+        except SandboxGone:
+            if self._slots.withdraw(slot):
+                self._kill(slot)
+        except Unavailable:
+            pass  # it is logged, and E2B ends it sooner
+
+    def _watch_sessions(self) -> None:
+        """Forget idle sessions that are over; end all when the budget is spent."""
+        while not self._closing.wait(_LOOK_AGAIN_AFTER_S):
+            self._slots.forget(0)
+            if self._budget_is_spent():
+                for slot in self._slots.end_all("idle"):
+                    self._kill_in_background(slot)
+
+    def _kill_in_background(self, slot: _Slot) -> None:
+        self._in_background(self._kill, slot)
+
+    def _in_background(self, do: Callable[[_Slot], None], slot: _Slot) -> None:
+        try:
+            threading.Thread(target=do, args=(slot,)).start()
         except RuntimeError:  # no thread can be had
-            self._kill(slot)
+            do(slot)
 
     def _kill(self, slot: _Slot) -> None:
         try:
@@ -350,8 +488,9 @@ class Pool:
         return 0 < budget_s <= self.seconds_spent()
 
     def close(self, budget_s: float = 2 * KILL_BUDGET_S) -> None:
-        """End every sandbox, and wait for that within the budget."""
+        """End every sandbox but those of idle sessions; wait for that within the budget."""
         self._closing.set()
-        for slot in self._slots.end_all():
+        self._slots.forget(math.inf)
+        for slot in self._slots.end_all("making", "ready", "running"):
             self._kill_in_background(slot)
         self._slots.wait_until_all_are_free(budget_s)

@@ -28,7 +28,13 @@ from werkzeug.exceptions import (
 )
 from werkzeug.wsgi import wrap_file
 
-from access import bearer_of_basic, is_host_served, is_key_right, is_origin_own
+from access import (
+    bearer_of_basic,
+    is_host_served,
+    is_key_right,
+    is_origin_own,
+    session_mark,
+)
 from cell import runnable
 from code_api.execute import Exec
 from code_api.request import BadExec, parse_exec
@@ -40,6 +46,7 @@ from images import deliver, json_pieces, published, start_removing_old
 from mcp_server import PARSE_ERROR, PROTOCOL_VERSIONS, error, handle, tool_result
 from metrics import (
     DOWNLOAD_BYTES,
+    IDLE_SESSIONS,
     IN_FLIGHT,
     PICTURE_BYTES,
     UPLOAD_BYTES,
@@ -74,6 +81,18 @@ _TOO_LARGE = "The body has more than {:,} bytes."
 # A script of 10 MiB twice in base64, which is how create_file sends a file.
 MAX_EXEC_BODY_BYTES = 32 * 1024 * 1024
 _NO_FILES_DIR = "The code API is off: its operator has to set FILES_DIR."
+# What openapi.json says of calls, and what MCP's clients are told where sessions are on.
+_NOTHING_IS_KEPT_AND = (
+    " Nothing is kept between calls, and no file can be handed to the user."
+)
+_NOTHING_IS_KEPT = (
+    "Nothing is kept between calls: each call must import what it uses and hold all of its"
+    " data. Files can be written to /mnt/data, for this call only."
+)
+_SESSIONS_ARE_KEPT = (
+    "Variables, imports and files (in /mnt/data) are kept within a conversation until"
+    " {minutes} minutes pass without a call; a note says when they are gone."
+)
 _NOT_STATEFUL = "Each exec has a sandbox of its own here."
 _NO_PROGRAMS = "Programs that call tools are not supported: use /exec."
 _UNREADABLE = "The body is no JSON that can be read."
@@ -182,10 +201,14 @@ class _Service:
         self._is_e2b_local = bool(_LOOPBACK.fullmatch(e2b_host.lower()))
         self._page = (_HERE / "index.html").read_text("utf-8")
         self._document, self._tool = _load_document(config)
+        self._instructions = self._document["info"]["description"]
+        if config.session_idle_s:
+            self._instructions = self._instructions.replace(_NOTHING_IS_KEPT_AND, "")
         self._key_checked_at = -math.inf
         self._key_problem = "E2B is being asked. Try again in a moment."
         IN_FLIGHT.set_function(lambda: self.pool.count("running"))
         WARM_READY.set_function(lambda: self.pool.count("ready"))
+        IDLE_SESSIONS.set_function(lambda: self.pool.count("idle"))
         start_removing_old(config)
 
     def close(self) -> None:
@@ -275,7 +298,7 @@ class _Service:
         reply = handle(
             message,
             self._tool,
-            self._document["info"]["description"],
+            self._instructions,
             self._call_tool,
         )
         if reply is None:
@@ -304,9 +327,16 @@ class _Service:
             "code_sha256": digest[:16],
         }
         try:
-            return self.pool.run(runnable(code), limit_s)
+            return self.pool.run(runnable(code), limit_s, self._session_mark())
         except Full:
             raise ServiceUnavailable(_FULL, retry_after=RETRY_AFTER_S) from None
+
+    def _session_mark(self) -> str:
+        """Of the session that this request belongs to; empty for none."""
+        if not self._config.session_idle_s:
+            return ""
+        session_id = request.headers.get("X-Session-Id", "")
+        return session_mark(session_id, self._config.e2b_api_key)
 
     def _text(self, run: Run, text_of: Callable[[Run, int], str]) -> str:
         """The text of a run whose pictures are settled; notes both for the log."""
@@ -339,6 +369,7 @@ class _Service:
                 "runs_in_flight": pool.count("running"),
                 "max_concurrent_runs": config.max_concurrent_runs,
                 "warm_ready": pool.count("ready"),
+                "idle_sessions": pool.count("idle"),
                 "sandbox_seconds_today": round(pool.seconds_spent(), 1),
                 "sandbox_seconds_per_day": config.sandbox_seconds_per_day,
             }
@@ -500,6 +531,10 @@ def _load_document(config: Config) -> tuple[_Object, _Object]:
     fields = schema["properties"]
     fields["code"]["maxLength"] = config.max_code_chars
     fields["timeout"]["default"] = config.run_timeout_s
+    description = operation["description"]
+    if config.session_idle_s:
+        kept = _SESSIONS_ARE_KEPT.format(minutes=config.session_idle_s // 60)
+        description = description.replace(_NOTHING_IS_KEPT, kept)
     # Without `language`: a model has no choice there. Without bounds: what breaks them
     # would not reach us, and the model would not read our words.
     offered = {
@@ -516,7 +551,7 @@ def _load_document(config: Config) -> tuple[_Object, _Object]:
     }
     tool = {
         "name": operation["operationId"],
-        "description": operation["description"],
+        "description": description,
         "inputSchema": {**schema, "properties": offered},
     }
     return document, tool

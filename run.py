@@ -83,6 +83,7 @@ class Run:
     error_value: str = ""
     traceback: str = ""
     problem: str = ""
+    note: str = ""  # what else the caller should know of the sandbox
     pictures: list[Picture] = field(default_factory=list)
     saved_figures_are_shown: bool = False  # once more, so that a saved one is a copy
     # How many times (what, why) was not shown.

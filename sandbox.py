@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from operator import attrgetter
 from time import monotonic
 from typing import Any, cast
 
@@ -18,7 +19,9 @@ from e2b import SandboxQuery
 from e2b.api.client_sync import get_transport
 from e2b.exceptions import (
     AuthenticationException,
+    NotFoundException,
     RateLimitException,
+    SandboxException,
     ServiceBusyException,
 )
 from e2b_code_interpreter.code_interpreter_sync import Sandbox as E2BSandbox
@@ -101,6 +104,12 @@ def _is_refusal(exc: Exception) -> bool:
     return isinstance(exc, refusals) or 400 <= status < 500
 
 
+def _is_gone(exc: SandboxException) -> bool:
+    """Whether E2B has no such sandbox any more, or ends it by its plan's longest lifetime."""
+    status = exc.status_code or 0
+    return isinstance(exc, NotFoundException) or 400 <= status < 500
+
+
 @contextmanager
 def _in_our_words() -> Iterator[None]:
     """Turn what the SDK raises into Unavailable, and log what an operator has to check."""
@@ -166,7 +175,9 @@ class Sandbox:
     def __init__(self, config: Config) -> None:
         self._config = config
         # Whether a cell ran in it: only the first one is given a prefix by E2B.
-        self._primed = False
+        self.has_run = False
+        # Whether its kernel is free and whole after a run, for the next one of a session.
+        self.is_reusable = False
         # E2B was asked for it, and neither refused nor turned out to have none.
         self.may_exist = False
         self.exists = False
@@ -174,10 +185,34 @@ class Sandbox:
         self._misses = 0
 
     @_in_our_words()
-    def create(self, lifetime_s: int, budget_s: float) -> None:
+    def find(self, mark: str, lifetime_s: int) -> bool:
+        """Whether E2B has one for the session with this mark: then that is it."""
+        query = SandboxQuery(metadata={"session": mark})
+        connection = _connection(self._config, KILL_BUDGET_S)
+        found = E2BSandbox.list(query, **connection).next_items()
+        # Two replicas may have made one each at the same time.
+        for sandbox in sorted(found, key=attrgetter("started_at")):
+            self._id = _checked(sandbox.sandbox_id)
+            try:
+                e2b = _TappedSandbox.connect(self._id, timeout=lifetime_s, **connection)
+            except SandboxException as exc:
+                if not _is_gone(exc):
+                    raise
+                continue
+            self._e2b = cast(_TappedSandbox, e2b)
+            self._created_at = monotonic()
+            self._ends_at = self._created_at + lifetime_s
+            self.may_exist = self.exists = self.has_run = self.is_reusable = True
+            return True
+        return False
+
+    @_in_our_words()
+    def create(self, lifetime_s: int, budget_s: float, mark: str = "") -> None:
         """Have E2B make it, within `budget_s`. It `may_exist` also after Unavailable."""
         key = str(uuid.uuid4())
         self._metadata = _METADATA | {"create": key}
+        if mark:
+            self._metadata["session"] = mark
         self._created_at = monotonic()
         self._ends_at = self._created_at + OVERHEAD_S + lifetime_s
         self.may_exist = True
@@ -234,36 +269,47 @@ class Sandbox:
 
     @_in_our_words()
     def live_for_at_least(self, lifetime_s: int) -> None:
-        """Put its end off, within KILL_BUDGET_S, unless it is that far away already."""
-        if self.left_s() < lifetime_s:
-            connection = _connection(self._config, KILL_BUDGET_S)
+        """Put its end off, within KILL_BUDGET_S, unless it is that far away already.
+
+        Raises SandboxGone when there is none, or E2B lets it live no longer."""
+        if self.left_s() >= lifetime_s:
+            return
+        connection = _connection(self._config, KILL_BUDGET_S)
+        try:
             self._e2b.set_timeout(lifetime_s, **connection)
-            self._ends_at = monotonic() + lifetime_s
+        except SandboxException as exc:
+            if not _is_gone(exc):
+                raise
+            self.is_reusable = False
+            raise SandboxGone(FAILED) from exc
+        self._ends_at = monotonic() + lifetime_s
 
     @_in_our_words()
     def prime(self, limit_s: float, code: str = "") -> None:
         """Run a first cell, which takes E2B's prefix with it, unless one ran already."""
-        if not self._primed:
+        if not self.has_run:
             reader = StreamReader(Run.empty(2), self._config)
             cell = MAKE_DATA_FOLDER + code
             self._e2b.send(cell, max(limit_s, _LEAST_BUDGET_S), reader)
-            self._primed = True
+            self.has_run = True
 
     def run(self, code: str, limit_s: int, run: Run) -> None:
         """Run `code` once, for `limit_s` at most, and fill `run`. Raises SandboxGone only."""
         run.saved_figures_are_shown = figures_are_shown_twice(code)
         # A line before the first cell is one of the prefix, to who counts its lines.
-        sent = code if self._primed else with_data_folder(code)
+        is_first_cell = not self.has_run
+        sent = with_data_folder(code) if is_first_cell else code
         self.run_cell(sent, limit_s, run)
         if run.pictures and saves_animation(code):
             run.leave_out("animation", "a picture of it is shown")
-        renumber_run(run, code, self._id, is_first_cell=not self._primed)
+        renumber_run(run, code, self._id, is_first_cell)
 
     def run_cell(self, code: str, limit_s: float, run: Run) -> None:
         """As `run`, but line numbers and ids in texts are left as they come."""
         reader = StreamReader(run, self._config)
         started = monotonic()
         failed = False
+        self.is_reusable = False
         try:
             self._e2b.send(code, limit_s, reader)
         except BaseException as exc:
@@ -274,10 +320,13 @@ class Sandbox:
         status = self._e2b.tap.status
         if status in _GONE_STATUSES and took_s <= _GONE_WITHIN_S:
             raise SandboxGone(_RUN_REFUSED)
+        self.has_run = True
         if (reader.ended and not reader.broken) or run.error_name:
             # It ran to its end, or to an exception, whatever became of the stream after it.
             run.outcome = "error" if run.error_name else "ok"
-            run.problem = _PROCESS_DIED if run.error_name == "ContextRestarting" else ""
+            has_died = run.error_name == "ContextRestarting"
+            run.problem = _PROCESS_DIED if has_died else ""
+            self.is_reusable = not has_died and not reader.broken
         elif failed and took_s > limit_s - _LIMIT_TOLERANCE_S:
             # The request was given up at the limit; what had been printed is in the run.
             run.outcome = "timeout"

@@ -900,6 +900,7 @@ def test_health_tells_the_version_the_keys_and_how_full_it_is(
         "runs_in_flight": 0,
         "max_concurrent_runs": 20,
         "warm_ready": 0,
+        "idle_sessions": 0,
         "sandbox_seconds_per_day": 0,
     }
     health = http.get(f"{service.url}/health", timeout=5).json()
@@ -1010,6 +1011,7 @@ METRICS = {
     "e2b_proxy_step_seconds": "histogram",
     "e2b_proxy_in_flight": "gauge",
     "e2b_proxy_warm_ready": "gauge",
+    "e2b_proxy_idle_sessions": "gauge",
     "e2b_proxy_kills_failed": "counter",
     "e2b_proxy_sandbox_seconds": "counter",
     "e2b_proxy_picture_bytes": "counter",

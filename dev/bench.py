@@ -316,6 +316,8 @@ def _alone(job: Job) -> dict[str, Any]:
 def _service(job: Job) -> dict[str, Any]:
     body = json.dumps({"code": job["code"]}).encode()
     headers = {"Content-Type": "application/json"}
+    if job.get("session"):
+        headers["X-Session-Id"] = job["session"]
 
     def make_call() -> Callable[[], float]:
         connection = http.client.HTTPConnection(
@@ -622,15 +624,27 @@ def kernel_rows(calls: int) -> list[Row]:
     """What a person waits for is mostly imports: in
     real kernels, on this machine, not at E2B."""
     with StandIn({}) as e2b:
-        environ = clean_environ(e2b.url) | {"WARM_SANDBOXES": "1"}
+        environ = clean_environ(e2b.url)
         durations_s = []
         for setting in ({"WARM_IMPORTS": ""}, {}):
-            with Service(environ | setting) as service, Generator(environ) as load:
+            warm = {"WARM_SANDBOXES": "1", **setting}
+            with Service(environ | warm) as service, Generator(environ) as load:
                 job = {"callers": 1, "calls": calls, "code": SINE, "warm": True}
                 result = load.ask("service", port=service.port, **job)
                 durations_s.append(result["durations_s"])
-    what = "a sine wave, warm; left: WARM_IMPORTS empty (real kernels)"
-    return [against(what, *durations_s)]
+        setting = {"SESSION_IDLE_S": "60"}
+        with Service(environ | setting) as service, Generator(environ) as load:
+            job = {"callers": 1, "calls": calls, "code": SINE, "port": service.port}
+            cold_s = load.ask("service", **job)["durations_s"]
+            kept_s = load.ask("service", **job, session="user/1")["durations_s"][1:]
+    return [
+        against(
+            "a sine wave, warm; left: WARM_IMPORTS empty (real kernels)", *durations_s
+        ),
+        against(
+            "a sine wave in a kept sandbox; left: cold (real kernels)", cold_s, kept_s
+        ),
+    ]
 
 
 def real_rows(calls: int, max_sandbox_s: int) -> list[Row]:

@@ -71,8 +71,10 @@ class Node:
     def action(self, url: str, *calls: Arguments, key: str = "") -> dict[str, Any]:
         return dict(self._ask("action", url, calls, key))
 
-    def mcp(self, url: str, *calls: Arguments, key: str = "") -> dict[str, Any]:
-        return dict(self._ask("mcp", url, calls, key))
+    def mcp(
+        self, url: str, *calls: Arguments, key: str = "", session: str = ""
+    ) -> dict[str, Any]:
+        return dict(self._ask("mcp", url, calls, key, session))
 
     def markdown(self, text: str) -> str:
         return str(self._ask("markdown", text))
@@ -519,6 +521,18 @@ def test_over_mcp_a_failed_run_is_a_result_that_the_model_can_read(
         assert call["result"]["isError"] is True
         assert_not_taken_for_an_auth_failure(call["seen"])
     assert "code" in wrong_type["seen"] and "code" in no_code["seen"]
+
+
+def test_over_mcp_a_conversation_keeps_its_variables(
+    node: Node, start: Callable[..., Service], e2b: LocalE2B
+) -> None:
+    e2b.set_script({})  # real kernels
+    service = start(SESSION_IDLE_S="60")
+    calls = {"code": "x = 41"}, {"code": "x + 1"}
+    _, second = node.mcp(service.url, *calls, session="user/conversation")["calls"]
+    assert "42" in second["seen"]
+    (other,) = node.mcp(service.url, calls[1], session="user/another")["calls"]
+    assert "NameError" in other["seen"]
 
 
 def test_over_mcp_a_full_service_says_how_long_to_wait(

@@ -48,7 +48,12 @@ def make_pool(e2b: LocalE2B) -> Iterator[MakePool]:
     e2b.set_script({"run": OK_RUN})
     for pool in pools:
         pool.close()
-    e2b.wait_for(lambda state: state["alive"] == 0, 30)
+    # What idle sessions leave behind is E2B's to end.
+    kept = {
+        r["body"]["metadata"].get("session") for r in of_kind(e2b.state(), "create")
+    }
+    if kept <= {None}:
+        e2b.wait_for(lambda state: state["alive"] == 0, 30)
 
 
 @pytest.fixture
@@ -257,7 +262,8 @@ def test_a_sandbox_for_longer_work_runs_several_cells_and_lives_long_enough(
     is_ready(pool)
     for is_made_ahead in (True, False):
         steps: dict[str, float] = {}
-        with pool.sandbox(100, time.monotonic() + 5, steps) as sandbox:
+        made_by = time.monotonic() + 5
+        with pool.sandbox(100, made_by, steps, not is_made_ahead) as sandbox:
             for _ in range(2):
                 sandbox.run("1", 5, Run.empty(1000))
             assert sandbox.left_s() > 99
@@ -909,3 +915,210 @@ def test_what_was_spent_and_who_runs_is_on_health(
     wait_until(lambda: health()["sandbox_seconds_today"] > 0)
     assert health()["sandbox_seconds_per_day"] == 100_000
     assert health()["runs_in_flight"] == 0
+
+
+# --- sessions ---------------------------------------------------------------------------------------
+
+
+def sessions(make_pool: MakePool, **settings: Any) -> Pool:
+    return make_pool(session_idle_s=60, run_timeout_s=5, **settings)
+
+
+def used_by(state: State) -> list[str]:
+    """The sandboxes that ran the callers' cells, in their order."""
+    return [request["sandbox_id"] for request in callers_runs(state)]
+
+
+def test_the_calls_of_a_session_have_one_sandbox_whose_lifetime_begins_after_each(
+    e2b: LocalE2B, make_pool: MakePool
+) -> None:
+    pool = sessions(make_pool)
+    for number in (1, 2):
+        assert pool.run("1", 5, "mark").outcome == "ok"
+        e2b.wait_for(
+            lambda state, number=number: len(of_kind(state, "timeout")) == number, 30
+        )
+    state = e2b.state()
+    assert len(set(used_by(state))) == 1
+    assert of_kind(state, "create")[0]["body"]["timeout"] == 60 + 5 + 15
+    assert [r["body"]["timeout"] for r in of_kind(state, "timeout")] == [80, 80]
+    # Before the second run nothing was asked.
+    kinds = [request["kind"] for request in state["requests"]]
+    assert kinds[:3] == ["list", "create", "run"]
+    assert sorted(kinds[3:]) == ["run", "timeout", "timeout"]
+    assert pool.count("idle") == 1
+    assert pool.seconds_spent() > 0
+
+
+def test_a_session_never_takes_a_sandbox_made_ahead_but_others_still_do(
+    e2b: LocalE2B, make_pool: MakePool
+) -> None:
+    pool = sessions(make_pool, warm_sandboxes=1)
+    is_ready(pool)
+    assert "create" in pool.run("1", 5, "mark").durations_s
+    assert "create" not in pool.run("1", 5).durations_s
+
+
+def test_a_caller_without_a_slot_ends_the_session_that_is_idle_longest(
+    e2b: LocalE2B, make_pool: MakePool
+) -> None:
+    pool = sessions(make_pool, max_concurrent_runs=2)
+    for mark in ("a", "b", "a"):  # `a` ran again
+        pool.run("1", 5, mark)
+    a, b = used_by(e2b.state())[:2]
+    assert pool.run("1", 5).outcome == "ok"
+    state = e2b.wait_for(lambda state: state["killed"] == 2, 30)
+    assert {request["sandbox_id"] for request in of_kind(state, "kill")} & {a, b} == {b}
+    assert pool.run("1", 5, "a").note == ""
+    assert "is gone" in pool.run("1", 5, "b").note
+    assert e2b.state()["max_alive"] == 2
+
+
+def test_a_session_that_runs_is_never_ended_for_another_caller(
+    e2b: LocalE2B, make_pool: MakePool, threads: ThreadPoolExecutor
+) -> None:
+    pool = sessions(make_pool, max_concurrent_runs=2)
+    pool.run("1", 5, "idle")
+    e2b.set_script({"run": {"run_s": 1.5, **OK_RUN}})
+    running = threads.submit(pool.run, "1", 5, "running")
+    e2b.wait_for(runs_sent(2), 30)
+    other = threads.submit(pool.run, "1", 5)
+    e2b.wait_for(runs_sent(3), 30)
+    assert pool.count("idle") == 0
+    assert refusal_s(pool) < 0.1
+    assert running.result().outcome == other.result().outcome == "ok"
+
+
+def test_making_ahead_never_ends_a_session(e2b: LocalE2B, make_pool: MakePool) -> None:
+    pool = sessions(make_pool, max_concurrent_runs=2, warm_sandboxes=1)
+    is_ready(pool)
+    pool.run("1", 5, "a")
+    assert pool.run("1", 5).outcome == "ok"  # took the one made ahead
+    is_ready(pool)  # and its keeper has its slot again
+    assert "create" not in pool.run("1", 5).durations_s
+    assert pool.count("idle") == 1
+
+
+def test_30_sessions_with_a_cap_of_20(e2b: LocalE2B, make_pool: MakePool) -> None:
+    pool = sessions(make_pool)
+    marks = [f"mark {number}" for number in range(30)]
+    for mark in marks:
+        assert pool.run("1", 5, mark).outcome == "ok"
+    e2b.wait_for(lambda state: state["alive"] == 20, 30)
+    assert pool.count("idle") == 20
+    assert [bool(pool.run("1", 5, mark).note) for mark in marks[10:]] == [False] * 20
+    assert all(pool.run("1", 5, mark).note for mark in marks[:10])
+    assert e2b.state()["max_alive"] == 20
+
+
+def test_a_session_whose_sandbox_turns_out_dead_begins_anew_and_says_so(
+    e2b: LocalE2B, make_pool: MakePool
+) -> None:
+    pool = sessions(make_pool)
+    pool.run("1", 5, "mark")
+    e2b.set_script({"run": [{"fault": "gone"}, OK_RUN]})
+    run = pool.run("1", 5, "mark")
+    assert (run.outcome, run.stdout.head) == ("ok", "ok\n")
+    assert "is gone" in run.note
+    assert len(set(used_by(e2b.state()))) == 2
+
+
+def test_a_session_whose_code_may_have_begun_is_not_run_again(
+    e2b: LocalE2B, make_pool: MakePool
+) -> None:
+    pool = sessions(make_pool)
+    pool.run("1", 5, "mark")
+    e2b.set_script({"run": [{"fault": "cut"}, OK_RUN]})
+    assert "broke off" in pool.run("1", 5, "mark").problem
+    assert len(callers_runs(e2b.state())) == 2
+    assert "is gone" in pool.run("1", 5, "mark").note
+
+
+def test_a_sandbox_that_e2b_lets_live_no_longer_ends_its_session(
+    e2b: LocalE2B, make_pool: MakePool
+) -> None:
+    pool = sessions(make_pool)
+    too_long = {"status": 400, "body": {"code": 400, "message": "longer than 1 h"}}
+    e2b.set_script({"run": OK_RUN, "timeout": too_long})
+    pool.run("1", 5, "mark")
+    wait_until(lambda: pool.count("idle") == 0)
+    assert "is gone" in pool.run("1", 5, "mark").note
+
+
+def test_a_renewal_that_fails_otherwise_leaves_the_session(
+    e2b: LocalE2B, make_pool: MakePool
+) -> None:
+    pool = sessions(make_pool)
+    broken = {"status": 500, "body": {"code": 500, "message": "no"}}
+    e2b.set_script({"run": OK_RUN, "timeout": broken})
+    for _ in range(2):
+        assert pool.run("1", 5, "mark").note == ""
+    assert len(set(used_by(e2b.state()))) == 1
+
+
+def test_a_session_that_was_idle_too_long_is_left_to_e2b_and_begins_anew(
+    e2b: LocalE2B, make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool_module, "LIFETIME_MARGIN_S", 1)
+    pool = make_pool(session_idle_s=1, run_timeout_s=1)
+    pool.run("1", 1, "mark")
+    state = e2b.wait_for(lambda state: state["expired"] == 1, 30)
+    assert state["kill_requests"] == 0
+    wait_until(lambda: pool.count("idle") == 0)
+    assert "is gone" in pool.run("1", 1, "mark").note
+    assert pool.run("1", 1, "mark").note == ""
+
+
+def test_a_session_that_is_being_killed_is_not_found_again(
+    e2b: LocalE2B, make_pool: MakePool
+) -> None:
+    silent = {"fault": "silent"}
+    e2b.set_script({"run": [OK_RUN, silent, OK_RUN], "kill": {"delay_s": 1}})
+    pool = sessions(make_pool)
+    pool.run("1", 5, "mark")
+    assert pool.run("1", 1, "mark").outcome == "timeout"
+    run = pool.run("1", 5, "mark")
+    assert run.outcome == "ok"
+    assert "is gone" in run.note
+    first, timed_out, last = used_by(e2b.state())
+    assert first == timed_out != last
+
+
+def test_when_the_budget_is_spent_idle_sessions_are_ended(
+    e2b: LocalE2B, make_pool: MakePool
+) -> None:
+    pool = sessions(make_pool, sandbox_seconds_per_day=1)
+    pool.run("1", 5, "mark")
+    e2b.wait_for(lambda state: state["killed"] == 1, 30)
+    assert pool.run("1", 5, "mark").outcome == "unavailable"
+    wait_until(lambda: pool.count("idle", "ending") == 0)
+
+
+def test_close_leaves_idle_sessions_to_e2b(e2b: LocalE2B, make_pool: MakePool) -> None:
+    pool = make_pool(session_idle_s=1, run_timeout_s=1)
+    pool.run("1", 1, "mark")
+    pool.close()
+    state = e2b.state()
+    assert (state["alive"], state["kill_requests"]) == (1, 0)
+    assert pool.count("idle") == 0
+
+
+def test_many_calls_of_a_session_leave_threads_to_others(
+    e2b: LocalE2B, make_pool: MakePool, threads: ThreadPoolExecutor
+) -> None:
+    e2b.set_script({"run": {"run_s": 1, **OK_RUN}})
+    pool = sessions(make_pool, max_concurrent_runs=4)
+    calls = [threads.submit(pool.run, "1", 60, "mark") for _ in range(10)]
+    busy = [c for c in calls if "still running" in c.result().problem]
+    assert len(busy) == 10 - 1 - 3
+    assert len(set(used_by(e2b.state()))) == 1
+
+
+def test_two_first_calls_of_a_session_have_one_sandbox(
+    e2b: LocalE2B, make_pool: MakePool, threads: ThreadPoolExecutor
+) -> None:
+    e2b.set_script({"run": OK_RUN, "create": {"delay_s": 0.3}})
+    pool = sessions(make_pool)
+    calls = [threads.submit(pool.run, "1", 5, "mark") for _ in range(3)]
+    assert {call.result().outcome for call in calls} == {"ok"}
+    assert e2b.state()["created"] == 1

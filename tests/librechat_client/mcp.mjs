@@ -58,12 +58,18 @@ function formatForOtherProvider({ content }) {
 }
 
 /** Connects to <baseUrl>/mcp, pings, lists the tools, and calls the first tool once for each of
- * `inputs`, its arguments. `key`, unless '', is sent as LibreChat sends a stanza's `headers`. */
-export async function mcp(baseUrl, inputs, key) {
+ * `inputs`, its arguments. `key` and `sessionId`, unless '', are sent as LibreChat sends a
+ * stanza's `headers`. */
+export async function mcp(baseUrl, inputs, key, sessionId) {
   const exchanges = [];
   const underWay = [];
   const transport = new StreamableHTTPClientTransport(new URL('/mcp', baseUrl), {
-    requestInit: { headers: key ? { Authorization: `Bearer ${key}` } : {} },
+    requestInit: {
+      headers: {
+        ...(key ? { Authorization: `Bearer ${key}` } : {}),
+        ...(sessionId ? { 'X-Session-Id': sessionId } : {}),
+      },
+    },
     fetch: recordingFetch(exchanges, underWay),
   });
   const client = new Client(
