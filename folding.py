@@ -11,11 +11,12 @@ import re
 # - `…/interactiveshell.py:3756: UserWarning: To exit: use 'exit', …`, after sys.exit();
 # - `WARNING: Running pip as the 'root' user can result in broken permissions …`.
 _NOISE = r"""(?mx)
-    ^ \S*/pydantic/main\.py:\d+:[ ]UserWarning:[ ]Pydantic[ ]serializer[ ]warnings:\n
+    ^ [^\n]*/pydantic/main\.py:\d+:[ ]UserWarning:[ ]Pydantic[ ]serializer[ ]warnings:\n
     (?: [ ]{2}PydanticSerializationUnexpectedValue\(Expected[ ]`\w*Chart`[ ]-[ ]
         [^\n]* input_type=\w*Chart\]\)\n )+
     [ ]{2}return[ ]self\.__pydantic_serializer__\.to_python\(\n?
-    | ^ \S*/IPython/core/interactiveshell\.py:\d+:[ ]UserWarning:[ ]To[ ]exit:[ ][^\n]*\n
+    | ^ [^\n]*/IPython/core/interactiveshell\.py:\d+:
+        [ ]UserWarning:[ ]To[ ]exit:[ ][^\n]*\n
     (?: [ ]{2}warn\("To[ ]exit:[^\n]*\n? )?
     | ^ WARNING:[ ]Running[ ]pip[ ]as[ ]the[ ]'root'[ ]user[ ]can[ ]result[ ]in[ ][^\n]*
     https://pip\.pypa\.io/warnings/venv[^\n]*\n?"""

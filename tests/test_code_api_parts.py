@@ -327,6 +327,8 @@ def test_the_cells_run_in_any_python(tmp_path: Path, python: str) -> None:
     ran = subprocess.run(
         [python, "-"],
         input=program.replace("/mnt/data", str(data)).encode(),
+        # Of a locale that is not installed bash would warn.
+        env=os.environ | {"LC_ALL": "C"},
         capture_output=True,
         check=False,
     )

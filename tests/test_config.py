@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import FrozenInstanceError, fields
 from pathlib import Path
+from tempfile import gettempdir
 from typing import Any
 
 import pytest
@@ -314,7 +315,9 @@ def test_an_address_that_a_link_could_not_hold_is_refused(
     assert "together" not in message
 
 
-@pytest.mark.parametrize("environ", [{"IMAGE_DIR": "/"}, {"IMAGE_URL": "/images"}])
+@pytest.mark.parametrize(
+    "environ", [{"IMAGE_DIR": gettempdir()}, {"IMAGE_URL": "/images"}]
+)
 def test_a_folder_without_an_address_or_the_reverse_is_refused(
     environ: dict[str, str],
 ) -> None:

@@ -953,7 +953,7 @@ def test_a_traceback_of_2_mb_coloured_is_stripped_and_cut_its_last_lines_kept(
 def test_one_more_run_than_the_cap_is_refused_in_under_100_ms_with_retry_after(
     service: Service, e2b: LocalE2B
 ) -> None:
-    e2b.set_script({"run": {"run_s": 1.5, **OK_RUN}})
+    e2b.set_script({"run": {"run_s": 4, **OK_RUN}})
     with requests.Session() as session, ThreadPoolExecutor(20) as threads:
         session.get(f"{service.url}/health", timeout=5)
         running = [threads.submit(service.execute) for _ in range(20)]
@@ -967,7 +967,7 @@ def test_one_more_run_than_the_cap_is_refused_in_under_100_ms_with_retry_after(
             30,
         )
         fastest_s = {"refusal": 9.0, "health": 9.0}
-        for _ in range(3):
+        for _ in range(10):
             refusal = session.post(
                 f"{service.url}/execute", json={"code": "1"}, timeout=5
             )
@@ -982,6 +982,8 @@ def test_one_more_run_than_the_cap_is_refused_in_under_100_ms_with_retry_after(
             fastest_s["health"] = min(
                 fastest_s["health"], health.elapsed.total_seconds()
             )
+            if max(fastest_s.values()) < 0.1:
+                break  # or before all runs have ended, on a busy machine
         assert max(fastest_s.values()) < 0.1
         assert {row.result().headers["X-Run-Outcome"] for row in running} == {"ok"}
 

@@ -409,7 +409,7 @@ def told(untraced: None) -> dict[str, Any]:
         capture_output=True,
         text=True,
         check=True,
-        timeout=60,
+        timeout=300,
     )
     texts = re.sub(r"ipykernel_\d+/\d+\.py|\d{6,}\.py", same_length, child.stdout)
     return dict(zip(cells, json.loads(texts), strict=True))
