@@ -1,4 +1,4 @@
-"""What the service's routes promise, over real sockets: POST /execute first, then who may call."""
+"""What the routes promise, over real sockets: POST /execute, then who may call."""
 
 from __future__ import annotations
 
@@ -37,10 +37,13 @@ from proxy import create_app
 
 API_KEY = "a-key-that-is-long-enough-to-be-one"
 JSON = {"Content-Type": "application/json"}
-SVG = '<svg xmlns="http://www.w3.org/2000/svg" width="4" height="3"><path d="M0 0h4v3z"/></svg>'
+SVG = (
+    '<svg xmlns="http://www.w3.org/2000/svg" width="4" height="3">'
+    '<path d="M0 0h4v3z"/></svg>'
+)
 
 
-# --- services ---------------------------------------------------------------------------------
+# --- services -------------------------------------------------------------------------
 
 
 @pytest.fixture(autouse=True)
@@ -70,7 +73,7 @@ def shown(service: Service, e2b: LocalE2B) -> requests.Response:
     return execute(service, SHOWN)
 
 
-# --- what a sandbox answers, and what is sent and read ----------------------------------------
+# --- what a sandbox answers, and what is sent and read --------------------------------
 
 
 def post(service: Service, body: bytes | str, **headers: str) -> requests.Response:
@@ -135,7 +138,7 @@ def run_requests(e2b: LocalE2B) -> list[dict[str, Any]]:
     return [request for request in e2b.state()["requests"] if request["kind"] == "run"]
 
 
-# --- the reply --------------------------------------------------------------------------------
+# --- the reply ------------------------------------------------------------------------
 
 HELLO = "print('Hello, World!')"
 HELLO_REPLY = (
@@ -184,7 +187,8 @@ def test_the_parts_of_the_text_stand_in_one_order_parted_by_a_blank_line(
             "**Console Output:**\n```\na line\n\n```",
             "**Stderr:**\n```\na warning\n```",
             "**Result:**\n```\nfirst value\n*second*\n```",
-            "**Execution Error:**\n```\nTraceback (most recent call last)\nCell In[1], line 1\n"
+            "**Execution Error:**\n```\nTraceback (most recent call last)\n"
+            "Cell In[1], line 1\n"
             "ValueError: no\n```",
             "Note: 1 figure left out: only png, jpeg and svg can be shown,"
             " so draw it with matplotlib.",
@@ -269,7 +273,7 @@ def test_what_is_no_picture_is_left_out_and_the_text_says_why(
     assert "Note: 1 picture left out: not valid base64." in text_of(response)
 
 
-# --- how a run ended --------------------------------------------------------------------------
+# --- how a run ended ------------------------------------------------------------------
 
 OUTCOMES = {
     "ok": ({"run": OK_RUN}, "ok"),
@@ -324,7 +328,7 @@ def test_every_run_has_a_sandbox_of_its_own_that_is_killed(
     assert after["alive"] == 0
 
 
-# --- what may be sent -------------------------------------------------------------------------
+# --- what may be sent -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -345,7 +349,7 @@ def test_code_is_sent_once_and_exactly_as_it_came(
     assert execute(service, code).status_code == 200
     sent = [request["body"]["code"] for request in run_requests(e2b)[runs_before:]]
     assert sent.count(code) == 1
-    # Another cell may go before it: cell magics do not work in the first cell of a sandbox.
+    # Another cell may go before it: cell magics do not work in a sandbox's first cell.
     assert set(sent) <= {code, MAKE_DATA_FOLDER}
 
 
@@ -419,7 +423,7 @@ def test_unknown_fields_are_ignored_and_never_forwarded(
     assert create["headers"]["x-api-key"] == E2B_KEY
 
 
-# --- bad requests: refused before any sandbox is created --------------------------------------
+# --- bad requests: refused before any sandbox is created ------------------------------
 
 
 def with_timeout(timeout: str) -> str:
@@ -637,7 +641,7 @@ def test_an_unknown_path_is_404(service: Service, path: str) -> None:
         assert error_of(response)["code"] == "not_found"
 
 
-# --- the API key ------------------------------------------------------------------------------
+# --- the API key ----------------------------------------------------------------------
 
 KEYS = {
     "none": [],
@@ -686,8 +690,8 @@ def test_without_the_api_key_it_is_401_with_www_authenticate_and_no_sandbox(
 def test_with_the_api_key_a_run_is_served(
     guarded: Service, scheme: str, blanks: str
 ) -> None:
-    # Blanks at the end are no part of a header's value (RFC 9110, section 5.5): gunicorn strips
-    # them, so the service cannot see, and refuse, a key that is followed by some.
+    # Blanks at the end are no part of a header's value (RFC 9110, section 5.5):
+    # gunicorn strips them, so the service cannot see, and refuse, them.
     header = f"Authorization: {scheme} {API_KEY}{blanks}"
     assert raw_execute(guarded, "Host: localhost", header).status_code == 200
 
@@ -727,7 +731,7 @@ def test_everything_else_needs_the_key(guarded: Service, tmp_path: Path) -> None
             assert response.headers["WWW-Authenticate"] == "Bearer"
 
 
-# --- web pages of other origins, and names that lead here -------------------------------------
+# --- web pages of other origins, and names that lead here -----------------------------
 
 HOSTS = {
     "127.0.0.1": 200,
@@ -885,7 +889,7 @@ def test_no_other_origin_is_ever_let_in(service: Service) -> None:
         ]
 
 
-# --- looking at the service -------------------------------------------------------------------
+# --- looking at the service -----------------------------------------------------------
 
 
 def test_health_tells_the_version_the_keys_and_how_full_it_is(
@@ -1055,7 +1059,7 @@ def test_metrics_count_what_was_done(guarded: Service, e2b: LocalE2B) -> None:
     assert grown == [1, 1, len(png), 2, 2]
 
 
-# --- headers ----------------------------------------------------------------------------------
+# --- headers --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -1099,7 +1103,7 @@ def test_a_request_id_that_is_none_is_replaced(service: Service, given: bytes) -
     assert re.fullmatch("[0-9a-f]{32}", response.headers["X-Request-Id"])
 
 
-# --- real code --------------------------------------------------------------------------------
+# --- real code ------------------------------------------------------------------------
 
 
 SHOWN = """\
@@ -1199,7 +1203,8 @@ def test_sys_exit_ends_a_run_as_it_ends_a_program(
         f"SystemExit: {value}\n"
     )
     warned = (
-        "/usr/local/lib/python3.13/dist-packages/IPython/core/interactiveshell.py:3585: "
+        "/usr/local/lib/python3.13/dist-packages/IPython/core/"
+        "interactiveshell.py:3585: "
         "UserWarning: To exit: use 'exit', 'quit', or Ctrl-D.\n"
         "  warn(\"To exit: use 'exit', 'quit', or Ctrl-D.\", stacklevel=1)\n"
     )

@@ -2,8 +2,9 @@
 
     python dev/size.py
 
-What the README says of it is held by tests/test_size.py. Prints for each file, and for all of them: syntax nodes (as `ast.walk` counts them),
+Prints for each file, and for all of them: syntax nodes (as `ast.walk` counts them),
 lines of code (without comments, docstrings and blank lines) and nodes a line of code.
+tests/test_size.py holds the limits, and what the README says of it.
 """
 
 from __future__ import annotations

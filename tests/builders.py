@@ -22,7 +22,7 @@ RED_SVG = (
 
 
 def is_running(state: dict[str, Any]) -> bool:
-    """Whether code runs. Lists may follow: of sandboxes whose create was not answered."""
+    """Whether code runs. Lists may follow, in search of a create without an answer."""
     kinds = [request["kind"] for request in state["requests"]]
     own = [kind for kind in kinds if kind in ("create", "run")]
     return bool(state["alive"]) and own[-1:] == ["run"]

@@ -47,7 +47,7 @@ PARSE_ERROR, INVALID_REQUEST, UNKNOWN_METHOD, INVALID_PARAMS = (
 LOGIN_WORDS = re.compile("401|oauth|authentication", re.IGNORECASE)
 
 
-# --- services ---------------------------------------------------------------------------------
+# --- services -------------------------------------------------------------------------
 
 
 @pytest.fixture(autouse=True)
@@ -73,7 +73,7 @@ def guarded(start: Callable[..., Service]) -> Service:
     return start(PROXY_API_KEY=API_KEY)
 
 
-# --- messages ---------------------------------------------------------------------------------
+# --- messages -------------------------------------------------------------------------
 
 
 def post(service: Service, body: bytes | str, **headers: str) -> requests.Response:
@@ -142,7 +142,7 @@ def images_of(result: dict[str, Any]) -> list[tuple[str, bytes]]:
     ]
 
 
-# --- what a sandbox answers -------------------------------------------------------------------
+# --- what a sandbox answers -----------------------------------------------------------
 
 
 @contextmanager
@@ -163,7 +163,7 @@ def one_run_under_way(e2b: LocalE2B, service: Service) -> Iterator[None]:
         caller.join()
 
 
-# --- the session that is none -----------------------------------------------------------------
+# --- the session that is none ---------------------------------------------------------
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -308,7 +308,7 @@ def test_a_version_in_the_header_that_is_not_served_is_400(
     assert e2b.state()["created"] == created_before
 
 
-# --- what is malformed or unknown ----------------------------------------------------
+# --- what is malformed or unknown -----------------------------------------------------
 
 MALFORMED = {
     "empty": ("", PARSE_ERROR),
@@ -424,7 +424,7 @@ def test_a_body_over_1_mib_is_413_before_it_is_sent(service: Service) -> None:
         assert connection.getresponse().status == 413
 
 
-# --- the tool ---------------------------------------------------------------------------------
+# --- the tool -------------------------------------------------------------------------
 
 
 def test_the_text_comes_without_the_echo_of_the_code(
@@ -520,14 +520,14 @@ def test_as_many_pictures_as_fit_arrive_in_under_16_mib(
     )
 
 
-# --- what the model should act on is a result with isError ------------------------------------
+# --- what the model should act on is a result with isError ----------------------------
 
 
 FAILED = "Error: tool call failed: "  # by which LibreChat knows one
 
 
 def error_text(result: dict[str, Any]) -> str:
-    """The text of a result that is an error, which cannot be taken for a failed login."""
+    """The text of a result that is an error, and cannot pass for a failed login."""
     assert result["isError"] is True
     assert not LOGIN_WORDS.search(text_of(result))
     text = text_of(result)
@@ -613,7 +613,7 @@ def test_arguments_that_are_missing_are_a_result_too(service: Service) -> None:
     assert "code" in error_text(ask(service, "tools/call", {"name": "execute_python"}))
 
 
-# --- the same guards and limits as for /execute -----------------------------------------------
+# --- the same guards and limits as for /execute ---------------------------------------
 
 
 @pytest.mark.parametrize(("timeout", "limit_s"), [(None, 30), (5, 5), (10**9, 30)])

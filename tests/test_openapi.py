@@ -1,4 +1,4 @@
-"""openapi.json, held against the specification, LibreChat's needs and the running service."""
+"""openapi.json, held against its specification, LibreChat and the running service."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ MAX_CODE_CHARS, RUN_TIMEOUT_S = 2000, 20
 EXAMPLES = 120
 
 
-# --- services ---------------------------------------------------------------------------------
+# --- services -------------------------------------------------------------------------
 
 
 @pytest.fixture(autouse=True)
@@ -68,7 +68,7 @@ def served(service: Service) -> Any:
     return response.json()
 
 
-# --- the document by itself -------------------------------------------------------------------
+# --- the document by itself -----------------------------------------------------------
 
 
 def operation_of(document: Any) -> Any:
@@ -100,7 +100,7 @@ def test_the_document_is_valid_openapi(served: Any) -> None:
 
 
 def test_nothing_stands_behind_a_ref_or_an_alternative() -> None:
-    # LibreChat resolves $ref at three places only, and makes "unknown" of an alternative.
+    # LibreChat resolves $ref at three places, and makes "unknown" of an alternative.
     assert not {"$ref", "anyOf", "oneOf", "allOf"} & set(keys_in(DOCUMENT))
 
 
@@ -130,7 +130,7 @@ def test_the_document_names_the_service_as_the_compose_file_does() -> None:
     assert DOCUMENT["info"]["version"] == VERSION
 
 
-# --- where it is served -----------------------------------------------------------------------
+# --- where it is served ---------------------------------------------------------------
 
 ADDRESSES = {
     "code.example.com": "http://code.example.com",
@@ -189,7 +189,7 @@ def test_the_file_has_the_default_limits(guarded: Service) -> None:
     assert fields_of(document) == fields_of(DOCUMENT)
 
 
-# --- held against the running service ---------------------------------------------------------
+# --- held against the running service -------------------------------------------------
 
 
 def execute(service: Service, body: Any, **headers: str) -> requests.Response:
@@ -299,8 +299,8 @@ def test_whatever_is_sent_the_answer_is_a_documented_one(
 ) -> None:
     """Schemathesis makes requests out of the document, good ones and bad ones.
 
-    What gunicorn's parser answers to bytes that are no request (400, 408, 431) is not of concern
-    here: the document is about requests.
+    What gunicorn's parser answers to bytes that are no request (400, 408, 431) is not
+    of concern here: the document is about requests.
     """
     operation = schemathesis.openapi.from_dict(served)["/execute"]["POST"]
     statuses = set()
@@ -315,8 +315,8 @@ def test_whatever_is_sent_the_answer_is_a_documented_one(
     @given(case=operation.as_strategy(generation_mode=mode))
     def check(case: Any) -> None:
         fields = case.body if isinstance(case.body, dict) else {}
-        # The document is stricter than the service in one way (a field that is null counts as left
-        # out) and laxer in another (code must not be blank).
+        # The document is stricter than the service in one way (a field that is null
+        # counts as left out) and laxer in another (code must not be blank).
         assume(mode.is_positive or None not in fields.values())
         assume(mode.is_negative or fields["code"].strip())
         response = case.call(base_url=service.url, session=http, timeout=30)
