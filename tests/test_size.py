@@ -16,7 +16,7 @@ SIZES = sizes_by_file()
 TOTAL = size.total(list(SIZES.values()))
 
 # Raised only by what a new feature is allowed to cost, in the commit that adds it.
-MAX_NODES = 28_600
+MAX_NODES = 29_500
 # flask has 6.7, httpx 6.1, starlette 7.3: to come down to 7.6 over all, 8.5 in a file.
 MAX_NODES_A_LINE = 8.1
 MAX_NODES_A_LINE_OF_A_FILE = 10.0
