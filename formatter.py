@@ -29,6 +29,7 @@ _MAX_LINE_CHARS = 300
 _NO_OUTPUT = "Code executed successfully, without output. Use print() to see a value."
 # Where a syntax error is, for those who do not see its line: ` (723130331.py, line 5)`.
 _LINE_OF_ERROR = r" \(\S+, line \d+\)\Z"
+Parts = dict[str, Clipped]  # by their headings
 # So many that a fence around them would be as long again.
 _MANY_BACKTICKS = re.compile("`{100,}")
 
@@ -52,51 +53,61 @@ def format_plain(run: Run, max_output_chars: int) -> str:
     parts = _parts(run, max_output_chars)
     failure = _failure(run)
     texts = [failure]
-    others = {
-        name: part.text() for name, part in parts.items() if part.text() != failure
-    }
-    for name, text in others.items():
-        if len(others) > 1:
-            texts.append(f"{name}:\n{text}")
-        else:
-            texts.append(text)
-    notes = [f"[{note}]" for note in _notes(run, parts)]
+    error = parts.get("Execution Error")
+    if error and error.text() == failure:
+        del parts["Execution Error"]
+    has_labels = len(parts) > 1
+    for name, part in parts.items():
+        text = part.text()
+        if has_labels:
+            text = f"{name}:\n{text}"
+        texts.append(text)
+    notes = _notes(run, parts)
     if run.pictures:
-        notes.append(f"[{_drawn(run.pictures)}]")
-    return _joined(run, texts, notes).replace("![", "!\u200b[")
+        notes.append(_drawn(run.pictures))
+    notes = [f"[{note}]" for note in notes]
+    text = _joined(run, texts, notes)
+    return text.replace("![", "!\u200b[")
 
 
 def _joined(run: Run, texts: list[str], notes: list[str]) -> str:
-    paragraphs = [*texts, "\n".join(notes)]
-    text = "\n\n".join(filter(None, paragraphs))
-    return text if text or run.pictures else _NO_OUTPUT
+    texts.append("\n".join(notes))
+    text = "\n\n".join(filter(None, texts))
+    if not text and not run.pictures:
+        return _NO_OUTPUT
+    return text
 
 
-def _parts(run: Run, max_chars: int) -> dict[str, Clipped]:
+def _parts(run: Run, max_chars: int) -> Parts:
     """The texts of a run by their headings, printable, cut to `max_chars` together."""
-    error = _error_text(run)
+    text = _error_text(run)
+    error = Clipped(len(text), text)
     usage_error = f"UsageError: {run.error_value}"  # of a magic, is on stderr too
     stderr = run.stderr.map(_clean).map(
         lambda text: text.removesuffix(usage_error),
     )
-    is_drawn = run.pictures or run.values.kept
-    values = run.values if is_drawn else run.drawings
+    values = run.values
+    if not run.pictures and not values.kept:
+        values = run.drawings
     parts = {
         "Console Output": run.stdout.map(_clean).map(fold_printed),
         "Stderr": stderr.map(fold_logged),
         "Result": values.map(_clean).map(fold_always),
-        "Execution Error": Clipped(len(error), error).map(_clean),
+        "Execution Error": error.map(_clean),
     }
-    shown = {name: part for name, part in parts.items() if part.kept}
-    _cut(list(shown.values()), max_chars)
+    shown = {}
+    for name, part in parts.items():
+        if part.kept:
+            shown[name] = part
+    _cut(shown, max_chars)
     return shown
 
 
-def _cut(parts: list[Clipped], max_chars: int) -> None:
+def _cut(parts: Parts, max_chars: int) -> None:
     """Cut the parts to `max_chars` together, the longest ones most."""
     count = len(parts)
     shortest_first = sorted(
-        parts,
+        parts.values(),
         key=lambda part: part.kept,
     )
     for part in shortest_first:
@@ -106,7 +117,7 @@ def _cut(parts: list[Clipped], max_chars: int) -> None:
         count -= 1
 
 
-def _notes(run: Run, parts: dict[str, Clipped]) -> list[str]:
+def _notes(run: Run, parts: Parts) -> list[str]:
     notes = [run.note] if run.note else []
     for name, part in parts.items():
         if part.missing:
@@ -125,22 +136,22 @@ def _failure(run: Run) -> str:
     """The line that says most of why a run was not a normal one, if it was not."""
     if run.outcome == "ok":
         return ""
-    text = run.problem or f"{run.error_name}: {run.error_value.strip()}"
-    line = _clean(text).split("\n")[0]
-    return line[:_MAX_LINE_CHARS]
+    value = run.error_value.strip()
+    text = run.problem or f"{run.error_name}: {value}"
+    lines = _clean(text).split("\n")
+    return lines[0][:_MAX_LINE_CHARS]
 
 
 def _drawn(pictures: list[Picture]) -> str:
     """What the model still has of its pictures on the next turn."""
     sizes = []
     for picture in pictures:
-        width, height = size_in_pixels(picture)
-        sizes.append(f"{width} x {height}")
-    number = len(sizes)
+        size = map(str, size_in_pixels(picture))
+        sizes.append(" x ".join(size))
     drawn = "1 picture was drawn and is"
-    if number > 1:
-        drawn = f"{number} pictures were drawn and are"
-    return f"{drawn} shown to the user: {', '.join(sizes)}"
+    if len(sizes) > 1:
+        drawn = f"{len(sizes)} pictures were drawn and are"
+    return f"{drawn} shown to the user: " + ", ".join(sizes)
 
 
 def echo(code: str) -> str:
@@ -152,9 +163,10 @@ def fence(text: str, language: str = "") -> str:
     """Quote a text so that nothing in it ends the quotation.
 
     https://spec.commonmark.org/0.31.2/#fenced-code-blocks"""
-    backticks = re.findall("`+", text)
-    longest = max(map(len, backticks), default=0)
-    ticks = "`" * max(3, longest + 1)
+    longest = 2  # a fence has three or more
+    for backticks in re.findall("`+", text):
+        longest = max(longest, len(backticks))
+    ticks = "`" * (longest + 1)
     return f"{ticks}{language}\n{text}\n{ticks}"
 
 
@@ -190,4 +202,6 @@ def _printable(text: str) -> str:
         lambda character: f"\\u{ord(character[0]):04x}",
         text,
     )
-    return text.encode("utf-8", "replace").decode()  # lone surrogates cannot be sent
+    # Lone surrogates cannot be sent.
+    encoded = text.encode("utf-8", "replace")
+    return encoded.decode()

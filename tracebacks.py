@@ -71,7 +71,12 @@ _SYNTAX_ERROR = re.compile(
 )
 
 
-def renumber_run(run: Run, code: str, sandbox_id: str, is_first_cell: bool) -> None:
+def renumber_run(
+    run: Run,
+    code: str,
+    sandbox_id: str,
+    is_first_cell: bool,
+) -> None:
     """Have a run's texts count from the caller's first line, and not name the sandbox.
 
     `code` is the cell as it was sent; of a later cell only the headings are parted."""

@@ -12,7 +12,6 @@ from config import OVERHEAD_S, Config, log
 from pictures import SVG, BadPicture, Picture, picture_from
 from run import Run
 
-_FOLDER = Path(__file__).parent
 _BUDGET_S = 5.0  # for all pictures of a reply
 _children = threading.BoundedSemaphore(2)  # each is a process of up to 1 GiB
 _SVG_TEXT = re.compile(rb"<(\w+:)?text")
@@ -47,24 +46,23 @@ def shrink(run: Run, config: Config) -> None:
     limit = config.mcp_image_bytes
     if run.picture_bytes > 2 * limit:
         limit = min(limit, 2 * limit // len(run.pictures))
-    large = [picture for picture in run.pictures if len(picture.data) > limit]
-    if not limit or not large:
+    sizes = [len(picture.data) for picture in run.pictures]
+    if not limit or max(sizes, default=0) <= limit:
         return
     command = ["shrink_pictures.py", str(limit)]
-    lines = b"\n".join(b64encode(picture.data) for picture in large)
+    lines = [b64encode(picture.data) for picture in run.pictures]
     try:
-        answer = _child(command, lines, "a picture", _give_up_at(run))
+        answer = _child(command, b"\n".join(lines), "a picture", _give_up_at(run))
     except BadPicture as exc:
         log.warning("pictures stay as large as they are: %s", exc)
         return
-    smaller = dict(zip(large, answer.split(), strict=False))
-    for index, picture in enumerate(run.pictures):
-        if picture in smaller:
-            run.pictures[index] = picture_from(b64decode(smaller[picture]))
+    smaller = map(b64decode, answer.split())
+    run.pictures = list(map(picture_from, smaller))
 
 
 def _give_up_at(run: Run) -> float:
-    overhead_s = sum(s for step, s in run.durations_s.items() if step != "run")
+    steps = run.durations_s
+    overhead_s = sum(steps.values()) - steps.get("run", 0)
     return monotonic() + min(_BUDGET_S, OVERHEAD_S - overhead_s)
 
 
@@ -87,7 +85,7 @@ def _child(command: list[str], data: bytes, what: str, give_up_at: float) -> byt
     script, *arguments = command
     try:
         child = subprocess.run(
-            [sys.executable, "-I", _FOLDER / script, *arguments],
+            [sys.executable, "-I", Path(__file__).with_name(script), *arguments],
             input=data,
             capture_output=True,
             timeout=max(0.1, give_up_at - monotonic()),

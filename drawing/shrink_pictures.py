@@ -1,7 +1,7 @@
 """A child process: pictures on stdin, smaller ones on stdout, in the same limits.
 
-Each line is a picture in base64; the argument is how many bytes one may have. A line
-that cannot be made smaller comes back as it is. Decoders are what attackers look at
+Each line is a picture in base64; the argument is how many bytes one may have. One that
+has no more, or cannot be made smaller, comes back as it is. Decoders are what attackers look at
 first: one that breaks ends this process and no other."""
 
 import io
@@ -13,7 +13,13 @@ from resource import RLIMIT_AS, RLIMIT_CORE, RLIMIT_CPU, RLIMIT_NOFILE, setrlimi
 
 from PIL import Image, ImageChops, ImageStat
 
-LIMITS = {RLIMIT_AS: 1024**3, RLIMIT_CPU: 5, RLIMIT_CORE: 0, RLIMIT_NOFILE: 3}
+LIMITS = {
+    RLIMIT_AS: 1024**3,
+    RLIMIT_CPU: 5,
+    RLIMIT_CORE: 0,
+    RLIMIT_NOFILE: 3,  # nothing can be opened any more
+}
+FORMATS = ("PNG", "JPEG")
 BOX = (768, 2000)  # LibreChat shows no more
 # Tried in this order: PNG for what is drawn, JPEG for photographs.
 COLOURS = (256, 64, 16)
@@ -26,10 +32,9 @@ INVISIBLE = 5
 def encodings(image: Image.Image) -> Iterator[bytes]:
     """What shows no difference, or is usual for photographs, the best first."""
     for colours in COLOURS:
-        reduced = image.quantize(
-            colours, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE
-        )
-        difference = ImageChops.difference(image, reduced.convert("RGB"))
+        reduced = image.quantize(colours, Image.Quantize.FASTOCTREE)
+        shown = reduced.convert("RGB")
+        difference = ImageChops.difference(image, shown)
         if max(ImageStat.Stat(difference).rms) < INVISIBLE:
             yield encoded(reduced, "PNG")
     for quality in QUALITIES:
@@ -43,7 +48,8 @@ def encoded(image: Image.Image, file_format: str, quality: int = 0) -> bytes:
 
 
 def shrunk(data: bytes, max_bytes: int) -> bytes:
-    drawn = Image.open(io.BytesIO(data), formats=("PNG", "JPEG")).convert("RGBA")
+    file = Image.open(io.BytesIO(data), formats=FORMATS)
+    drawn = file.convert("RGBA")
     drawn.thumbnail(BOX, Image.Resampling.LANCZOS)
     image = Image.new("RGB", drawn.size, "white")
     image.paste(drawn, mask=drawn)
@@ -51,14 +57,18 @@ def shrunk(data: bytes, max_bytes: int) -> bytes:
         for smaller in encodings(image):
             if len(smaller) <= max_bytes:
                 return smaller
-        size = (image.width * 4 // 5, image.height * 4 // 5)
-        image = image.resize(size, Image.Resampling.LANCZOS)
+        width = image.width * 4 // 5
+        height = image.height * 4 // 5
+        image = image.resize((width, height))
 
 
 Image.preinit()  # what it needs is loaded while files can be opened
 for what, limit in LIMITS.items():
     setrlimit(what, (limit, limit))
-for line in sys.stdin.buffer:
+max_bytes = int(sys.argv[1])
+for line in sys.stdin:
     with suppress(OSError, ValueError, SyntaxError):  # a broken picture
-        line = b64encode(shrunk(b64decode(line), int(sys.argv[1])))
-    print(line.decode().strip(), flush=True)
+        data = b64decode(line)
+        if len(data) > max_bytes:
+            line = b64encode(shrunk(data, max_bytes)).decode()
+    print(line.strip(), flush=True)
