@@ -198,6 +198,31 @@ class TestLongOutput:
         assert 0 < len(run.error_value) <= LIMIT
         assert set(run.error_value) == {"v"}
 
+    @pytest.mark.parametrize("entry", ['"a": 0, ', "[], ", "{}, ", "1, ", '"\\\\", '])
+    def test_a_value_that_costs_too_much_to_parse_is_dropped_but_for_its_text(
+        self, entry: str
+    ) -> None:
+        value = '{"type": "result", "text": "cut \\"…\\"", "json": [%s0]}\n'
+        run = run_of((value % (entry * 250_000)).encode(), END)
+        assert run.values.head == 'cut "…"'
+        [(what, why)] = run.left_out
+        assert what == "output"
+        assert why.endswith(" MB of text, which is over every limit")
+
+    def test_what_stands_inside_of_a_string_costs_nothing(self) -> None:
+        text = '{"a": ["\\\\", [1, 2]]}, ' * 100_000
+        reader = read(result(html=text), error("E", text, text + "the end"), END)
+        assert not reader.broken
+        assert reader.run.traceback.endswith("the end")
+        assert "over every limit" not in str(reader.run.left_out)
+
+    def test_an_error_over_every_limit_is_still_an_error(self) -> None:
+        run = run_of(error("ValueError", "x" * 20_000_000), END)
+        assert run.error_name == "Error"
+        assert run.left_out == {
+            ("output", "40.0 MB of error, which is over every limit"): 1
+        }
+
     def test_notes_are_bounded_too(self) -> None:
         run = Run.empty(LIMIT)
         for number in range(1000):
