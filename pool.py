@@ -116,14 +116,18 @@ class _Slots:
         self._waiting = 0  # callers in `take`
         self._waiting_for_turn = 0  # callers in `turn`
         self._marks_in_use: set[str] = set()
-        self._marks_ended: dict[str, None] = {}  # the longest ago first
+        self._marks_ended: dict[str, str] = {}  # by itself, the longest ago first
         self._ended_s: defaultdict[date, float] = defaultdict(float)
 
     @contextmanager
     def turn(self, mark: str, timeout_s: float) -> Iterator[None]:
         """Have a session to oneself. Raises Unavailable while other calls have it.
 
-        Each call that waits holds a thread, so not more than half as many as runs do."""
+        Each call that waits holds a thread, so not more than half as many as runs do. Without a
+        mark there is nothing to wait for."""
+        if not mark:
+            yield
+            return
         with self._changed:
             if mark in self._marks_in_use:
                 if self._waiting_for_turn > self._config.max_concurrent_runs // 2:
@@ -199,22 +203,22 @@ class _Slots:
 
     def _note_end(self, slot: _Slot) -> None:
         if slot.mark and slot.sandbox.has_run:
-            self._marks_ended[slot.mark] = None
+            self._marks_ended[slot.mark] = slot.mark
             if len(self._marks_ended) > _MARKS_REMEMBERED:
                 del self._marks_ended[next(iter(self._marks_ended))]
 
     def has_ended(self, mark: str) -> bool:
         """Whether this session's sandbox is known to be gone; True once for each."""
         with self._changed:
-            is_known = mark in self._marks_ended
-            self._marks_ended.pop(mark, None)
-            return is_known
+            return self._marks_ended.pop(mark, "") == mark
 
     def is_ending(self, mark: str) -> bool:
         """Whether E2B may still have a sandbox of this session that is being killed."""
         with self._changed:
-            ending = [slot for slot in self._slots if slot.state in ("ending", "lost")]
-            return any(slot.mark == mark for slot in ending)
+            return any(
+                slot.mark == mark and slot.state in ("ending", "lost")
+                for slot in self._slots
+            )
 
     def _free(self) -> int:
         return self._config.max_concurrent_runs - len(self._slots)
@@ -274,8 +278,11 @@ class _Slots:
     def end_all(self, *states: State, at_most: int | None = None) -> list[_Slot]:
         """End those that have a sandbox; return those whose sandbox has to be killed now."""
         with self._changed:
-            slots = [slot for slot in self._slots if slot.state in states]
-            made = [slot for slot in slots if slot.sandbox.exists]
+            made = [
+                slot
+                for slot in self._slots
+                if slot.state in states and slot.sandbox.exists
+            ]
             return [slot for slot in made[:at_most] if self.end(slot)]
 
     def seconds_today(self) -> float:
@@ -313,12 +320,9 @@ class Pool:
         Raises Full; other failures are in the Run."""
         run = Run.empty(self._config.max_output_chars)
         try:
-            if mark:
-                with self._slots.turn(mark, limit_s):
-                    waited_s = monotonic() - run.started_at
-                    self._run_twice(code, math.ceil(limit_s - waited_s), run, mark)
-            else:
-                self._run_twice(code, limit_s, run)
+            with self._slots.turn(mark, limit_s):
+                waited_s = monotonic() - run.started_at
+                self._run_twice(code, math.ceil(limit_s - waited_s), run, mark)
         except Unavailable as exc:
             run.problem = str(exc)
         for step, duration_s in run.durations_s.items():
@@ -326,7 +330,7 @@ class Pool:
         RUNS.labels(run.outcome).inc()
         return run
 
-    def _run_twice(self, code: str, limit_s: int, run: Run, mark: str = "") -> None:
+    def _run_twice(self, code: str, limit_s: int, run: Run, mark: str) -> None:
         """Run it; once more when its sandbox was gone, so that nothing has run."""
         made_by = monotonic() + OVERHEAD_S - _RESERVE_S
         try:

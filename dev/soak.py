@@ -15,6 +15,7 @@ import argparse
 import http.client
 import json
 import random
+import re
 import secrets
 import signal
 import sys
@@ -25,6 +26,7 @@ import zlib
 from base64 import b64encode
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -158,6 +160,7 @@ KILL_FAULTS: tuple[tuple[int, Answer], ...] = (
 )
 # Of create and kill; an honest answer is never one of these.
 FAULTY_STATUSES = {403, 429, 500, 503}
+SESSION_CALLS = 8
 JSON_TYPE = {"Content-Type": "application/json"}
 BAD_REQUESTS: tuple[tuple[str, str, dict[str, str], str, int], ...] = (
     ("POST", "/execute", JSON_TYPE, "{}", 400),
@@ -804,6 +807,7 @@ def soak(plan: Plan) -> Report:
             service.stop()
             if not plan.quick:
                 report.attacks = _attack()
+                report.unexplained += soak_sessions()
             ended_at = time.monotonic()
             wait_s = 0 if plan.quick else RUN_TIMEOUT_S + LIFETIME_MARGIN_S + 1
             while time.monotonic() < ended_at + wait_s and e2b.state()["alive"]:
@@ -817,6 +821,62 @@ def soak(plan: Plan) -> Report:
         report.unexplained += left_over(Path(folder), report.cut_by_kill)
     report.took_s = time.monotonic() - started_at
     return report
+
+
+def soak_sessions() -> list[str]:
+    """What is wrong with sessions, in real kernels: a variable of another one's, or one
+    that is gone without a word. With more sessions than slots, a SIGTERM, and timeouts.
+    """
+    found: list[str] = []
+    port = free_port()
+    with StandIn({}) as e2b:
+        environ = clean_environ(e2b.url) | {
+            "RUN_TIMEOUT_S": "20",
+            "MAX_CONCURRENT_RUNS": "4",
+            "SESSION_IDLE_S": "60",
+        }
+        for _ in range(2):
+            with Service(environ, port), ThreadPoolExecutor(4) as threads:
+                for problems_of_one in threads.map(
+                    lambda number: _one_session(port, number), range(6)
+                ):
+                    found += problems_of_one
+        # 60 s, 20 s for a run and 15 s are their lifetime.
+        give_up_at = time.monotonic() + 100
+        while (alive := e2b.state()["alive"]) and time.monotonic() < give_up_at:
+            time.sleep(1)
+        if alive:
+            found.append(f"{alive} sandboxes of sessions leaked")
+    return found
+
+
+def _one_session(port: int, number: int) -> list[str]:
+    """Each call checks the token that the one before it has set, and sets another."""
+    found = []
+    headers = {**JSON_TYPE, "X-Session-Id": f"soak/{number}"}
+    kept = None
+    for call in range(SESSION_CALLS):
+        token = f"token {number}.{call}.{port}"
+        fails = call == SESSION_CALLS // 2
+        ending = "while True: pass" if fails else "1"
+        code = f"print('had', globals().get('token'))\ntoken = {token!r}\n{ending}"
+        body = json.dumps({"code": code, "timeout": 2 if fails else 20}).encode()
+        connection = http.client.HTTPConnection(LOOPBACK, port, timeout=60)
+        connection.request("POST", "/execute", body, headers)
+        reply = connection.getresponse()
+        text = reply.read().decode()
+        connection.close()
+        text = text.partition("Executed Code")[0]
+        is_gone = "is gone" in text
+        had = re.search(r"had (None|token (\d+)\.\S+)", text)
+        if reply.status != 200 or not had:
+            found.append(f"session {number}: {reply.status} {text[:200]}")
+        elif had[2] not in (None, str(number)):
+            found.append(f"session {number} has seen {had[1]}")
+        elif had[1] == "None" and kept and not is_gone:
+            found.append(f"session {number} lost {kept} without a word")
+        kept = None if fails else token
+    return found
 
 
 def _attack() -> dict[str, tuple[float, float]]:
