@@ -1,4 +1,7 @@
-"""Who calls: three checks of a request's headers, each against an attack, and its session. Pure."""
+"""Who calls, by a request's headers: three checks, each against an attack. Pure.
+
+And the session that the request belongs to.
+"""
 
 import hmac
 import re
@@ -26,8 +29,9 @@ def is_host_served(host: str, allowed_hosts: str) -> bool:
     host = host.lower()
     if _LOCAL_HOST.fullmatch(host):
         return True
-    without_port = re.sub(r":\d+$", "", host)
-    return without_port in re.split("[, ]+", allowed_hosts.lower())
+    name = re.sub(r":\d+$", "", host)
+    names = re.split("[, ]+", allowed_hosts.lower())
+    return name in names
 
 
 def is_origin_own(origin: str, host: str) -> bool:
@@ -37,9 +41,11 @@ def is_origin_own(origin: str, host: str) -> bool:
     POST here. The browser says where the page is from, and no script can change that.
     """
     host = host.lower()
-    over_http = f"http://{host.removesuffix(':80')}"
-    over_https = f"https://{host.removesuffix(':443')}"
-    return origin.lower() in (over_http, over_https)
+    own_origins = (
+        f"http://{host.removesuffix(':80')}",
+        f"https://{host.removesuffix(':443')}",
+    )
+    return origin.lower() in own_origins
 
 
 def bearer_of_basic(authorization: str) -> str:
@@ -65,14 +71,25 @@ def is_key_right(authorization: str, key: str) -> bool:
     """
     scheme, _, token = authorization.partition(" ")
     # As bytes: of texts, only ASCII ones are compared. Headers arrive as latin-1.
-    is_equal = secrets.compare_digest(token.encode("latin-1"), key.encode())
+    is_equal = secrets.compare_digest(
+        token.encode("latin-1"),
+        key.encode(),
+    )
     return is_equal and scheme.lower() == "bearer"
 
 
 def session_mark(session_id: str, key: str) -> str:
-    """What marks the sandbox of a session: it tells nothing of the id without the key.
+    """What marks the sandbox of a session: it says nothing of the id without the key.
 
-    Empty for what is no id: then a call has no session."""
-    if not _SESSION_ID.fullmatch(session_id) or _UNKNOWN_PART.search(session_id):
+    Empty for what is no id: then a call has no session.
+    """
+    if not _SESSION_ID.fullmatch(session_id):
         return ""
-    return hmac.new(key.encode(), session_id.encode(), "sha256").hexdigest()
+    if _UNKNOWN_PART.search(session_id):
+        return ""
+    mark = hmac.new(
+        key.encode(),
+        session_id.encode(),
+        "sha256",
+    )
+    return mark.hexdigest()
