@@ -85,8 +85,10 @@ def is_shown(name: str) -> bool:
 
 def is_written(status: os.stat_result, before: os.stat_result | None) -> bool:
     """Whether it was written, replaced or touched since; the same bytes count too."""
-    fields = ("st_ino", "st_size", "st_mtime_ns", "st_ctime_ns")
-    return any(getattr(status, f) != getattr(before, f, None) for f in fields)
+    for field in ("st_ino", "st_size", "st_mtime_ns", "st_ctime_ns"):
+        if getattr(status, field) != getattr(before, field, None):
+            return True
+    return False
 
 
 def marked_processes() -> list[int]:
@@ -120,8 +122,9 @@ def pass_on(pipe: Any, name: str, left_bytes: int) -> None:
     while is_open:
         data = os.read(pipe.fileno(), PIPE_BYTES)
         is_open = bool(data)
-        text = decoder.decode(data[: max(0, left_bytes)], final=not data)
+        kept = data[: max(0, left_bytes)]
         left_bytes -= len(data)
+        text = decoder.decode(kept, final=not data)
         if text:
             report(**{name: text})
     if left_bytes < 0:
@@ -148,7 +151,8 @@ def watch(process: Process, plan: Plan) -> None:
         kill(process)
     drained_at = time.monotonic() + DRAIN_S
     for reader in readers:
-        reader.join(max(0, drained_at - time.monotonic()))
+        left_s = drained_at - time.monotonic()
+        reader.join(max(0, left_s))
     kill(process)
     for reader in readers:
         reader.join(DRAIN_S)
@@ -161,7 +165,10 @@ def watch(process: Process, plan: Plan) -> None:
         report(note=f"killed by signal {-code}")
     elif code:
         report(note=f"exit code {code}")
-    report(ended="timeout" if timed_out else "error" if code else "ok")
+    if timed_out:
+        report(ended="timeout")
+    else:
+        report(ended="error" if code else "ok")
 
 
 class Exec:
@@ -175,9 +182,11 @@ class Exec:
         os.makedirs(DATA, exist_ok=True)
         self._folder = tempfile.mkdtemp(prefix="exec-")
         folder = DATA if plan["beside_data"] else self._folder
-        # A hidden one, which is no file of the script's.
-        name = f".{secrets.token_hex(8)}" if plan["beside_data"] else ""
-        self._script = os.path.join(folder, name + plan["script_name"])
+        name = plan["script_name"]
+        if plan["beside_data"]:
+            # A hidden one, which is no file of the script's.
+            name = f".{secrets.token_hex(8)}-{name}"
+        self._script = os.path.join(folder, name)
         with open(self._script, "w", encoding="utf-8", newline="") as script:
             script.write(plan["script"])
 
@@ -223,10 +232,11 @@ class Exec:
         Nothing where this program is not root's, or may not do that, in a container.
         """
         home = os.path.expanduser("~user")
-        if os.getuid() != 0 or home == "~user" or not shutil.which("setpriv"):
+        if home == "~user" or os.getuid() != 0:
             return []
         chown = ["chown", "-R", "user:", DATA, self._folder]
-        if subprocess.call(chown, stderr=subprocess.DEVNULL):
+        cannot_chown = subprocess.call(chown, stderr=subprocess.DEVNULL)
+        if cannot_chown or not shutil.which("setpriv"):
             return []
         ENVIRONMENT.update(HOME=home, USER="user", LOGNAME="user")
         return ["setpriv", "--reuid=user", "--regid=user", "--clear-groups"]
@@ -260,8 +270,9 @@ class Exec:
                 report(written=name, size=status.st_size)
             sizes.append(status.st_size)
         report(written_files=len(sizes))
-        is_small = sum(sizes) <= plan["small_bytes"]
-        if is_small and len(sizes) <= plan["max_files"]:
+        are_few = len(sizes) <= plan["max_files"]
+        are_small = sum(sizes) <= plan["small_bytes"]
+        if are_few and are_small:
             for number, size in enumerate(sizes):
                 self.send(number, 0, size)
 

@@ -64,7 +64,8 @@ class Report(Clipped):
         super().__init__(0)  # adds an empty text
 
     def add(self, text: str) -> None:
-        *lines, self._line = (self._line + text).split("\n")
+        text = self._line + text
+        *lines, self._line = text.split("\n")
         try:
             for line in lines:
                 # Anything else is the notebook's own.
@@ -92,8 +93,9 @@ class Report(Clipped):
                 self.deleted.append(self._counted(name, _ENTRY_CHARS))
             case {"ended": "ok" | "error" | "timeout" as outcome} if not self.outcome:
                 self.outcome = outcome
-            case {"written": str(name), "size": int(size)} if size >= 0:
-                self._take_name(self._counted(name, _ENTRY_CHARS), size)
+            case {"written": str(name), "size": int(size)}:
+                self._counted(name, _ENTRY_CHARS)
+                self._take_name(name, size)
             case {"written_files": int(count)}:
                 self.written_files = count
             case {"of": int(number), "packed": str(packed)}:
@@ -109,6 +111,8 @@ class Report(Clipped):
         return text
 
     def _take_name(self, name: str, size: int) -> None:
+        if size < 0:
+            raise BadReport("a size below 0")
         problem = name_problem(name)
         if size > self._max_file_bytes:
             problem = f"it is larger than {self._max_file_bytes:,} bytes"
@@ -130,19 +134,24 @@ class Report(Clipped):
         output = self.outputs.get(number)
         if not output:
             return
+        packed_data = b64decode(packed, validate=True)
         unpacker = zlib.decompressobj()
-        data = unpacker.decompress(b64decode(packed, validate=True), _MAX_CHUNK_BYTES)
+        data = unpacker.decompress(packed_data, _MAX_CHUNK_BYTES)
         output.received_bytes += len(data)
-        if not unpacker.eof or output.received_bytes > output.size_bytes:
-            raise BadReport("other bytes than the file has")
+        if not unpacker.eof:
+            raise BadReport("a chunk that is too large or cut")
+        if output.received_bytes > output.size_bytes:
+            raise BadReport("more bytes than the file has")
         self._session.append(output.file_id, data)
 
     def pieces(self) -> Iterator[tuple[int, int, int]]:
         """What to ask for, a cell each: (number, start, length), in bytes."""
         for number, output in self.outputs.items():
-            for start in range(output.received_bytes, output.size_bytes, _PIECE_BYTES):
+            start = output.received_bytes
+            while start < output.size_bytes:
                 length = min(_PIECE_BYTES, output.size_bytes - start)
                 yield number, start, length
+                start += length
 
     def finish(self) -> list[Output]:
         """Keep in the session, and return, what is whole; the rest is left out."""

@@ -68,8 +68,10 @@ def _text(body: Fields, field_name: str) -> str:
 
 def _list(body: Fields, field_name: str, kind: type) -> list[Any]:
     values = body.get(field_name) or []
-    if not isinstance(values, list) or len(values) > _MAX_ENTRIES:
-        raise BadExec(f"{field_name} must be an array of up to {_MAX_ENTRIES:,}.")
+    if not isinstance(values, list):
+        raise BadExec(f"{field_name} must be an array.")
+    if len(values) > _MAX_ENTRIES:
+        raise BadExec(f"{field_name} has more than {_MAX_ENTRIES:,} entries.")
     if not all(isinstance(value, kind) for value in values):
         raise BadExec(f"{field_name} has an entry of a wrong type.")
     return values
@@ -88,7 +90,8 @@ def _limit_s(body: Fields, run_timeout_s: int) -> int:
     timeout_ms = body.get("timeout")
     if type(timeout_ms) is not int or timeout_ms < 1:
         return run_timeout_s
-    return min(max(1, timeout_ms // 1000), run_timeout_s)
+    timeout_s = max(1, timeout_ms // 1000)
+    return min(timeout_s, run_timeout_s)
 
 
 def _mount(request: ExecRequest, ref: Fields, store: Store) -> None:
@@ -106,7 +109,8 @@ def _mount(request: ExecRequest, ref: Fields, store: Store) -> None:
     except NotStored:
         request.notes.append(f"input {name} is not there any more")
         return
-    if request.input_bytes() + stored.size > MAX_CARRIED_BYTES:
+    total_bytes = request.input_bytes() + stored.size
+    if total_bytes > MAX_CARRIED_BYTES:
         problem = f"all inputs are larger than {MAX_CARRIED_BYTES:,} bytes"
         request.notes.append(f"input {name} was left out: {problem}")
         return

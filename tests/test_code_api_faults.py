@@ -150,15 +150,20 @@ def test_a_sandbox_gone_between_cells_is_replaced_and_gets_all_files_again(
     assert brings_program == [True, False, True, False, False]
 
 
-@pytest.mark.parametrize("fault", ["cut", "reset", "no_end", "not_json"])
+BROKEN = [{"fault": fault} for fault in ("cut", "reset", "no_end", "not_json")]
+BROKEN += [{"status": status, "body": "secret"} for status in (429, 500)]
+
+
+@pytest.mark.parametrize("answer", BROKEN, ids=repr)
 def test_a_fault_while_files_go_in_ends_it_before_the_script(
-    api: CodeApi, script: Callable[..., None], count: Counted, fault: str
+    api: CodeApi, script: Callable[..., None], count: Counted, answer: dict[str, Any]
 ) -> None:
     ref = api.upload("a.bin", os.urandom(5_000_000))
-    script(run=[{}, {"fault": fault}, reported({"stdout": "ran"}, ENDED)])
+    script(run=[{}, answer, reported({"stdout": "ran"}, ENDED)])
     reply = api.exec("true", files=[ref])
     assert reply["stdout"] == ""
     assert reply["stderr"]
+    assert "secret" not in reply["stderr"]
     assert (count("create"), count("run")) == (1, 2)
 
 
@@ -214,15 +219,17 @@ def test_a_sandbox_that_falls_silent_is_given_up_10_s_after_the_limit(
 WRITTEN = ({"written": "a.bin", "size": 3_000_000}, {"written": "b", "size": 1})
 
 
-@pytest.mark.parametrize("fault", ["gone", "cut", "vanish", "reset", "not_json"])
+@pytest.mark.parametrize(
+    "answer", [*BROKEN, {"fault": "gone"}, {"fault": "vanish"}], ids=repr
+)
 def test_files_that_cannot_be_fetched_are_left_out_and_the_output_stays(
     api: CodeApi,
     script: Callable[..., None],
     count: Counted,
     files_dir: Path,
-    fault: str,
+    answer: dict[str, Any],
 ) -> None:
-    script(run=[reported({"stdout": "hi\n"}, ENDED, *WRITTEN), {"fault": fault}])
+    script(run=[reported({"stdout": "hi\n"}, ENDED, *WRITTEN), answer])
     reply = api.exec("echo hi; head -c 3000000 /dev/urandom >a.bin; printf x >b")
     assert reply["stdout"] == "hi\n"
     assert "file a.bin was left out: it did not arrive whole\n" in reply["stderr"]
