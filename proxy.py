@@ -36,10 +36,11 @@ from access import (
     session_mark,
 )
 from cell import runnable
-from code_api.execute import Exec
-from code_api.request import BadExec, parse_exec
+from code_api.execute import run_exec
+from code_api.reply import reply_body
+from code_api.request import parse_exec
 from code_api.store import NotStored, Store, StoreError
-from code_api.upload import BadUpload, take_form
+from code_api.upload import take_form
 from config import MAX_BODY_BYTES, VERSION, Config, log
 from formatter import echo, format_plain, format_run
 from images import deliver, json_pieces, published, start_removing_old
@@ -142,8 +143,8 @@ def _code_api(config: Config, service: "_Service") -> Blueprint:
             raise NotFound(_NO_FILES_DIR)
 
         return blueprint
-    service.store = Store(config.files_dir, config)
-    views = _CodeApi(config, service.pool, service.store)
+    store = Store(config.files_dir, config)
+    views = _CodeApi(config, service.pool, store)
     blueprint.before_request(service.require_key)
     blueprint.post("/exec")(views.exec)
     blueprint.post("/exec/programmatic")(views.exec_programmatic)
@@ -154,8 +155,6 @@ def _code_api(config: Config, service: "_Service") -> Blueprint:
     blueprint.delete(object_path)(views.delete)
     blueprint.delete("/files/<session_id>/<file_id>")(views.delete)
     blueprint.get("/download/<session_id>/<file_id>")(views.download)
-    for bad_request in (BadExec, BadUpload):
-        blueprint.register_error_handler(bad_request, _code_api_bad_request)
     blueprint.register_error_handler(NotStored, _code_api_not_stored)
     blueprint.register_error_handler(StoreError, _code_api_store_error)
     blueprint.register_error_handler(Full, _code_api_full)
@@ -195,7 +194,6 @@ class _Service:
     def __init__(self, config: Config) -> None:
         self._config = config
         self.pool = Pool(config)
-        self.store: Store | None = None  # the code API's, where that is on
         # Without an address of its own, E2B is on the internet.
         e2b_host = urlsplit(config.e2b_api_url or "https://e2b.dev").netloc
         self._is_e2b_local = bool(_LOOPBACK.fullmatch(e2b_host.lower()))
@@ -214,8 +212,6 @@ class _Service:
     def close(self) -> None:
         """End what the process has started."""
         self.pool.close()
-        if self.store:
-            self.store.close()
 
     # --- before and after each request
 
@@ -445,45 +441,39 @@ class _CodeApi:
             self._store,
             self._config.run_timeout_s,
         )
-        an_exec = Exec(
+        report = run_exec(
             given,
             self._pool,
             self._store,
             self._config,
         )
-        reply = an_exec.run()
         g.fields |= {
-            "session_id": reply["session_id"],
+            "session_id": report.session_id,
             "language": given.language_name,
-            "outcome": an_exec.outcome,
+            "outcome": report.outcome,
             "files_in": len(given.inputs),
             "bytes_in": given.input_bytes(),
-            "files_out": len(an_exec.outputs),
-            "bytes_out": sum(output.size_bytes for output in an_exec.outputs),
+            "files_out": len(report.delivered),
+            "bytes_out": sum(file.size for file in report.delivered),
         }
-        return _json(reply)
+        return _json(reply_body(report))
 
     def exec_programmatic(self) -> Response:
         return _code_api_error(400, "unsupported_capability", _NO_PROGRAMS)
 
     def upload(self) -> Response:
-        reply = self._take_form()
-        for entry in reply["files"]:
-            if entry["status"] == "error":
-                is_too_large = entry["code"] == "file_too_large"
-                error = RequestEntityTooLarge if is_too_large else BadRequest
-                raise error(entry["error"])
-        return _json(reply)
+        return self._take_form(is_batch=False)
 
     def upload_batch(self) -> Response:
-        return _json(self._take_form())
+        return self._take_form(is_batch=True)
 
-    def _take_form(self) -> _Object:
+    def _take_form(self, is_batch: bool) -> Response:
         reply, size = take_form(
             self._store,
             request.stream,
             request.headers.get("Content-Type", ""),
             self._config.max_file_bytes,
+            is_batch,
         )
         given = len(reply["files"])
         refused = reply["failed"]
@@ -496,12 +486,12 @@ class _CodeApi:
             "files_refused": refused,
             "bytes_in": size,
         }
-        return reply
+        return _json(reply)
 
     def status(self, session_id: str, file_id: str) -> Response:
         """LibreChat asks before each turn whether it has to upload the file again."""
         stored = self._store.find(session_id, file_id)
-        return _json({"lastModified": stored.created, "size": stored.size})
+        return _json({"lastModified": stored.last_modified(), "size": stored.size})
 
     def download(self, session_id: str, file_id: str) -> Response:
         stored = self._store.find(session_id, file_id)
@@ -600,10 +590,6 @@ def _error(exc: HTTPException) -> Response:
 def _code_api_error(status: int, code: str, message: str, **more: object) -> Response:
     """An error in the form that LibreChat reads."""
     return _json({"error": code, "message": message, **more}, status)
-
-
-def _code_api_bad_request(exc: Exception) -> Response:
-    return _code_api_error(400, "bad_request", str(exc))
 
 
 def _code_api_not_stored(_exc: Exception) -> Response:

@@ -4,86 +4,67 @@ import json
 import zlib
 from base64 import b64encode
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
+from typing import BinaryIO
 
 from code_api.request import ExecRequest
 from code_api.store import NotStored
 
 _PROGRAM = Path(__file__).with_name("in_sandbox.py").read_text("ascii")
 # E2B's server refuses cells above 10 MiB as JSON, and the kernel keeps each cell.
-_PIECE_BYTES = 1024 * 1024
 _CELL_CHARS = 2_000_000
-# A longer script, as JSON, travels in pieces.
-_LONG_SCRIPT_CHARS = 1_000_000
-STDOUT_LIMIT_BYTES = 12 * 1024 * 1024  # edit_file reads files of 10 MiB by `cat`
-STDERR_LIMIT_BYTES = 1024 * 1024
-# Files up to this come with the run, larger ones in cells of their own, after it.
-SMALL_BYTES = 1024 * 1024
-MAX_FILES = 50
-MAX_WRITTEN = 1000  # files that are reported by name
+_PIECE_BYTES = 1024 * 1024
+_PIECE_CHARS = 200_000  # each has up to ten in a literal: \U0001f600
 
 
-@dataclass(frozen=True)
-class Cell:
-    code: str
-    runs_script: bool = False
-
-
-def exec_cells(request: ExecRequest) -> Iterator[Cell]:
+def exec_cells(request: ExecRequest) -> Iterator[str]:
     """The last cell runs the script. An input that is gone by now becomes a note."""
-    is_long = len(json.dumps(request.code)) > _LONG_SCRIPT_CHARS
-    plan = _plan(request, "" if is_long else request.code)
-    lines = [f"exec({_PROGRAM!r})", f"the_exec = Exec(json.loads({plan!r}))"]
-    chars = len(plan)
-    for number, piece in _pieces(request, is_long):
-        packed = b64encode(zlib.compress(piece, 1)).decode()
-        if chars + len(packed) > _CELL_CHARS:
-            yield Cell("\n".join(lines))
-            lines = []
-            chars = 0
-        lines.append(f"the_exec.receive({number}, {packed!r})")
-        chars += len(packed)
-    lines.append("the_exec.run()")
-    yield Cell("\n".join(lines), runs_script=True)
+    plan = _plan(request)
+    cell = f"exec({_PROGRAM!r})\nthe_exec = Exec(json.loads({plan!r}))\n"
+    for line in _carrying_lines(request):
+        if len(cell) + len(line) > _CELL_CHARS:
+            yield cell
+            cell = ""
+        cell += line
+    yield cell + "the_exec.run()"
 
 
-def _plan(request: ExecRequest, script: str) -> str:
+def send_cell(name: str, start: int) -> str:
+    """Has a piece of a written file reported, from byte `start` on."""
+    return f"send({name!r}, {start})"
+
+
+def _plan(request: ExecRequest) -> str:
     language = request.language
     assert language  # noqa: S101 - an exec without one is never sent
-    return json.dumps(
-        {
-            "script": script,
-            "script_name": language.script_name,
-            "beside_data": language.beside_data,
-            "tool": language.tool,
-            "command": language.command,
-            "args": request.args,
-            "limit_s": request.limit_s,
-            "inputs": list(request.inputs),
-            "read_only": [
-                name for name, stored in request.inputs.items() if stored.read_only
-            ],
-            "stdout_bytes": STDOUT_LIMIT_BYTES,
-            "stderr_bytes": STDERR_LIMIT_BYTES,
-            "small_bytes": SMALL_BYTES,
-            "max_files": MAX_FILES,
-            "max_written": MAX_WRITTEN,
-        }
-    )
+    inputs = request.inputs.items()
+    plan = {
+        **asdict(language),
+        "args": request.args,
+        "limit_s": request.limit_s,
+        "read_only": [name for name, stored in inputs if stored.read_only],
+    }
+    return json.dumps(plan)
 
 
-def _pieces(request: ExecRequest, script_too: bool) -> Iterator[tuple[int, bytes]]:
-    """(number, the next bytes) of each input, -1 for the script; one at least."""
-    if script_too:
-        script = request.code.encode()
-        for start in range(0, len(script), _PIECE_BYTES):
-            yield -1, script[start : start + _PIECE_BYTES]
-    for number, (name, stored) in enumerate(request.inputs.items()):
+def _carrying_lines(request: ExecRequest) -> Iterator[str]:
+    """Lines of code, each of which takes a piece of the script or of an input along."""
+    code = request.code
+    for start in range(0, len(code), _PIECE_CHARS):
+        piece = code[start : start + _PIECE_CHARS]
+        yield f"the_exec.script += {piece!a}\n"
+    for name, stored in request.inputs.items():
         try:
             with stored.open() as file:
-                yield number, file.read(_PIECE_BYTES)
-                while piece := file.read(_PIECE_BYTES):
-                    yield number, piece
-        except NotStored:
-            request.notes.append(f"input {name} is not there any more")
+                for data in _pieces(file):
+                    packed = b64encode(zlib.compress(data, 1)).decode()
+                    yield f"the_exec.receive({name!r}, {packed!r})\n"
+        except NotStored as exc:
+            request.leave_out(name, str(exc))
+
+
+def _pieces(file: BinaryIO) -> Iterator[bytes]:
+    yield file.read(_PIECE_BYTES)  # one of an empty file, too
+    while data := file.read(_PIECE_BYTES):
+        yield data

@@ -1,9 +1,10 @@
 """What runs in the sandbox, in its kernel: takes a script and its files, reports back.
 
-Its text is sent in the first cell of an exec, which makes an `Exec`; `receive` and `send`
-carry files in cells of their own when they are large; `run` runs the script, once.
+Its text is sent in the first cell of an exec, which makes an `Exec`. Lines that add to
+its `script`, and its `receive`, bring the script and its files; `run` runs it, once.
+`send` reports files that are large.
 It reports on the kernel's stdout, one JSON object a line, each line bounded and flushed.
-Nothing but the standard library, and what Python 3.8 knows. Limits are in the plan.
+Nothing but the standard library, and what Python 3.8 knows.
 """
 
 from __future__ import annotations
@@ -22,14 +23,22 @@ import time
 import zlib
 from contextlib import suppress
 from threading import Lock, Thread
-from typing import Any
+from typing import Any, NamedTuple
 
 Plan = Any  # cells.py makes it, as JSON
 Process = Any  # a subprocess.Popen
 
 DATA = "/mnt/data"
+# edit_file reads files of 10 MiB by `cat`.
+OUTPUT_BYTES = {"stdout": 12 * 1024 * 1024, "stderr": 1024 * 1024}
 PIPE_BYTES = 32 * 1024  # read from a pipe at once, a line of the report
 CHUNK_BYTES = 96 * 1024  # read from a file at once, a line of the report
+CHUNKS_A_CELL = 80  # the kernel keeps what a cell prints
+PIECE_BYTES = CHUNKS_A_CELL * CHUNK_BYTES
+MAX_FILES = 50
+MAX_NAMED = 1000  # files that were written and are reported by name
+# Files up to this come with the run, larger ones in cells of their own, after it.
+SMALL_BYTES = 1024 * 1024
 DRAIN_S = 1.0  # how long pipes are read that outlive the script
 KILL_ROUNDS = 50
 SKIPPED_FOLDERS = ("node_modules", "__pycache__")
@@ -53,8 +62,14 @@ ENVIRONMENT.update(
 # When memory runs out it is the script that ends, not this program.
 OOM_FIRST = "{ echo 1000 >/proc/self/oom_score_adj; } 2>/dev/null; "
 ONE_LINE_AT_A_TIME = Lock()
-# ipykernel hashes each cell to name it, unless it has a name: 0.1 s for each MB.
-os.environ["IPYKERNEL_CELL_NAME"] = "exec"
+
+
+class Stamp(NamedTuple):
+    """Another one than before means that the file was written, replaced or touched."""
+
+    inode: int
+    size: int
+    written_ns: int
 
 
 def report(**line: Any) -> None:
@@ -65,7 +80,7 @@ def report(**line: Any) -> None:
         print(data.decode(), flush=True)
 
 
-def data_files() -> dict[str, os.stat_result]:
+def data_files() -> dict[str, Stamp]:
     """The regular files below DATA by name; neither hidden ones nor caches, no links."""
     found = {}
     for folder, subfolders, names in os.walk(DATA):
@@ -75,20 +90,13 @@ def data_files() -> dict[str, os.stat_result]:
             with suppress(OSError):
                 status = os.lstat(path)
                 if stat.S_ISREG(status.st_mode):
-                    found[os.path.relpath(path, DATA)] = status
+                    stamp = Stamp(status.st_ino, status.st_size, status.st_mtime_ns)
+                    found[os.path.relpath(path, DATA)] = stamp
     return found
 
 
 def is_shown(name: str) -> bool:
     return not name.startswith(".") and name not in SKIPPED_FOLDERS
-
-
-def is_written(status: os.stat_result, before: os.stat_result | None) -> bool:
-    """Whether it was written, replaced or touched since; the same bytes count too."""
-    for field in ("st_ino", "st_size", "st_mtime_ns", "st_ctime_ns"):
-        if getattr(status, field) != getattr(before, field, None):
-            return True
-    return False
 
 
 def marked_processes() -> list[int]:
@@ -115,8 +123,9 @@ def kill(process: Process) -> None:
         time.sleep(0.01)
 
 
-def pass_on(pipe: Any, name: str, left_bytes: int) -> None:
+def pass_on(pipe: Any, name: str) -> None:
     """Report one of the script's streams as text, to its end; count what is too much."""
+    left_bytes = OUTPUT_BYTES[name]
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     is_open = True
     while is_open:
@@ -131,87 +140,96 @@ def pass_on(pipe: Any, name: str, left_bytes: int) -> None:
         report(note=f"{name} was cut: {-left_bytes:,} bytes more were not kept")
 
 
-def watch(process: Process, plan: Plan) -> None:
-    """Pass on a script's output until it ends, or is killed at its limit."""
-    readers = [
-        Thread(
-            target=pass_on,
-            args=(getattr(process, name), name, plan[name + "_bytes"]),
-            daemon=True,
-        )
-        for name in ("stdout", "stderr")
-    ]
-    for reader in readers:
+def join(threads: list[Thread]) -> None:
+    """Wait until they have ended, for DRAIN_S at most."""
+    until = time.monotonic() + DRAIN_S
+    for thread in threads:
+        left_s = until - time.monotonic()
+        thread.join(max(0, left_s))
+
+
+def watch(process: Process, limit_s: int) -> None:
+    """Pass on a script's output, and report its end; at its limit it is killed."""
+    readers = []
+    for name in OUTPUT_BYTES:
+        pipe = getattr(process, name)
+        reader = Thread(target=pass_on, args=(pipe, name), daemon=True)
         reader.start()
-    timed_out = False
-    try:
-        process.wait(plan["limit_s"])
-    except subprocess.TimeoutExpired:
-        timed_out = True
+        readers.append(reader)
+    code = None
+    with suppress(subprocess.TimeoutExpired):
+        code = process.wait(limit_s)
+    if code is None:
         kill(process)
-    drained_at = time.monotonic() + DRAIN_S
-    for reader in readers:
-        left_s = drained_at - time.monotonic()
-        reader.join(max(0, left_s))
+    join(readers)
     kill(process)
-    for reader in readers:
-        reader.join(DRAIN_S)
-    code = process.wait()
-    if timed_out:
-        report(note=f"stopped after {plan['limit_s']} s, its time limit")
-    elif code == -signal.SIGKILL:
-        report(note="killed by signal 9, perhaps because memory ran out")
-    elif code < 0:
-        report(note=f"killed by signal {-code}")
-    elif code:
-        report(note=f"exit code {code}")
-    if timed_out:
+    join(readers)
+    if code is None:
+        report(note=f"stopped after {limit_s} s, its time limit")
         report(ended="timeout")
+    elif code:
+        report(note=end_note(code))
+        report(ended="error")
     else:
-        report(ended="error" if code else "ok")
+        report(ended="ok")
+
+
+def end_note(code: int) -> str:
+    if code == -signal.SIGKILL:
+        return "killed by signal 9, perhaps because memory ran out"
+    if code < 0:
+        return f"killed by signal {-code}"
+    return f"exit code {code}"
+
+
+def send(name: str, start: int) -> None:
+    """Report PIECE_BYTES of a written file, from `start` on."""
+    path = os.path.join(DATA, name)
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    with open(descriptor, "rb") as file:
+        file.seek(start)
+        for _ in range(CHUNKS_A_CELL):
+            data = file.read(CHUNK_BYTES)
+            if not data:
+                return
+            compressed = zlib.compress(data, 1)
+            packed = base64.b64encode(compressed)
+            report(of=name, packed=packed.decode())
 
 
 class Exec:
     """One exec, which is all that this sandbox ever runs."""
 
     def __init__(self, plan: Plan) -> None:
+        # ipykernel hashes each cell to name it, unless it has a name: 0.1 s for each MB.
+        os.environ["IPYKERNEL_CELL_NAME"] = "exec"
+        self.script = ""
         self._plan = plan
-        self._inputs = plan["inputs"]
-        self._read_only = plan["read_only"]
-        self._written: list[str] = []
+        # What the script writes has a later time.
+        self._inputs_time = time.time() - 3600
         os.makedirs(DATA, exist_ok=True)
         self._folder = tempfile.mkdtemp(prefix="exec-")
         folder = DATA if plan["beside_data"] else self._folder
-        name = plan["script_name"]
-        if plan["beside_data"]:
-            # A hidden one, which is no file of the script's.
-            name = f".{secrets.token_hex(8)}-{name}"
-        self._script = os.path.join(folder, name)
-        with open(self._script, "w", encoding="utf-8", newline="") as script:
-            script.write(plan["script"])
+        # A hidden name, which is no file of the script's.
+        name = f".{secrets.token_hex(8)}-{plan['script_name']}"
+        self._script_path = os.path.join(folder, name)
 
-    def receive(self, number: int, packed: str) -> None:
-        """Append a piece to input `number` of the plan, or to the script (-1)."""
-        path = self._script
-        if number >= 0:
-            path = os.path.join(DATA, self._inputs[number])
+    def receive(self, name: str, packed: str) -> None:
+        """Append a piece to an input."""
+        path = os.path.join(DATA, name)
         try:
             os.makedirs(os.path.dirname(path), exist_ok=True)
+            compressed = base64.b64decode(packed)
             with open(path, "ab") as file:
-                file.write(zlib.decompress(base64.b64decode(packed)))
+                file.write(zlib.decompress(compressed))
+            os.utime(path, (self._inputs_time, self._inputs_time))
         except (FileExistsError, NotADirectoryError, IsADirectoryError):
-            report(
-                note=f"input {self._inputs[number]} was left out: it is a folder, too"
-            )
+            report(note=f"input {name} was left out: it is a folder, too")
 
     def run(self) -> None:
         """Run the script and report its end, and its files where these are small."""
-        earlier = time.time() - 3600  # what is written from now on has another time
-        for name in data_files():
-            path = os.path.join(DATA, name)
-            os.utime(path, (earlier, earlier))
-            if name in self._read_only:
-                os.chmod(path, 0o444)
+        with open(self._script_path, "w", encoding="utf-8", newline="") as file:
+            file.write(self.script)
         user = self._sandbox_user()
         before = data_files()
         tool = self._plan["tool"]
@@ -219,11 +237,11 @@ class Exec:
             if not shutil.which(tool):
                 raise OSError(f"{tool} is not part of this sandbox's template")
             process = self._start(user)
-        except (OSError, subprocess.SubprocessError) as exc:
+        except (OSError, ValueError, subprocess.SubprocessError) as exc:
             report(note=f"the script could not be started: {exc}")
             report(ended="error")
             return
-        watch(process, self._plan)
+        watch(process, self._plan["limit_s"])
         self._report_files(before)
 
     def _sandbox_user(self) -> list[str]:
@@ -245,7 +263,7 @@ class Exec:
         plan = self._plan
         command = OOM_FIRST + plan["command"]
         return subprocess.Popen(
-            [*user, "sh", "-c", command, self._script, *plan["args"]],
+            [*user, "sh", "-c", command, self._script_path, *plan["args"]],
             cwd=DATA,
             env=ENVIRONMENT,
             stdin=subprocess.DEVNULL,
@@ -254,37 +272,22 @@ class Exec:
             start_new_session=True,
         )
 
-    def _report_files(self, before: dict[str, os.stat_result]) -> None:
+    def _report_files(self, before: dict[str, Stamp]) -> None:
         """Report what was deleted and written, and what that holds if it is small."""
-        plan = self._plan
         after = data_files()
+        # What happens to these stays in the sandbox.
+        for name in self._plan["read_only"]:
+            before.pop(name, None)
+            after.pop(name, None)
         for name in sorted(before.keys() - after.keys()):
-            if name not in self._read_only:
-                report(deleted=name)
-        sizes: list[int] = []
-        for name, status in sorted(after.items()):
-            if name in self._read_only or not is_written(status, before.get(name)):
-                continue
-            if len(sizes) < plan["max_written"]:
-                self._written.append(name)
-                report(written=name, size=status.st_size)
-            sizes.append(status.st_size)
-        report(written_files=len(sizes))
-        are_few = len(sizes) <= plan["max_files"]
-        are_small = sum(sizes) <= plan["small_bytes"]
+            report(deleted=name)
+        written = [name for name in sorted(after) if after[name] != before.get(name)]
+        report(written_files=len(written))
+        for name in written[:MAX_NAMED]:
+            report(written=name, size=after[name].size)
+        total_bytes = sum(after[name].size for name in written)
+        are_few = len(written) <= MAX_FILES
+        are_small = total_bytes <= SMALL_BYTES
         if are_few and are_small:
-            for number, size in enumerate(sizes):
-                self.send(number, 0, size)
-
-    def send(self, number: int, start: int, length: int) -> None:
-        """Report a piece of a written file; start and length are in bytes."""
-        path = os.path.join(DATA, self._written[number])
-        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
-            file.seek(start)
-            while length > 0:
-                data = file.read(min(CHUNK_BYTES, length))
-                if not data:
-                    break
-                length -= len(data)
-                packed = base64.b64encode(zlib.compress(data, 1))
-                report(of=number, packed=packed.decode())
+            for name in written:
+                send(name, 0)

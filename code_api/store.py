@@ -6,7 +6,6 @@ can be found is whole. Several processes, and replicas, may share FILES_DIR.
 """
 
 import json
-import os
 import shutil
 import threading
 import time
@@ -21,28 +20,38 @@ from code_api.names import is_id, new_id
 from config import Config, log
 
 _INDEX = "index.json"
-# Not names of sessions: one that is being written, and one that is being removed.
-_NEW = ".new-"
-_OLD = ".old-"
+# Before an id, this is a session that is being written or removed.
+_HIDDEN = "."
 # What nobody has written to for so long was left behind by a process that died: longer
 # than any request may be silent.
 _ABANDONED_AFTER_S = 3600
 _SWEEP_EVERY_S = 60
+_CHECK = "This service could not store the files. Its operator has to check FILES_DIR"
 
 
 class NotStored(Exception):
     """There is no such session or file, or not any more."""
+
+    def __str__(self) -> str:
+        return "it is not there any more"
 
 
 class StoreError(Exception):
     """FILES_DIR could not be written; the message is for the caller."""
 
 
+@contextmanager
+def _as_store_error() -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        log.error("FILES_DIR could not be written: %s", exc.strerror)
+        raise StoreError(f"{_CHECK} ({exc.strerror}).") from exc
+
+
 @dataclass(frozen=True)
 class StoredFile:
     path: Path
-    created: str  # ISO 8601, UTC
-    name: str
     size: int  # bytes
     read_only: bool
 
@@ -53,100 +62,104 @@ class StoredFile:
         except OSError:
             raise NotStored from None
 
+    def last_modified(self) -> str:
+        """ISO 8601, UTC. Raises NotStored."""
+        try:
+            modified_at = datetime.fromtimestamp(self.path.stat().st_mtime, UTC)
+        except OSError:
+            raise NotStored from None
+        text = modified_at.isoformat(timespec="milliseconds")
+        return text.replace("+00:00", "Z")
+
+
+class NewFile:
+    """A file of a session that is being written. Its methods raise StoreError."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.id = new_id()
+        self.name = name
+        self.size = 0  # bytes
+        self._path = folder / self.id
+        self.write(b"")
+
+    @_as_store_error()
+    def write(self, data: bytes) -> None:
+        """Append to it; it is open only meanwhile."""
+        with self._path.open("ab") as file:
+            file.write(data)
+        self.size += len(data)
+
 
 class NewSession:
-    """A session that is being written; see `Store.new_session`."""
+    """A session that is being written. Its methods raise StoreError."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, root: Path) -> None:
         self.id = new_id()
-        self.files: dict[str, dict[str, object]] = {}
-        self._folder = folder
-        self._part = folder / f"{_NEW}{self.id}"
-        self._part.mkdir(mode=0o700)
+        self.hidden_folder = root / f"{_HIDDEN}{self.id}"
+        self._folder = root / self.id
 
-    def append(self, file_id: str, data: bytes) -> None:
-        """Write the next bytes of a file; its first ones make it."""
-        with (self._part / file_id).open("ab") as file:
-            file.write(data)
+    @_as_store_error()
+    def new_file(self, name: str) -> NewFile:
+        self.hidden_folder.mkdir(mode=0o700, exist_ok=True)
+        return NewFile(self.hidden_folder, name)
 
-    def keep(self, file_id: str, name: str, read_only: bool = False) -> None:
-        """Take a file that was written into the session."""
-        size = (self._part / file_id).stat().st_size
-        self.files[file_id] = {"name": name, "size": size, "read_only": read_only}
-
-    def publish(self) -> None:
-        """From now on the files that were kept can be found; the others go."""
-        for path in self._part.iterdir():
-            if path.name not in self.files:
+    @_as_store_error()
+    def publish(self, files: list[NewFile], read_only: bool = False) -> None:
+        """From now on these can be found, if there are any; others are removed."""
+        if not files:
+            return
+        sizes = {file.id: file.size for file in files}
+        for path in self.hidden_folder.iterdir():
+            if path.name not in sizes:
                 path.unlink()
-        index = json.dumps({"created": _now(), "files": self.files})
-        (self._part / _INDEX).write_text(index, "utf-8")
-        self._part.rename(self._folder / self.id)
-
-    def remove_unless_published(self) -> None:
-        shutil.rmtree(self._part, ignore_errors=True)
+        index = {"sizes": sizes, "read_only": read_only}
+        (self.hidden_folder / _INDEX).write_text(json.dumps(index), "utf-8")
+        self.hidden_folder.rename(self._folder)
 
 
 class Store:
     """The sessions below `config.files_dir`."""
 
-    def __init__(self, folder: Path, config: Config) -> None:
-        self._folder = folder
+    def __init__(self, root: Path, config: Config) -> None:
+        self._root = root
         self._ttl_s = config.files_ttl_hours * 3600
         self._total_bytes = config.files_total_bytes
-        self._closing = threading.Event()
 
     @contextmanager
     def new_session(self) -> Iterator[NewSession]:
-        """A session to fill and to publish; else nothing of it stays.
-
-        Raises StoreError for every OSError in the block: they are of its files.
-        """
-        session = None
+        """A session to fill and to publish; else nothing of it stays."""
+        session = NewSession(self._root)
         try:
-            session = NewSession(self._folder)
             yield session
-        except OSError as exc:
-            log.error("FILES_DIR could not be written: %s", exc.strerror)
-            text = "This service could not store the file. Its operator has to check FILES_DIR"
-            raise StoreError(f"{text} ({exc.strerror}).") from exc
         finally:
-            if session:
-                session.remove_unless_published()
+            shutil.rmtree(session.hidden_folder, ignore_errors=True)
 
     def find(self, session_id: object, file_id: object) -> StoredFile:
         """Raises NotStored, also for a file that is not whole."""
         if not is_id(session_id) or not is_id(file_id):
             raise NotStored
-        folder = self._folder / str(session_id)
+        folder = self._root / str(session_id)
         path = folder / str(file_id)
         try:
             index = json.loads((folder / _INDEX).read_bytes())
-            entry = index["files"][file_id]
-            if path.stat().st_size != entry["size"]:
+            size = index["sizes"][file_id]
+            if path.stat().st_size != size:
                 raise NotStored
-            return StoredFile(path=path, created=index["created"], **entry)
+            return StoredFile(path, size, index["read_only"])
         except (OSError, ValueError, LookupError, TypeError):
             raise NotStored from None
 
+    @_as_store_error()
     def delete(self, session_id: str, file_id: str) -> None:
         """Delete a file, its session with the last one. Raises NotStored, StoreError."""
         path = self.find(session_id, file_id).path
-        try:
-            path.unlink(missing_ok=True)
-            if os.listdir(path.parent) == [_INDEX]:
-                self._remove(path.parent)
-        except FileNotFoundError:
-            raise NotStored from None
-        except OSError as exc:
-            log.error("a file could not be deleted from FILES_DIR: %s", exc.strerror)
-            raise StoreError(f"It could not be deleted ({exc.strerror}).") from exc
+        path.unlink(missing_ok=True)
+        left = [other.name for other in path.parent.glob("*")]
+        if left == [_INDEX]:
+            self._remove(path.parent)
 
     def start_sweeping(self) -> None:
         threading.Thread(target=self._keep_sweeping, daemon=True).start()
-
-    def close(self) -> None:
-        self._closing.set()
 
     def _keep_sweeping(self) -> None:
         while True:
@@ -154,42 +167,37 @@ class Store:
                 self.sweep()
             except OSError as exc:
                 log.error("FILES_DIR could not be swept: %s", exc.strerror)
-            if self._closing.wait(_SWEEP_EVERY_S):
-                return
+            time.sleep(_SWEEP_EVERY_S)
 
     def sweep(self) -> None:
         """Remove sessions that are too old, then the oldest while there is too much."""
-        found = sorted(_session_folders(self._folder))
+        found = sorted(_session_folders(self._root))
         total_bytes = sum(size for _, size, _ in found)
         now = time.time()
         for modified_at, size, folder in found:
-            is_part = folder.name.startswith(".")
-            ttl_s = _ABANDONED_AFTER_S if is_part else self._ttl_s
-            is_too_much = total_bytes > self._total_bytes and not is_part
+            is_hidden = folder.name.startswith(_HIDDEN)
+            ttl_s = _ABANDONED_AFTER_S if is_hidden else self._ttl_s
+            is_too_much = total_bytes > self._total_bytes and not is_hidden
             if is_too_much or modified_at < now - ttl_s:
                 self._remove(folder)
                 total_bytes -= size
 
     def _remove(self, folder: Path) -> None:
         """Remove it whole: it cannot be found any more before its first file goes."""
-        old = self._folder / f"{_OLD}{new_id()}"
+        hidden_folder = self._root / f"{_HIDDEN}{new_id()}"
         with suppress(FileNotFoundError):  # another process was faster
-            folder.rename(old)
-            shutil.rmtree(old, ignore_errors=True)
+            folder.rename(hidden_folder)
+            shutil.rmtree(hidden_folder, ignore_errors=True)
 
 
 def _session_folders(root: Path) -> Iterator[tuple[float, int, Path]]:
     """(when it was last written, its bytes, the folder), hidden ones of ours too."""
     for folder in root.iterdir():
-        if not is_id(folder.name.removeprefix(_NEW).removeprefix(_OLD)):
+        if not is_id(folder.name.removeprefix(_HIDDEN)):
             continue
         with suppress(OSError):  # another process removes it
-            statuses = [entry.stat() for entry in os.scandir(folder)]
+            statuses = [path.stat() for path in folder.iterdir()]
             statuses = statuses or [folder.stat()]
             modified_at = max(status.st_mtime for status in statuses)
             size = sum(status.st_size for status in statuses)
             yield modified_at, size, folder
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -700,7 +700,7 @@ def _reported(number: int) -> str:
         {"ended": "ok"},
         {"written": "b", "size": len(data)},
         {"written_files": 1},
-        {"of": 0, "packed": b64encode(zlib.compress(data)).decode()},
+        {"of": "b", "packed": b64encode(zlib.compress(data)).decode()},
     ]
     return "".join(json.dumps(line) + "\n" for line in lines)
 
@@ -715,7 +715,7 @@ def left_over(folder: Path, cut_by_kill: int) -> list[str]:
     for session in set(folder.iterdir()) - set(half_written):
         index = json.loads((session / "index.json").read_bytes())
         names = {path.name for path in session.iterdir()}
-        if names != {"index.json", *index["files"]}:
+        if names != {"index.json", *index["sizes"]}:
             found.append(f"session {session.name} holds {names}")
     return found
 

@@ -17,11 +17,12 @@ from typing import Any
 import pytest
 from local_e2b_kernels import own_mount_command
 
-from code_api.cells import exec_cells
+from code_api.cells import exec_cells, send_cell
+from code_api.languages import LANGUAGES
 from code_api.names import is_id, name_problem, new_id
 from code_api.report import Report
-from code_api.request import parse_exec
-from code_api.store import NotStored, Store, StoreError
+from code_api.request import ExecRequest, parse_exec
+from code_api.store import NewSession, NotStored, Store, StoreError
 from config import Config
 
 PROGRAM = Path(__file__).parents[1] / "code_api" / "in_sandbox.py"
@@ -66,14 +67,13 @@ def store_in(folder: Path, **settings: Any) -> Store:
 def add(store: Store, data: bytes = b"1", age_s: float = 0) -> tuple[str, str]:
     """A session with one file: both ids."""
     with store.new_session() as session:
-        file_id = new_id()
-        session.append(file_id, data)
-        session.keep(file_id, "a")
-        session.publish()
-    folder = store.find(session.id, file_id).path.parent
+        file = session.new_file("a")
+        file.write(data)
+        session.publish([file])
+    folder = store.find(session.id, file.id).path.parent
     for path in (*folder.iterdir(), folder):
         os.utime(path, (time.time() - age_s,) * 2)
-    return session.id, file_id
+    return session.id, file.id
 
 
 def can_be_found(store: Store, ids: tuple[str, str]) -> bool:
@@ -86,28 +86,25 @@ def can_be_found(store: Store, ids: tuple[str, str]) -> bool:
 def test_a_session_is_found_only_once_it_is_whole(tmp_path: Path) -> None:
     store = store_in(tmp_path)
     with store.new_session() as session:
-        file_id = new_id()
-        session.append(file_id, b"")
-        session.keep(file_id, "a")
-        assert not can_be_found(store, (session.id, file_id))
-        session.publish()
-    assert can_be_found(store, (session.id, file_id))
+        file = session.new_file("a")
+        assert not can_be_found(store, (session.id, file.id))
+        session.publish([file])
+    assert can_be_found(store, (session.id, file.id))
 
 
 def test_what_was_not_kept_is_not_published(tmp_path: Path) -> None:
     store = store_in(tmp_path)
     with store.new_session() as session:
-        session.append(new_id(), b"half")
-        session.append("k" * 21, b"whole")
-        session.keep("k" * 21, "a")
-        session.publish()
+        session.new_file("a").write(b"half")
+        file = session.new_file("b")
+        session.publish([file])
     names = {path.name for path in (tmp_path / session.id).iterdir()}
-    assert names == {"k" * 21, "index.json"}
+    assert names == {file.id, "index.json"}
 
 
 def test_what_is_not_published_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), store_in(tmp_path).new_session() as session:
-        session.append(new_id(), b"")
+        session.new_file("a")
         raise ZeroDivisionError
     assert not list(tmp_path.iterdir())
 
@@ -157,20 +154,19 @@ def test_what_a_process_left_behind_is_removed_and_what_is_written_is_not(
     tmp_path: Path,
 ) -> None:
     store = store_in(tmp_path)
-    for prefix in (".new-", ".old-"):
-        for age_s in (0, 4000):
-            folder = tmp_path / f"{prefix}{new_id()}"
-            folder.mkdir()
-            (folder / "x").write_bytes(b"1")
-            for path in (folder / "x", folder):
-                os.utime(path, (time.time() - age_s,) * 2)
+    for age_s in (0, 4000):
+        folder = tmp_path / f".{new_id()}"
+        folder.mkdir()
+        (folder / "x").write_bytes(b"1")
+        for path in (folder / "x", folder):
+            os.utime(path, (time.time() - age_s,) * 2)
     (tmp_path / "lost+found").mkdir()
     with store.new_session() as session:
-        session.append(new_id(), b"")
+        file = session.new_file("a")
         store.sweep()
-        session.publish()
-    # Two of the four, what is no session of ours, and the one that was written.
-    assert len(list(tmp_path.iterdir())) == 4
+        session.publish([file])
+    # One of the two, what is no session of ours, and the one that was written.
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_two_processes_may_remove_the_same_session(tmp_path: Path) -> None:
@@ -196,8 +192,8 @@ def test_two_processes_may_remove_the_same_session(tmp_path: Path) -> None:
 def test_a_folder_that_is_gone_is_an_error_in_words(tmp_path: Path) -> None:
     store = store_in(tmp_path / "gone")
     expected = pytest.raises(StoreError, match="has to check FILES_DIR")
-    with expected, store.new_session():
-        pass
+    with expected, store.new_session() as session:
+        session.new_file("a")
 
 
 # --- the report of a sandbox that lies ------------------------------------------------
@@ -207,8 +203,13 @@ def line(**fields: Any) -> str:
     return json.dumps(fields) + "\n"
 
 
-def chunk(number: int, data: bytes) -> str:
-    return line(of=number, packed=b64encode(zlib.compress(data)).decode())
+def chunk(name: str, data: bytes) -> str:
+    return line(of=name, packed=b64encode(zlib.compress(data)).decode())
+
+
+def report_in(session: NewSession, max_file_bytes: int) -> Report:
+    request = ExecRequest("py", LANGUAGES["py"], code="", args=[], limit_s=1)
+    return Report(request, session, max_file_bytes)
 
 
 ENDED = line(ended="ok")
@@ -222,24 +223,26 @@ LIES = {
     "too much output": line(stdout="x" * 200_000) * 75,
     "a size below 0": line(written="a", size=-1),
     "a size that is none": line(written="a", size="1"),
-    "more bytes than the file has": line(written="a", size=1) + chunk(0, b"12"),
-    "a bomb": line(written="a", size=10**8) + chunk(0, bytes(10**8)),
-    "bad base64": line(written="a", size=1) + line(of=0, packed="%"),
-    "bad compression": line(written="a", size=1) + line(of=0, packed="YQ=="),
-    "names without end": line(written="a", size=0) * 200_000,
-    "deleted without end": line(deleted="a") * 200_000,
+    "more bytes than the file has": line(written="a", size=1) + chunk("a", b"12"),
+    "a bomb": line(written="a", size=10**8) + chunk("a", bytes(10**8)),
+    "bad base64": line(written="a", size=1) + line(of="a", packed="%"),
+    "bad compression": line(written="a", size=1) + line(of="a", packed="YQ=="),
+    "a name twice": line(written="a", size=2) * 2,
+    "a count below 0": line(written_files=-1),
+    "a count without end": '{"written_files":' + "9" * 5000 + "}\n",
+    "notes without end": line(note="x") * 2001,
 }
 
 
 @pytest.mark.parametrize("lie", LIES.values(), ids=LIES)
 def test_a_lie_is_named_and_nothing_is_taken_after_it(tmp_path: Path, lie: str) -> None:
     with store_in(tmp_path).new_session() as session:
-        report = Report(session, 10**8)
+        report = report_in(session, 10**8)
         report.add(lie)
         assert report.problem.startswith("the sandbox's report is wrong")
         report.add(line(stderr="later"))
         assert report.stderr.getvalue() == ""
-        report.finish()
+        report.publish()
     assert not list(tmp_path.iterdir())
 
 
@@ -250,47 +253,50 @@ def test_a_bad_name_is_left_out_whatever_comes_for_it(
     tmp_path: Path, name: str
 ) -> None:
     with store_in(tmp_path).new_session() as session:
-        report = Report(session, 100)
+        report = report_in(session, 100)
         report.add(ENDED + line(written=name, size=1) + line(written="b", size=1))
-        report.add(chunk(0, b"1") + chunk(1, b"2"))
-        assert [output.name for output in report.finish()] == ["b"]
+        report.add(chunk(name, b"1") + chunk("b", b"2"))
+        report.publish()
+        assert [file.name for file in report.delivered] == ["b"]
         assert len(report.left_out) == 1
-        session.publish()
     assert len(list((tmp_path / session.id).iterdir())) == 2
 
 
 def test_a_report_is_the_same_however_it_is_cut(tmp_path: Path) -> None:
     text = line(stdout="é\u2028\n") + "noise\n" + ENDED + line(written="a", size=3)
-    text += chunk(0, b"12") + chunk(0, b"3")
+    text += chunk("a", b"12") + chunk("a", b"3")
     for size in (1, 7, len(text)):
         with store_in(tmp_path).new_session() as session:
-            report = Report(session, 100)
+            report = report_in(session, 100)
             for start in range(0, len(text), size):
                 report.add(text[start : start + size])
             assert report.stdout.getvalue() == "é\u2028\n"
-            assert [output.received_bytes for output in report.finish()] == [3]
+            report.publish()
+            assert [file.size for file in report.delivered] == [3]
 
 
 def test_a_file_that_did_not_arrive_whole_is_left_out(tmp_path: Path) -> None:
     with store_in(tmp_path).new_session() as session:
-        report = Report(session, 100)
-        report.add(ENDED + line(written="a", size=3) + chunk(0, b"12"))
-        assert report.finish() == []
-        assert report.left_out == [("a", "it did not arrive whole")]
+        report = report_in(session, 100)
+        report.add(ENDED + line(written="a", size=3) + chunk("a", b"12"))
+        report.publish()
+        assert report.delivered == []
+        assert report.left_out == ["file a was left out: it did not arrive whole"]
 
 
 def test_a_report_of_100_mb_takes_little_memory(tmp_path: Path) -> None:
     data = os.urandom(96 * 1024)
-    piece = chunk(0, data)
+    piece = chunk("a", data)
     with store_in(tmp_path).new_session() as session:
-        report = Report(session, 200_000_000)
+        report = report_in(session, 200_000_000)
         report.add(ENDED + line(written="a", size=1000 * len(data)))
         tracemalloc.start()
         for _ in range(1000):
             report.add(piece)
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-        assert len(report.finish()) == 1
+        report.publish()
+        assert len(report.delivered) == 1
     assert peak < 2_000_000
 
 
@@ -321,9 +327,9 @@ def test_the_cells_run_in_any_python(tmp_path: Path, python: str) -> None:
     ref = {"name": "in/a.bin", "storage_session_id": ids[0], "id": ids[1]}
     code = "cat in/a.bin >b.bin; echo hi; echo oh >&2; exit 3"
     request = parse_exec({"lang": "bash", "code": code, "files": [ref]}, store, 20)
-    cells = [cell.code for cell in exec_cells(request)]
+    cells = list(exec_cells(request))
     assert len(cells) > 2
-    program = "\n".join([*cells, "the_exec.send(0, 0, 3000000)"])
+    program = "\n".join([*cells, send_cell("b.bin", 0)])
     ran = subprocess.run(
         [python, "-"],
         input=program.replace("/mnt/data", str(data)).encode(),
@@ -334,14 +340,14 @@ def test_the_cells_run_in_any_python(tmp_path: Path, python: str) -> None:
     )
     assert ran.stderr == b""
     with store.new_session() as session:
-        report = Report(session, 10**8)
+        report = report_in(session, 10**8)
         report.add(ran.stdout.decode())
-        [output] = report.finish()
-        session.publish()
+        report.publish()
+        [output] = report.delivered
     assert not report.problem
     assert (report.outcome, report.notes) == ("error", ["exit code 3"])
     assert (report.stdout.getvalue(), report.stderr.getvalue()) == ("hi\n", "oh\n")
-    given, came = store.find(*ids), store.find(session.id, output.file_id)
+    given, came = store.find(*ids), store.find(session.id, output.id)
     assert given.path.read_bytes() == came.path.read_bytes()
 
 
@@ -358,7 +364,7 @@ def test_a_script_runs_as_user_where_the_program_is_root(tmp_path: Path) -> None
     ids = add(store, b"1\n")
     ref = {"name": "in/a.txt", "storage_session_id": ids[0], "id": ids[1]}
     request = parse_exec({"lang": "bash", "code": code, "files": [ref]}, store, 20)
-    program = "\n".join(cell.code for cell in exec_cells(request))
+    program = "\n".join(exec_cells(request))
     # A machine of its own, as far as it matters: a user `user`, and an empty /mnt.
     for name, entry in {
         "passwd": "user:x:1234:1234::/tmp:/bin/sh\n",
@@ -383,7 +389,8 @@ def test_a_script_runs_as_user_where_the_program_is_root(tmp_path: Path) -> None
         env={"PATH": os.environ["PATH"], "TMPDIR": "/tmp"},
     )
     with store.new_session() as session:
-        report = Report(session, 100)
+        report = report_in(session, 100)
         report.add(ran.stdout.decode())
+        report.publish()
     assert report.stdout.getvalue() == "user\n/tmp\nuser\nuser\nuser\n", ran.stderr
-    assert [output.name for output in report.outputs.values()] == ["in/a.txt", "new"]
+    assert [file.name for file in report.delivered] == ["in/a.txt", "new"]
