@@ -210,8 +210,10 @@ class Exec:
         os.makedirs(DATA, exist_ok=True)
         self._folder = tempfile.mkdtemp(prefix="exec-")
         folder = DATA if plan["beside_data"] else self._folder
-        # A hidden name, which is no file of the script's.
-        name = f".{secrets.token_hex(8)}-{plan['script_name']}"
+        name = plan["script_name"]
+        if plan["beside_data"]:
+            # A hidden one, which is no file of the script's.
+            name = f".{secrets.token_hex(8)}-{name}"
         self._script_path = os.path.join(folder, name)
 
     def receive(self, name: str, packed: str) -> None:

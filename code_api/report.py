@@ -10,14 +10,14 @@ from typing import Any
 
 from code_api.in_sandbox import CHUNK_BYTES, MAX_FILES, OUTPUT_BYTES, PIECE_BYTES
 from code_api.names import name_problem, printable
-from code_api.request import MAX_INPUTS, ExecRequest
+from code_api.request import MAX_ENTRIES, ExecRequest
 from code_api.store import NewFile, NewSession, StoreError
 from config import MAX_CARRIED_BYTES
 from run import Clipped
 
 # The longest that in_sandbox.py writes: 32 KiB of control characters, six bytes each.
 _MAX_LINE_CHARS = 256 * 1024
-_MAX_NOTES = 2 * MAX_INPUTS  # the request's own, and one for each input
+_MAX_NOTES = 2 * MAX_ENTRIES  # the request's own, and one for each input
 _MAX_NOTE_CHARS = 500
 # Files that are left out and named; the others are counted.
 _MAX_LEFT_OUT = 50

@@ -6,11 +6,13 @@ from typing import Any
 from werkzeug.exceptions import BadRequest
 
 from code_api.languages import LANGUAGES, Language
-from code_api.names import name_problem, printable
+from code_api.names import has_surrogate, name_problem, printable
 from code_api.store import NotStored, Store, StoredFile
 from config import MAX_CARRIED_BYTES
 
-MAX_INPUTS = 1000
+MAX_ENTRIES = 1000  # of args, and of files
+
+Fields = dict[str, Any]
 
 
 @dataclass
@@ -48,40 +50,38 @@ def parse_exec(body: object, store: Store, run_timeout_s: int) -> ExecRequest:
     if not language:
         known = ", ".join(LANGUAGES)
         request.notes.append(f"language {printable(name)} is not known: {known}")
-    refs = _list(body, "files", dict)
-    if len(refs) > MAX_INPUTS:
-        raise BadRequest(f"files must not hold more than {MAX_INPUTS} entries.")
-    for ref in refs:
+    for ref in _list(body, "files", dict):
         _mount(request, ref, store)
     return request
 
 
-def _text(body: dict[str, Any], field_name: str) -> str:
+def _text(body: Fields, field_name: str) -> str:
     text = body.get(field_name)
     if not isinstance(text, str):
         raise BadRequest(f"{field_name} must be a string.")
     return text
 
 
-def _code(body: dict[str, Any]) -> str:
+def _code(body: Fields) -> str:
     code = _text(body, "code")
-    try:
-        code.encode()
-    except UnicodeEncodeError:
-        raise BadRequest("code must not hold a lone surrogate.") from None
+    if has_surrogate(code):
+        raise BadRequest("code must not hold a lone surrogate.")
     return code
 
 
-def _list(body: dict[str, Any], field_name: str, kind: type) -> list[Any]:
+def _list(body: Fields, field_name: str, kind: type) -> list[Any]:
     items = body.get(field_name) or []
-    if not isinstance(items, list) or not all(isinstance(item, kind) for item in items):
-        raise BadRequest(
-            f"{field_name} must be an array, each entry a {kind.__name__}."
-        )
+    if not isinstance(items, list):
+        raise BadRequest(f"{field_name} must be an array.")
+    if len(items) > MAX_ENTRIES:
+        raise BadRequest(f"{field_name} has more than {MAX_ENTRIES:,} entries.")
+    for item in items:
+        if not isinstance(item, kind):
+            raise BadRequest(f"{field_name} has an entry of a wrong type.")
     return items
 
 
-def _limit_s(body: dict[str, Any], run_timeout_s: int) -> int:
+def _limit_s(body: Fields, run_timeout_s: int) -> int:
     """`timeout`, in milliseconds, may shorten the run; anything else is ignored."""
     timeout_ms = body.get("timeout")
     if type(timeout_ms) is not int or timeout_ms < 1:
@@ -89,7 +89,7 @@ def _limit_s(body: dict[str, Any], run_timeout_s: int) -> int:
     return min(max(1, timeout_ms // 1000), run_timeout_s)
 
 
-def _mount(request: ExecRequest, ref: dict[str, Any], store: Store) -> None:
+def _mount(request: ExecRequest, ref: Fields, store: Store) -> None:
     """Find a file; of two with one name the last one counts."""
     name = ref.get("name")
     problem = name_problem(name)
