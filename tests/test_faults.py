@@ -566,19 +566,26 @@ def slowest_health_s(service: Service, load: Callable[[], object]) -> float:
     return float(slowest_s)
 
 
+@pytest.fixture(scope="module")
+def untouched(e2b: LocalE2B) -> Iterator[Service]:
+    """A service whose slots are not held by creates that failed before."""
+    with started(e2b_at(e2b.url)) as service:
+        yield service
+
+
 @pytest.mark.parametrize(("callers", "limit_s"), [(1, 0.5), (20, 1.5)])
 def test_a_value_of_1_5_million_entries_does_not_keep_others_waiting(
-    service: Service, e2b: LocalE2B, callers: int, limit_s: float
+    untouched: Service, e2b: LocalE2B, callers: int, limit_s: float
 ) -> None:
     e2b.set_script({"run": {"events": BIG_DICT}})
 
     def load() -> None:
         with ThreadPoolExecutor(callers) as threads:
-            for future in [threads.submit(service.execute) for _ in range(callers)]:
+            for future in [threads.submit(untouched.execute) for _ in range(callers)]:
                 assert "over every limit" in text_of(future.result())
 
     # Something else may keep this machine busy.
-    assert any(slowest_health_s(service, load) < limit_s for _ in range(3))
+    assert any(slowest_health_s(untouched, load) < limit_s for _ in range(3))
 
 
 class Memory:
