@@ -64,7 +64,12 @@ class _Exec:
 
     def _run_in_sandbox(self, must_be_new: bool = False) -> None:
         """Raises SandboxGone while the script cannot have begun."""
-        lease = self._pool.sandbox(self._work_s, self._made_by, {}, must_be_new)
+        lease = self._pool.sandbox(
+            self._work_s,
+            self._made_by,
+            durations_s={},
+            must_be_new=must_be_new,
+        )
         with lease as sandbox:
             for code in exec_cells(self._request):
                 self._run_cell(sandbox, code)

@@ -30,7 +30,10 @@ Process = Any  # a subprocess.Popen
 
 DATA = "/mnt/data"
 # edit_file reads files of 10 MiB by `cat`.
-OUTPUT_BYTES = {"stdout": 12 * 1024 * 1024, "stderr": 1024 * 1024}
+OUTPUT_BYTES = {
+    "stdout": 12 * 1024 * 1024,
+    "stderr": 1024 * 1024,
+}
 PIPE_BYTES = 32 * 1024  # read from a pipe at once, a line of the report
 CHUNK_BYTES = 96 * 1024  # read from a file at once, a line of the report
 CHUNKS_A_CELL = 80  # the kernel keeps what a cell prints
@@ -44,8 +47,16 @@ KILL_ROUNDS = 50
 SKIPPED_FOLDERS = ("node_modules", "__pycache__")
 # What a notebook sets for itself, and what would put colours into output.
 NOTEBOOK = (
-    *("JPY_", "JUPYTER", "IPY", "PYDEVD", "MATPLOTLIBRC", "PAGER", "GIT_PAGER"),
-    *("CLICOLOR", "FORCE_COLOR", "TERM"),
+    "JPY_",
+    "JUPYTER",
+    "IPY",
+    "PYDEVD",
+    "MATPLOTLIBRC",
+    "PAGER",
+    "GIT_PAGER",
+    "CLICOLOR",
+    "FORCE_COLOR",
+    "TERM",
 )
 # What a script starts inherits this, in whatever session or process group it is.
 MARK = secrets.token_hex(16)
@@ -90,8 +101,11 @@ def data_files() -> dict[str, Stamp]:
             with suppress(OSError):
                 status = os.lstat(path)
                 if stat.S_ISREG(status.st_mode):
-                    stamp = Stamp(status.st_ino, status.st_size, status.st_mtime_ns)
-                    found[os.path.relpath(path, DATA)] = stamp
+                    found[os.path.relpath(path, DATA)] = Stamp(
+                        inode=status.st_ino,
+                        size=status.st_size,
+                        written_ns=status.st_mtime_ns,
+                    )
     return found
 
 
@@ -101,8 +115,7 @@ def is_shown(name: str) -> bool:
 
 def marked_processes() -> list[int]:
     found = []
-    pids = os.listdir("/proc") if os.path.isdir("/proc") else []
-    for pid in filter(str.isdigit, pids):
+    for pid in filter(str.isdigit, os.listdir("/proc")):
         with suppress(OSError), open(f"/proc/{pid}/environ", "rb") as environ:
             if MARK.encode() in environ.read():
                 found.append(int(pid))

@@ -13,11 +13,15 @@ def reply_body(report: Report) -> dict[str, Any]:
         "session_id": session_id,
         "stdout": report.stdout.getvalue(),
         "stderr": _stderr(report, left_out),
-        "files": [
-            {"id": file.id, "name": file.name, "storage_session_id": session_id}
-            for file in delivered
-        ],
+        "files": [],
     }
+    for file in delivered:
+        ref = {
+            "id": file.id,
+            "name": file.name,
+            "storage_session_id": session_id,
+        }
+        body["files"].append(ref)
     if delivered and not body["stdout"]:
         # The model sees no other names of files.
         names = ", ".join(file.name for file in delivered)

@@ -113,13 +113,14 @@ class Report(Clipped):
         self.outcome = outcome
 
     def _take_name(self, name: str, size: int) -> None:
-        problem = name_problem(name) or self._size_problem(size)
         if name in self._outputs:
             raise ValueError("a name twice")
+        problem = name_problem(name) or self._size_problem(size)
         if problem:
             self._leave_out(name, problem)
-        else:
-            self._outputs[name] = Output(size, self._session.new_file(name))
+            return
+        file = self._session.new_file(name)
+        self._outputs[name] = Output(size, file)
 
     def _size_problem(self, size: int) -> str:
         if size > self._max_file_bytes:

@@ -54,6 +54,7 @@ class StoredFile:
     path: Path
     size: int  # bytes
     read_only: bool
+    modified_at: float  # seconds since 1970
 
     def open(self) -> BinaryIO:
         """Open it: from then on it can be read to its end. Raises NotStored."""
@@ -63,11 +64,8 @@ class StoredFile:
             raise NotStored from None
 
     def last_modified(self) -> str:
-        """ISO 8601, UTC. Raises NotStored."""
-        try:
-            modified_at = datetime.fromtimestamp(self.path.stat().st_mtime, UTC)
-        except OSError:
-            raise NotStored from None
+        """ISO 8601, UTC."""
+        modified_at = datetime.fromtimestamp(self.modified_at, UTC)
         text = modified_at.isoformat(timespec="milliseconds")
         return text.replace("+00:00", "Z")
 
@@ -143,20 +141,28 @@ class Store:
         try:
             index = json.loads((folder / _INDEX).read_bytes())
             size = index["sizes"][file_id]
-            if path.stat().st_size != size:
-                raise NotStored
-            return StoredFile(path, size, index["read_only"])
+            read_only = index["read_only"]
+            status = path.stat()
         except (OSError, ValueError, LookupError, TypeError):
             raise NotStored from None
+        if status.st_size != size:
+            raise NotStored
+        return StoredFile(
+            path,
+            size,
+            read_only,
+            modified_at=status.st_mtime,
+        )
 
     @_as_store_error()
     def delete(self, session_id: str, file_id: str) -> None:
         """Delete a file, its session with the last one. Raises NotStored, StoreError."""
         path = self.find(session_id, file_id).path
+        session_folder = path.parent
         path.unlink(missing_ok=True)
-        left = [other.name for other in path.parent.glob("*")]
+        left = [other.name for other in session_folder.glob("*")]
         if left == [_INDEX]:
-            self._remove(path.parent)
+            self._remove(session_folder)
 
     def start_sweeping(self) -> None:
         threading.Thread(target=self._keep_sweeping, daemon=True).start()
