@@ -50,8 +50,6 @@ from metrics import (
     IDLE_SESSIONS,
     IN_FLIGHT,
     PICTURE_BYTES,
-    UPLOAD_BYTES,
-    UPLOADS,
     WARM_READY,
 )
 from pool import RETRY_AFTER_S, Full, Pool
@@ -475,15 +473,10 @@ class _CodeApi:
             self._config.max_file_bytes,
             is_batch,
         )
-        given = len(reply["files"])
-        refused = reply["failed"]
-        UPLOAD_BYTES.inc(size)
-        UPLOADS.labels("refused").inc(refused)
-        UPLOADS.labels("kept").inc(given - refused)
         g.fields |= {
             "session_id": reply["storage_session_id"],
-            "files_in": given,
-            "files_refused": refused,
+            "files_in": len(reply["files"]),
+            "files_refused": reply["failed"],
             "bytes_in": size,
         }
         return _json(reply)

@@ -158,11 +158,12 @@ class Store:
     def delete(self, session_id: str, file_id: str) -> None:
         """Delete a file, its session with the last one. Raises NotStored, StoreError."""
         path = self.find(session_id, file_id).path
-        session_folder = path.parent
-        path.unlink(missing_ok=True)
-        left = [other.name for other in session_folder.glob("*")]
-        if left == [_INDEX]:
-            self._remove(session_folder)
+        folder = path.parent
+        with suppress(FileNotFoundError):  # the session is evicted meanwhile
+            path.unlink()
+            left = list(folder.iterdir())
+            if left == [folder / _INDEX]:
+                self._remove(folder)
 
     def start_sweeping(self) -> None:
         threading.Thread(target=self._keep_sweeping, daemon=True).start()

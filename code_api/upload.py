@@ -9,6 +9,7 @@ from werkzeug.http import parse_options_header
 
 from code_api.names import name_problem
 from code_api.store import NewFile, NewSession, Store, StoreError
+from metrics import UPLOAD_BYTES, UPLOADS
 
 # What the parser may hold of a part: well above the 64 KiB that it reads at once.
 _PARSER_BYTES = 1024 * 1024
@@ -70,10 +71,14 @@ def take_form(
     with store.new_session() as session:
         form, parts = _parse(session, stream, content_type, max_file_bytes)
         errors = [part.error for part in parts if part.error]
+        UPLOADS.labels("refused").inc(len(errors))
         if errors and not is_batch:
             raise errors[0]
         kept = [part.file for part in parts if not part.error]
         session.publish(kept, read_only=form.get("read_only") == "true")
+    kept_bytes = sum(file.size for file in kept)
+    UPLOADS.labels("kept").inc(len(kept))
+    UPLOAD_BYTES.inc(kept_bytes)
     message = "partial_success" if errors else "success"
     reply = {
         "message": message if kept else "error",
@@ -82,7 +87,7 @@ def take_form(
         "files": [part.entry() for part in parts],
         "failed": len(errors),
     }
-    return reply, sum(file.size for file in kept)
+    return reply, kept_bytes
 
 
 def _parse(

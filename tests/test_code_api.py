@@ -475,6 +475,18 @@ def test_a_file_larger_than_the_limit_is_413_and_exactly_the_limit_is_not(
     assert response.json()["error"] == "request_entity_too_large"
 
 
+def test_a_file_that_is_refused_is_counted(api: CodeApi, service: Service) -> None:
+    name = 'e2b_proxy_uploads_total{outcome="refused"} '
+
+    def count() -> float:
+        metrics = http.get(f"{service.url}/metrics").text
+        return float(metrics.partition(name)[2].partition("\n")[0] or 0)
+
+    before = count()
+    assert api.post("/upload", files={"file": ("../a", b"1")}).status_code == 400
+    assert count() == before + 1
+
+
 def test_in_a_batch_the_others_stay(api: CodeApi, files_dir: Path) -> None:
     files = {"big": bytes(20_000_001), "good": b"1", "../evil": b"2"}
     reply = api.upload_batch(files)
