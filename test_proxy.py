@@ -615,7 +615,7 @@ def test_a_chunked_body_without_an_end_is_not_read_on_after_the_413(
 def test_another_method_is_405_and_says_which_is_allowed(
     service: Service, path: str, method: str
 ) -> None:
-    response = http.request(method, service.url + path, timeout=5)
+    response = http.request(method, service.url + path, timeout=30)
     assert response.status_code == 405
     assert set(response.headers["Allow"].split(", ")) == {"POST", "OPTIONS"}
     assert error_of(response)["code"] == "method_not_allowed"
@@ -634,7 +634,7 @@ def test_another_method_is_405_and_says_which_is_allowed(
 )
 def test_an_unknown_path_is_404(service: Service, path: str) -> None:
     for response in (
-        http.get(service.url + path, timeout=5),
+        http.get(service.url + path, timeout=30),
         http.post(service.url + path),
     ):
         assert response.status_code == 404
@@ -701,7 +701,7 @@ def test_a_key_in_the_address_or_the_body_opens_nothing(guarded: Service) -> Non
         f"{guarded.url}/execute?api_key={API_KEY}&key={API_KEY}&access_token={API_KEY}"
     )
     body = {"code": "1", "api_key": API_KEY, "key": API_KEY}
-    assert http.post(url, json=body, timeout=5).status_code == 401
+    assert http.post(url, json=body, timeout=30).status_code == 401
 
 
 OPEN_PATHS = ["/", "/health", "/ready", "/openapi.json"]
@@ -714,7 +714,7 @@ def test_looking_at_the_service_needs_no_key(guarded: Service, path: str) -> Non
 
 def test_published_pictures_need_no_key(guarded: Service) -> None:
     # There are none here; test_published.py reads one.
-    assert http.get(f"{guarded.url}/images/x.png", timeout=5).status_code == 404
+    assert http.get(f"{guarded.url}/images/x.png", timeout=30).status_code == 404
 
 
 def test_everything_else_needs_the_key(guarded: Service, tmp_path: Path) -> None:
@@ -726,7 +726,7 @@ def test_everything_else_needs_the_key(guarded: Service, tmp_path: Path) -> None
     for rule in others:
         path = re.sub("<.*?>", "x", rule.rule)
         for method in rule.methods or ():
-            response = http.request(method, guarded.url + path, timeout=5)
+            response = http.request(method, guarded.url + path, timeout=30)
             assert response.status_code == 401
             assert response.headers["WWW-Authenticate"] == "Bearer"
 
@@ -858,7 +858,7 @@ def test_a_cross_origin_post_is_403_even_with_the_key(guarded: Service) -> None:
 def test_every_post_of_a_foreign_page_is_403(
     service: Service, path: str, header: dict[str, str]
 ) -> None:
-    response = http.post(service.url + path, headers=header, timeout=5)
+    response = http.post(service.url + path, headers=header, timeout=30)
     assert response.status_code == 403
     error_of(response)
 
@@ -866,7 +866,7 @@ def test_every_post_of_a_foreign_page_is_403(
 def test_a_foreign_page_deletes_nothing(service: Service) -> None:
     for header in ({"Origin": "http://evil.example"}, {"Host": "evil.example"}):
         url = f"{service.url}/v1/files/a/b"
-        assert http.delete(url, headers=header, timeout=5).status_code == 403
+        assert http.delete(url, headers=header, timeout=30).status_code == 403
 
 
 def test_no_other_origin_is_ever_let_in(service: Service) -> None:
@@ -876,11 +876,11 @@ def test_no_other_origin_is_ever_let_in(service: Service) -> None:
         "Access-Control-Request-Headers": "content-type",
     }
     for response in (
-        http.options(f"{service.url}/execute", headers=asks, timeout=5),
+        http.options(f"{service.url}/execute", headers=asks, timeout=30),
         http.post(
-            f"{service.url}/execute", json={"code": "1"}, headers=asks, timeout=5
+            f"{service.url}/execute", json={"code": "1"}, headers=asks, timeout=30
         ),
-        http.get(f"{service.url}/health", headers=asks, timeout=5),
+        http.get(f"{service.url}/health", headers=asks, timeout=30),
     ):
         assert not [
             name
@@ -907,12 +907,12 @@ def test_health_tells_the_version_the_keys_and_how_full_it_is(
         "idle_sessions": 0,
         "sandbox_seconds_per_day": 0,
     }
-    health = http.get(f"{service.url}/health", timeout=5).json()
+    health = http.get(f"{service.url}/health", timeout=30).json()
     assert health["sandbox_seconds_today"] >= 0
     assert health | expected == health
     assert not re.search("e2b_[0-9a-f]", str(health))  # the key itself
     assert (
-        http.get(f"{guarded.url}/health", timeout=5).json()["api_key_required"] is True
+        http.get(f"{guarded.url}/health", timeout=30).json()["api_key_required"] is True
     )
 
 
@@ -943,15 +943,15 @@ def test_health_counts_the_run_that_is_under_way(
         run = caller.submit(execute, service)
         e2b.wait_for(lambda _: len(run_requests(e2b)) > runs_before, 30)
         assert (
-            http.get(f"{service.url}/health", timeout=5).json()["runs_in_flight"] == 1
+            http.get(f"{service.url}/health", timeout=30).json()["runs_in_flight"] == 1
         )
         run.result()
-    assert http.get(f"{service.url}/health", timeout=5).json()["runs_in_flight"] == 0
+    assert http.get(f"{service.url}/health", timeout=30).json()["runs_in_flight"] == 0
 
 
 def test_health_touches_nothing_outside(service: Service, e2b: LocalE2B) -> None:
     number_before = len(e2b.state()["requests"])
-    assert http.get(f"{service.url}/health", timeout=5).status_code == 200
+    assert http.get(f"{service.url}/health", timeout=30).status_code == 200
     assert len(e2b.state()["requests"]) == number_before
 
 
@@ -980,7 +980,7 @@ def test_ready_says_what_to_check_when_e2b_refuses_the_key(
         assert "E2B_API_KEY" in error_of(response)["message"]
         assert "e2b_refused" not in response.text
     assert list_requests(e2b) == asked_before + 1
-    assert http.get(f"{refused.url}/health", timeout=5).json()["status"] == "healthy"
+    assert http.get(f"{refused.url}/health", timeout=30).json()["status"] == "healthy"
     run = execute(refused)
     assert "refused this service's key" in text_of(run)
     assert run.headers["X-Run-Outcome"] == "unavailable"
@@ -989,7 +989,7 @@ def test_ready_says_what_to_check_when_e2b_refuses_the_key(
 def test_the_page_runs_its_own_script_and_nothing_else(service: Service) -> None:
     nonces = set()
     for _ in range(2):
-        page = http.get(f"{service.url}/", timeout=5)
+        page = http.get(f"{service.url}/", timeout=30)
         assert page.headers["Content-Type"] == "text/html; charset=utf-8"
         policy = page.headers["Content-Security-Policy"].split(";")
         rules = {name: sources for name, *sources in (rule.split() for rule in policy)}
@@ -1030,7 +1030,7 @@ def test_metrics_count_what_was_done(guarded: Service, e2b: LocalE2B) -> None:
     key = {"Authorization": f"Bearer {API_KEY}"}
 
     def sample(name: str, **labels: str) -> float:
-        response = http.get(f"{guarded.url}/metrics", headers=key, timeout=5)
+        response = http.get(f"{guarded.url}/metrics", headers=key, timeout=30)
         families = list(text_string_to_metric_families(response.text))
         own = {f.name: f.type for f in families if f.name.startswith("e2b_proxy_")}
         assert {

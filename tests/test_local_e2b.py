@@ -580,7 +580,7 @@ def test_the_sdk_creates_finds_and_kills(monkeypatch: pytest.MonkeyPatch) -> Non
         assert (state["created"], state["killed"], state["kill_requests"]) == (2, 1, 2)
         assert (state["alive"], state["max_alive"]) == (1, 2)
         assert state == json.loads(json.dumps(state))
-        over_http = requests.get(f"{e2b.url}/_state", timeout=5).json()
+        over_http = requests.get(f"{e2b.url}/_state", timeout=30).json()
         assert over_http["requests"] == e2b.state()["requests"]
 
 
@@ -747,12 +747,12 @@ def test_the_code_may_state_its_own_fate_and_a_mix_is_reproducible() -> None:
         mix = {"run": {"mix": [[1, {"status": 500}], [1, {"status": 503}]], "seed": 7}}
         seen = []
         for _ in range(2):
-            requests.put(f"{e2b.url}/_script", json=mix, timeout=5).raise_for_status()
+            requests.put(f"{e2b.url}/_script", json=mix, timeout=30).raise_for_status()
             headers = {"e2b-sandbox-id": sandbox_id}
             url = f"{e2b.url}/execute"
             seen.append(
                 [
-                    requests.post(url, json={}, headers=headers, timeout=5).status_code
+                    requests.post(url, json={}, headers=headers, timeout=30).status_code
                     for _ in range(12)
                 ]
             )

@@ -159,7 +159,7 @@ def one_run_under_way(e2b: LocalE2B, service: Service) -> Iterator[None]:
         yield
     finally:
         address = f"{e2b.url}/sandboxes/{sandbox['id']}"
-        http.delete(address, headers={"X-API-Key": E2B_KEY}, timeout=5)
+        http.delete(address, headers={"X-API-Key": E2B_KEY}, timeout=30)
         caller.join()
 
 
@@ -280,7 +280,7 @@ def test_another_method_is_405_and_says_which_is_allowed(
     service: Service, method: str
 ) -> None:
     headers = {"Accept": "text/event-stream"}
-    response = http.request(method, f"{service.url}/mcp", headers=headers, timeout=5)
+    response = http.request(method, f"{service.url}/mcp", headers=headers, timeout=30)
     assert response.status_code == 405
     assert not LOGIN_WORDS.search(response.json()["error"]["message"])
     assert "POST" in response.headers["Allow"].split(", ")
@@ -415,7 +415,7 @@ def test_a_body_that_is_no_json_by_its_type_is_415(service: Service) -> None:
 
 
 def test_a_body_over_1_mib_is_413_before_it_is_sent(service: Service) -> None:
-    connection = HTTPConnection("127.0.0.1", service.port, timeout=5)
+    connection = HTTPConnection("127.0.0.1", service.port, timeout=30)
     with closing(connection):
         connection.putrequest("POST", "/mcp")
         connection.putheader("Content-Type", "application/json")
@@ -573,7 +573,7 @@ def test_a_full_service_is_a_result_that_says_how_long_to_wait(
 ) -> None:
     with one_run_under_way(e2b, narrow):
         text = error_text(call(narrow, code="1"))
-        refused = http.post(f"{narrow.url}/execute", json={"code": "1"}, timeout=5)
+        refused = http.post(f"{narrow.url}/execute", json={"code": "1"}, timeout=30)
     assert refused.status_code == 503
     assert re.search(rf"\b{refused.headers['Retry-After']} seconds\b", text)
 

@@ -60,7 +60,7 @@ def guarded(start: Callable[..., Service]) -> Service:
 @pytest.fixture
 def served(service: Service) -> Any:
     """The document as the service serves it."""
-    response = http.get(f"{service.url}/openapi.json", timeout=5)
+    response = http.get(f"{service.url}/openapi.json", timeout=30)
     assert (response.status_code, response.headers["Content-Type"]) == (
         200,
         "application/json",
@@ -158,7 +158,7 @@ def test_the_document_carries_the_address_that_it_was_asked_at_but_no_loopback_o
     service: Service, host: str
 ) -> None:
     document = http.get(
-        f"{service.url}/openapi.json", headers={"Host": host}, timeout=5
+        f"{service.url}/openapi.json", headers={"Host": host}, timeout=30
     ).json()
     assert document["servers"] == [{"url": ADDRESSES[host]}]
 
@@ -168,7 +168,7 @@ def test_behind_a_tls_proxy_on_this_machine_the_address_is_https(
 ) -> None:
     headers = {"Host": "code.example.com", "X-Forwarded-Proto": "https"}
     document = http.get(
-        f"{service.url}/openapi.json", headers=headers, timeout=5
+        f"{service.url}/openapi.json", headers=headers, timeout=30
     ).json()
     assert document["servers"] == [{"url": "https://code.example.com"}]
 
@@ -185,7 +185,7 @@ def test_but_for_the_address_and_the_limits_the_document_is_the_file(
 
 
 def test_the_file_has_the_default_limits(guarded: Service) -> None:
-    document = http.get(f"{guarded.url}/openapi.json", timeout=5).json()
+    document = http.get(f"{guarded.url}/openapi.json", timeout=30).json()
     assert fields_of(document) == fields_of(DOCUMENT)
 
 
@@ -238,7 +238,7 @@ def one_run_under_way(e2b: LocalE2B, service: Service) -> Iterator[None]:
         yield
     finally:
         address = f"{e2b.url}/sandboxes/{sandbox['id']}"
-        http.delete(address, headers={"X-API-Key": E2B_KEY}, timeout=5)
+        http.delete(address, headers={"X-API-Key": E2B_KEY}, timeout=30)
         caller.join()
 
 
@@ -260,8 +260,8 @@ def test_each_documented_answer_can_be_had_and_is_as_documented(
         execute(service, {}),
         execute(guarded, good),
         execute(service, good, Origin="http://evil.example"),
-        http.send(too_long, timeout=5),
-        http.post(f"{service.url}/execute", data="print(1)", timeout=5),
+        http.send(too_long, timeout=30),
+        http.post(f"{service.url}/execute", data="print(1)", timeout=30),
         full,
     ]
     operation = schemathesis.openapi.from_dict(served)["/execute"]["POST"]

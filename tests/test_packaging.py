@@ -39,7 +39,8 @@ ROOT = Path(__file__).parent.parent
 LOCKS = ["requirements.txt", "dev/requirements-demo.txt", "dev/requirements.txt"]
 RUN_AS = 65532
 REGISTRY_TIMEOUT_S = 120
-BOOT_TIMEOUT_S = 30
+BOOT_TIMEOUT_S = 120
+TRIES = 3  # of a probe that gives up after 4 s, on a busy machine
 
 
 # --- the locks ------------------------------------------------------------------------
@@ -343,7 +344,7 @@ def probe(port: int) -> int:
         env={"PORT": str(port), "HTTP_PROXY": "http://proxy.invalid:1"},
         capture_output=True,
         check=False,
-        timeout=10,
+        timeout=60,
     ).returncode
 
 
@@ -389,7 +390,7 @@ def test_the_images_command_boots_as_another_user_read_only_and_without_home() -
                     if b"Listening at" in line:
                         # Accepted by the kernel now, answered
                         # as soon as the worker is there.
-                        status = probe(port)
+                        status = min(probe(port) for _ in range(TRIES))
                         master = psutil.Process(process.pid)
                         family = [master, *master.children()]
                         uids = {tuple(each.uids()) for each in family}

@@ -909,7 +909,7 @@ def test_what_was_spent_and_who_runs_is_on_health(
     e2b.wait_for(lambda state: of_kind(state, "run"), 30)
 
     def health() -> dict[str, Any]:
-        return dict(requests.get(f"{service.url}/health", timeout=5).json())
+        return dict(requests.get(f"{service.url}/health", timeout=30).json())
 
     wait_until(lambda: health()["warm_ready"] == 1)
     wait_until(lambda: health()["sandbox_seconds_today"] > 0)

@@ -106,7 +106,9 @@ def name_of(url: str) -> str:
 def get_raw(service: Service, target: str | bytes) -> tuple[int, bytes]:
     """GET this target, sent as it is; returns the status and the body."""
     target = target.encode() if isinstance(target, str) else target
-    with socket.create_connection(("127.0.0.1", service.port), timeout=5) as connection:
+    with socket.create_connection(
+        ("127.0.0.1", service.port), timeout=30
+    ) as connection:
         connection.sendall(
             b"GET "
             + target
@@ -242,7 +244,7 @@ def test_a_picture_is_served_to_whoever_has_its_link_as_an_image_and_nothing_els
     [url] = urls_of(execute(serving))
     assert re.fullmatch(rf"{ADDRESS}/{NAME}", url)
     response = http.get(
-        f"{serving.url}/images/{name_of(url)}", timeout=5
+        f"{serving.url}/images/{name_of(url)}", timeout=30
     )  # without the API key
     assert (response.status_code, response.content) == (200, data)
     assert response.headers["Content-Type"] == media_type
@@ -257,7 +259,7 @@ def test_the_page_may_show_the_pictures_that_the_service_serves(
     serving: Service, linking: Service
 ) -> None:
     def sources(service: Service) -> list[str]:
-        policy = http.get(f"{service.url}/", timeout=5).headers[
+        policy = http.get(f"{service.url}/", timeout=30).headers[
             "Content-Security-Policy"
         ]
         [sources] = [
@@ -279,13 +281,13 @@ def test_what_librechat_serves_is_served_here_under_an_address_of_its_own(
 ) -> None:
     e2b.set_script(shows(PNG))
     [url] = urls_of(execute(linking))
-    own = http.get(f"{linking.url}/images/{name_of(url)}", timeout=5)
+    own = http.get(f"{linking.url}/images/{name_of(url)}", timeout=30)
     assert (own.status_code, own.content) == (200, PNG)
-    assert http.get(linking.url + url, timeout=5).status_code == 404
+    assert http.get(linking.url + url, timeout=30).status_code == 404
 
 
 def test_a_name_that_is_none_of_a_picture_is_404(serving: Service) -> None:
-    response = http.get(f"{serving.url}/images/{OWN_NAME}", timeout=5)
+    response = http.get(f"{serving.url}/images/{OWN_NAME}", timeout=30)
     assert response.status_code == 404
     assert response.json()["error"]["code"] == "not_found"
     assert response.headers["Cache-Control"] == "no-store"
@@ -389,7 +391,7 @@ def test_a_folder_that_cannot_be_written_costs_the_picture_and_not_the_reply(
     )
     assert "could not be stored by this service" in text_of(response)
     assert "![" not in text_of(response) and str(path) not in text_of(response)
-    assert http.get(f"{service.url}/images/{OWN_NAME}", timeout=5).status_code == 404
+    assert http.get(f"{service.url}/images/{OWN_NAME}", timeout=30).status_code == 404
     assert '"level": "error"' in service.wait_for_log("could not be published")
     # Once somebody has mended it, pictures are published again without a restart.
     path.unlink()

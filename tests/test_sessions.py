@@ -61,7 +61,9 @@ def called_over_mcp(service: Service, session: str, code: str) -> dict[str, Any]
 
 
 def idle_sessions(service: Service) -> int:
-    return int(requests.get(f"{service.url}/health", timeout=5).json()["idle_sessions"])
+    return int(
+        requests.get(f"{service.url}/health", timeout=30).json()["idle_sessions"]
+    )
 
 
 def test_variables_imports_and_files_are_there_in_the_next_call(
@@ -74,7 +76,7 @@ def test_variables_imports_and_files_are_there_in_the_next_call(
     assert "a file" in text
     assert GONE not in text
     assert idle_sessions(service) >= 1
-    metrics = requests.get(f"{service.url}/metrics", timeout=5).text
+    metrics = requests.get(f"{service.url}/metrics", timeout=30).text
     assert f"e2b_proxy_idle_sessions {float(idle_sessions(service))}" in metrics
 
 
@@ -227,7 +229,7 @@ def test_the_tool_says_that_things_are_kept_only_where_they_are(
     def said(of: Service, method: str) -> str:
         params = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {}}
         message = {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}
-        return requests.post(f"{of.url}/mcp", json=message, timeout=5).text
+        return requests.post(f"{of.url}/mcp", json=message, timeout=30).text
 
     off = start()
     assert "kept within a conversation until 1 minutes" in said(service, "tools/list")
