@@ -42,13 +42,16 @@ def name_problem(name: object) -> str:
     parts = name.split("/")
     if len(parts) > MAX_DEPTH:
         return f"it lies deeper than {MAX_DEPTH} folders"
-    if any(part in ("", ".", "..") for part in parts):
-        return "its name is no plain path below /mnt/data"
-    if any(len(part.encode()) > MAX_PART_BYTES for part in parts):
-        return f"a part of its name is longer than {MAX_PART_BYTES} bytes"
+    for part in parts:
+        if part in ("", ".", ".."):
+            return "its name is no plain path below /mnt/data"
+        if len(part.encode()) > MAX_PART_BYTES:
+            return f"a part of its name is longer than {MAX_PART_BYTES} bytes"
     return ""
 
 
 def printable(name: object) -> str:
     """A name from outside as one harmless line of bounded length."""
-    return ascii(name)[:100] if name_problem(name) else str(name)
+    if name_problem(name):
+        return ascii(name)[:100]
+    return str(name)

@@ -78,7 +78,8 @@ class Report(Clipped):
         except StoreError as exc:
             self.problem = str(exc)
         except (ValueError, RecursionError, zlib.error) as exc:
-            self.problem = f"the sandbox's report is wrong ({type(exc).__name__})"
+            kind = type(exc).__name__
+            self.problem = f"the sandbox's report is wrong ({kind})"
 
     def _take(self, line: dict[str, Any]) -> None:
         match line:
@@ -125,7 +126,8 @@ class Report(Clipped):
     def _size_problem(self, size: int) -> str:
         if size > self._max_file_bytes:
             return f"it is larger than {self._max_file_bytes:,} bytes"
-        if self.wanted_bytes() + size > MAX_CARRIED_BYTES:
+        total_bytes = self.wanted_bytes() + size
+        if total_bytes > MAX_CARRIED_BYTES:
             return f"all files together are larger than {MAX_CARRIED_BYTES:,} bytes"
         if len(self._outputs) >= MAX_FILES:
             return f"there are more than {MAX_FILES} files"
@@ -145,7 +147,8 @@ class Report(Clipped):
         data = unpacker.decompress(compressed, CHUNK_BYTES)
         if not unpacker.eof:
             raise ValueError("a chunk that is too large, or cut")
-        if output.file.size + len(data) > output.size_bytes:
+        received_bytes = output.file.size + len(data)
+        if received_bytes > output.size_bytes:
             raise ValueError("more bytes than the file has")
         output.file.write(data)
 
@@ -155,7 +158,8 @@ class Report(Clipped):
     def missing_pieces(self) -> Iterator[tuple[str, int]]:
         """What has to be asked for: a file's name, and the piece's first byte."""
         for name, output in self._outputs.items():
-            for start in range(output.file.size, output.size_bytes, PIECE_BYTES):
+            starts = range(output.file.size, output.size_bytes, PIECE_BYTES)
+            for start in starts:
                 yield name, start
 
     def publish(self) -> None:

@@ -110,8 +110,12 @@ class NewSession:
         for path in self.hidden_folder.iterdir():
             if path.name not in sizes:
                 path.unlink()
-        index = {"sizes": sizes, "read_only": read_only}
-        (self.hidden_folder / _INDEX).write_text(json.dumps(index), "utf-8")
+        index = {
+            "sizes": sizes,
+            "read_only": read_only,
+        }
+        path = self.hidden_folder / _INDEX
+        path.write_text(json.dumps(index), "utf-8")
         self.hidden_folder.rename(self._folder)
 
 

@@ -96,8 +96,10 @@ def _parse(
     parts: list[_Part] = []
 
     def open_part(filename: str | None, **_others: object) -> _Part:
-        parts.append(_Part(session.new_file(filename or ""), max_file_bytes))
-        return parts[-1]
+        file = session.new_file(filename or "")
+        part = _Part(file, max_file_bytes)
+        parts.append(part)
+        return part
 
     parser = FormDataParser(
         stream_factory=cast(Any, open_part),
