@@ -81,6 +81,7 @@ class Stamp(NamedTuple):
     inode: int
     size: int
     written_ns: int
+    changed_ns: int  # nothing can set it: `cp -p` over another file shows here only
 
 
 def report(**line: Any) -> None:
@@ -105,6 +106,7 @@ def data_files() -> dict[str, Stamp]:
                         inode=status.st_ino,
                         size=status.st_size,
                         written_ns=status.st_mtime_ns,
+                        changed_ns=status.st_ctime_ns,
                     )
     return found
 

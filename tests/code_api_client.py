@@ -20,7 +20,7 @@ class CodeApi:
         self.url = f"{service.url}/v1"
 
     def post(self, path: str, **fields: Any) -> requests.Response:
-        return http.post(f"{self.url}{path}", timeout=100, **fields)
+        return http.post(f"{self.url}{path}", timeout=250, **fields)
 
     def exec(
         self, code: str, lang: str = "bash", files: Any = (), **more: Any

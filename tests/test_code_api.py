@@ -42,7 +42,12 @@ def kernels() -> Iterator[LocalE2B]:
 
 @pytest.fixture(scope="module")
 def service(kernels: LocalE2B, files_dir: Path) -> Iterator[Service]:
-    settings = {"FILES_DIR": str(files_dir), "MAX_FILE_BYTES": "20000000"}
+    settings = {
+        "FILES_DIR": str(files_dir),
+        "MAX_FILE_BYTES": "20000000",
+        # On a busy machine 12 MiB of output have taken longer than the default.
+        "RUN_TIMEOUT_S": "200",
+    }
     service = Service(e2b_at(kernels.url) | settings)
     service.wait_until_ready()
     yield service
@@ -244,6 +249,12 @@ def test_a_file_that_was_written_is_new_with_the_same_bytes_too(
 ) -> None:
     ref = api.upload("a", b"1")
     assert list(named(api.exec(change, files=[ref]))) == ["a"]
+
+
+def test_a_copy_that_keeps_the_time_of_the_original_is_new(api: CodeApi) -> None:
+    refs = [api.upload("a", b"1"), api.upload("b", b"2")]
+    reply = api.exec("cp -p a b", files=refs)
+    assert [api.download(ref) for ref in reply["files"]] == [b"1"]
 
 
 def test_a_file_that_was_only_read_does_not_come_back(api: CodeApi) -> None:
