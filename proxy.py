@@ -95,7 +95,7 @@ _SESSIONS_ARE_KEPT = (
 _NOT_STATEFUL = "Each exec has a sandbox of its own here."
 _NO_PROGRAMS = "Programs that call tools are not supported: use /exec."
 _UNREADABLE = "The body is no JSON that can be read."
-_FULL = f"Every place for a run is taken. Try again in {RETRY_AFTER_S} seconds."
+_FULL = f"Every slot is taken. Try again in {RETRY_AFTER_S} seconds."
 
 
 def __getattr__(name: str) -> Flask:

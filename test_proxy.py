@@ -169,7 +169,7 @@ def test_a_picture_joins_the_array_as_an_image_url_byte_for_byte(
     assert execute(service, HELLO).content.decode() == HELLO_REPLY % part
 
 
-def test_the_parts_of_the_text_stand_in_one_order_parted_by_a_blank_line(
+def test_the_parts_of_the_text_stand_in_one_order_separated_by_a_blank_line(
     service: Service, e2b: LocalE2B
 ) -> None:
     answer_with(

@@ -46,7 +46,7 @@ class TestGoldenTexts:
             "**Executed Code:**\n```python\nprint('Hello, World!')\n```"
         )
 
-    def test_all_parts_stand_in_their_order_parted_by_one_blank_line(self) -> None:
+    def test_all_parts_stand_in_their_order_separated_by_one_blank_line(self) -> None:
         made = run(
             stdout="out\n",
             stderr="err\n",

@@ -4,7 +4,7 @@ the packages that LibreChat itself is built of.
 The scripts in librechat_client/ run librechat-data-provider, the
 MCP client and react-markdown in Node; the service runs as shipped
 and E2B is the stand-in, told what to answer. `pytest -rP -k adds`
-prints what one picture adds to what the model reads, by each road.
+prints what one picture adds to what the model reads, by each way.
 """
 
 from __future__ import annotations
@@ -181,7 +181,7 @@ def one_run_under_way(e2b: LocalE2B, service: Service) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def service(start: Callable[..., Service]) -> Service:
-    """The service as an operator gets it, but with one place for a run."""
+    """The service as an operator gets it, but with one slot."""
     return start(MAX_CONCURRENT_RUNS="1")
 
 
@@ -627,9 +627,9 @@ def test_a_picture_adds_little_by_mcp_and_published_and_all_of_itself_in_the_bar
         ),
     }
 
-    print(f"| road | characters that a PNG of {len(picture):,} bytes adds |\n|---|---|")
-    for road, chars in added.items():
-        print(f"| {road} | {chars:,} |")
+    print(f"| way | characters that a PNG of {len(picture):,} bytes adds |\n|---|---|")
+    for way, chars in added.items():
+        print(f"| {way} | {chars:,} |")
     assert 0 <= added["MCP"] < MAX_ADDED_CHARS
     assert 0 < added["Action, pictures published"] < MAX_ADDED_CHARS
     in_base64 = len(base64.b64encode(picture))

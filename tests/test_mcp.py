@@ -63,7 +63,7 @@ def service(start: Callable[..., Service]) -> Service:
 
 @pytest.fixture
 def narrow(start: Callable[..., Service]) -> Service:
-    """A service with one place for a run, which no create before has taken."""
+    """A service with one slot, which no create before has taken."""
     return start(MAX_CONCURRENT_RUNS="1")
 
 

@@ -43,7 +43,7 @@ def _runs_print_ok(e2b: LocalE2B) -> None:
 
 @pytest.fixture(scope="module")
 def service(start: Callable[..., Service]) -> Service:
-    """The service with limits of its own and one place for a run."""
+    """The service with limits of its own and one slot."""
     limits = {
         "MAX_CODE_CHARS": str(MAX_CODE_CHARS),
         "RUN_TIMEOUT_S": str(RUN_TIMEOUT_S),

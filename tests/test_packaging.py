@@ -534,7 +534,7 @@ def test_the_merged_api_waits_for_us_and_keeps_what_librechat_gave_it() -> None:
     assert changed == {"depends_on", "volumes"}
 
 
-def test_our_stanza_is_the_popular_one_locked_down() -> None:
+def test_our_service_is_the_popular_one_locked_down() -> None:
     document = compose()
     assert set(document) == {"services", "volumes"}
     assert set(document["services"]) == {"api", "e2b-proxy"}

@@ -891,9 +891,9 @@ def test_an_address_without_a_port_allows_port_80(page: Page) -> None:
     page.open("http://code.test")
     document = json.loads(page["openapi"].get_property("textContent"))
     assert document["servers"] == [{"url": "http://code.test"}]
-    stanza = yaml.safe_load(page["mcp"].text)
-    assert stanza["mcpServers"]["python"]["url"] == "http://code.test/mcp"
-    assert stanza["mcpSettings"] == {"allowedAddresses": ["code.test:80"]}
+    entry = yaml.safe_load(page["mcp"].text)
+    assert entry["mcpServers"]["python"]["url"] == "http://code.test/mcp"
+    assert entry["mcpSettings"] == {"allowedAddresses": ["code.test:80"]}
     assert yaml.safe_load(page["actions"].text) == {
         "actions": {"allowedAddresses": ["code.test:80"]}
     }
