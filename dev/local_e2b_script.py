@@ -69,9 +69,9 @@ class Script:
 
 def _answer_in(code: str) -> Answer:
     """What the code asks for; the cell of an exec does so in its script."""
-    plan = re.search(r"^the_exec = Exec\(json\.loads\((.+)\)\)$", code, re.MULTILINE)
-    if plan:
-        code = json.loads(ast.literal_eval(plan[1]))["script"]
+    script = re.search(r"^the_exec\.script \+= (.+)$", code, re.MULTILINE)
+    if script:
+        code = ast.literal_eval(script[1])
     found = re.search(r"^# answer: (\{.*\})\s*$", code, re.MULTILINE)
     return json.loads(found[1]) if found else {}
 
