@@ -50,7 +50,8 @@ def runnable(code: str) -> str:
 
 
 def with_data_folder(code: str) -> str:
-    """Code that names the data folder after a line that makes it; other code as it is."""
+    """Code that names the data folder after a
+    line that makes it; other code as it is."""
     if DATA_FOLDER not in code:
         return code
     indentation = code[: len(code) - len(code.lstrip(" \t"))]

@@ -32,7 +32,8 @@ _LOGGED_AGAIN = (
 # `data:image/png;base64,iVBORw0K…`, from a length on at which nobody reads it.
 _DATA_URI = r"(data:\w{1,40}/[\w.+-]{1,80};base64,)([A-Za-z0-9+/]{200,}={0,2})"
 
-# The code in a frame of a traceback: `   3804 try:`, `-> 3805     return x`, `   (...)`.
+# The code in a frame of a traceback: `   3804
+# try:`, `-> 3805     return x`, `   (...)`.
 _ROWS = r"(?: *(?:-*> )?\d+(?: [^\n]*)?\n| *\(\.\.\.\)\n)*+"
 # A frame in a library: `File /usr/…/dist-packages/pandas/io.py:3, in f`,
 # `File /usr/lib/python3.13/json/…`, `File <frozen importlib…`,

@@ -1,4 +1,5 @@
-"""The process: gunicorn picks this file up from the working directory (`gunicorn proxy:app`).
+"""The process: gunicorn picks this file up from
+the working directory (`gunicorn proxy:app`).
 
 Settings only: what they name is in worker.py.
 """
@@ -19,10 +20,12 @@ except ValueError as exc:
     sys.exit(os.EX_CONFIG)
 
 bind = f"{settings.host}:{settings.port}"
-# One worker: the limits are the process's, and the SDK's transport does not survive a fork.
+# One worker: the limits are the process's, and
+# the SDK's transport does not survive a fork.
 workers = 1
 worker_class = PatientWorker
-# The process's own, beside those of runs: its stream, its create or kill, a picture's pipe.
+# The process's own, beside those of runs: its
+# stream, its create or kill, a picture's pipe.
 OWN_DESCRIPTORS = 32
 RUN_DESCRIPTORS = 3
 max_descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
@@ -32,7 +35,8 @@ runs = min(settings.max_concurrent_runs, max_runs)
 left_descriptors = max_descriptors - OWN_DESCRIPTORS - RUN_DESCRIPTORS * runs
 # Each of more waits in the system's queue until one of these is closed.
 worker_connections = min(4000, left_descriptors)
-# A run may still be drawing or sending when its slot has a next one; the rest is for /health.
+# A run may still be drawing or sending when its
+# slot has a next one; the rest is for /health.
 threads = min(2 * runs + 8, worker_connections - 1)
 # s; above Node's 5 s, or LibreChat sees ECONNRESET now and then.
 keepalive = 65
@@ -40,8 +44,8 @@ keepalive = 65
 graceful_timeout = settings.longest_request_s() + 10
 worker_tmp_dir = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108
 control_socket_disable = True
-# By default a proxy on this machine may set SCRIPT_NAME: then the path that it checked is not
-# the one that is served.
+# By default a proxy on this machine may set SCRIPT_NAME: then
+# the path that it checked is not the one that is served.
 forwarder_headers = ""
 logger_class = JsonLogger
 
@@ -49,7 +53,8 @@ logger_class = JsonLogger
 def when_ready(server):
     if runs < settings.max_concurrent_runs:
         server.log.warning(
-            "The limit of %s open files holds %s runs at once, MAX_CONCURRENT_RUNS is %s",
+            "The limit of %s open files holds %s runs at once, MAX_CONCURRENT_RUNS is "
+            "%s",
             max_descriptors,
             runs,
             settings.max_concurrent_runs,

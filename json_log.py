@@ -1,4 +1,5 @@
-"""The log: lines of JSON in which no key ever stands, written by a thread of its own."""
+"""The log: lines of JSON in which no key ever
+stands, written by a thread of its own."""
 
 import atexit
 import contextlib
@@ -52,7 +53,8 @@ class QueuedStdout(logging.Handler):
         atexit.register(self._drain)
 
     def _reset(self) -> None:
-        """Start empty: a fork takes no thread along, and perhaps a lock that it held."""
+        """Start empty: a fork takes no thread
+        along, and perhaps a lock that it held."""
         self._lines: queue.Queue[str] = queue.Queue(_MAX_WAITING_LINES)
         self._dropped = 0  # in all
         self._writer = threading.Thread(target=self._write_lines, daemon=True)

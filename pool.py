@@ -1,8 +1,9 @@
 """Which sandbox a run gets, and when each sandbox is ended.
 
-A sandbox has a slot from before E2B is asked for it until it is gone there, so that E2B never
-counts more than `max_concurrent_runs`. Each sandbox is used once, or by the calls of one session,
-one after another. Kills, and making sandboxes ahead of their runs, are off the caller's path.
+A sandbox has a slot from before E2B is asked for it until it is gone
+there, so that E2B never counts more than `max_concurrent_runs`. Each
+sandbox is used once, or by the calls of one session, one after another.
+Kills, and making sandboxes ahead of their runs, are off the caller's path.
 
 The states of a slot, and the methods of `_Slots` that move it from one to the next:
 
@@ -16,14 +17,15 @@ The states of a slot, and the methods of `_Slots` that move it from one to the n
                                                | end         remove
                                                +------> ending -----> free
                                                         or lost
-A caller's thread takes a slot and ends it, or keeps it for its session's next call. A keeper's
-thread reserves one and offers it, and ends it when nobody took it. A thread for each kill removes
-it. A caller who finds none ends the session that is idle longest. A sandbox that is idle is left
-to E2B, which ends it: its slot is forgotten then, and by `Pool.close`, which ends all others.
+A caller's thread takes a slot and ends it, or keeps it for its session's next
+call. A keeper's thread reserves one and offers it, and ends it when nobody
+took it. A thread for each kill removes it. A caller who finds none ends the
+session that is idle longest. A sandbox that is idle is left to E2B, which ends
+it: its slot is forgotten then, and by `Pool.close`, which ends all others.
 
-What E2B refused to make leaves its slot free as soon as it ends. What was asked for and not
-answered is lost: it has its slot, and counts in the budget, until E2B's list has it and it is
-killed, or E2B surely has not made it, or its lifetime is over."""
+What E2B refused to make leaves its slot free as soon as it ends. What was asked for and
+not answered is lost: it has its slot, and counts in the budget, until E2B's list has it
+and it is killed, or E2B surely has not made it, or its lifetime is over."""
 
 import math
 import threading
@@ -43,15 +45,17 @@ from sandbox import FAILED, KILL_BUDGET_S, Sandbox, SandboxGone, Unavailable
 
 # Pauses after a kill that failed. After the last, E2B has ended the sandbox itself.
 _KILL_AGAIN_AFTER_S = (0.5, 2, math.inf)
-# Pauses between looks for a sandbox whose create was not answered. E2B answered some 3 s late.
+# Pauses between looks for a sandbox whose create
+# was not answered. E2B answered some 3 s late.
 _SEARCH_AGAIN_AFTER_S = 5
 # Of a run's overhead: for what remains to be done after it, on a busy machine too.
 _RESERVE_S = 1.5
-# A sandbox that waits is renewed this often, and lives LIFETIME_MARGIN_S longer than a run. So
-# two renewals may be late, and whoever takes it still has it for a whole run.
+# A sandbox that waits is renewed this often, and lives LIFETIME_MARGIN_S longer than a
+# run. So two renewals may be late, and whoever takes it still has it for a whole run.
 _RENEW_AFTER_S = 5
-# Pauses between tries to make a sandbox ahead, doubled each time: E2B's free plan allows one
-# create a second, and a fault that lasts needs no more than one try a minute.
+# Pauses between tries to make a sandbox ahead, doubled each
+# time: E2B's free plan allows one create a second, and a
+# fault that lasts needs no more than one try a minute.
 _FIRST_BACK_OFF_S = 1
 _LONGEST_BACK_OFF_S = 60
 # The imports of `WARM_IMPORTS` took 0.5 to 2.3 s at E2B, and nobody waits for them.
@@ -73,7 +77,10 @@ _SPENT = (
     "The budget of {:,} sandbox seconds a day is spent. It is reset at midnight UTC."
 )
 _SESSION_BUSY = "Another call of this conversation is still running. Try again later."
-_SESSION_GONE = "What this conversation had kept, its variables and files, is gone; this run began anew"
+_SESSION_GONE = (
+    "What this conversation had kept, its variables and files, is gone; "
+    "this run began anew"
+)
 # So many sessions that ended are known, to tell their next call; 1 MB.
 _MARKS_REMEMBERED = 10_000
 _STOPPING = "This service is being stopped. Try again in a minute."
@@ -106,7 +113,8 @@ class _Slot:
 class _Slots:
     """The slots, and the seconds that their sandboxes lived.
 
-    All that changes is changed here, under the one lock, and who waits for it is woken."""
+    All that changes is changed here, under the
+    one lock, and who waits for it is woken."""
 
     def __init__(self, config: Config, kill: Callable[[_Slot], None]) -> None:
         self._config = config
@@ -123,8 +131,8 @@ class _Slots:
     def turn(self, mark: str, timeout_s: float) -> Iterator[None]:
         """Have a session to oneself. Raises Unavailable while other calls have it.
 
-        Each call that waits holds a thread, so not more than half as many as runs do. Without a
-        mark there is nothing to wait for."""
+        Each call that waits holds a thread, so not more than half as many as runs do.
+        Without a mark there is nothing to wait for."""
         if not mark:
             yield
             return
@@ -148,11 +156,12 @@ class _Slots:
                 self._changed.notify_all()
 
     def take(self, must_be_new: bool, mark: str) -> _Slot:
-        """Return a slot for a run: the session's own, or with a sandbox made ahead, or a free one.
+        """Return a slot for a run: the session's own,
+        or with a sandbox made ahead, or a free one.
 
-        When there is none, the session that is idle longest is ended. A slot that is about to be
-        ready or free is waited for, by one caller each, for KILL_BUDGET_S. Raises Full when there
-        is none; Unavailable when that is E2B's fault."""
+        When there is none, the session that is idle longest is ended. A slot that is
+        about to be ready or free is waited for, by one caller each, for KILL_BUDGET_S.
+        Raises Full when there is none; Unavailable when that is E2B's fault."""
         with self._changed:
             slot = self._take_now(must_be_new, mark)
             if not slot and self._waiting >= self.count("making", "ending"):
@@ -230,7 +239,8 @@ class _Slots:
     def reserve(self, is_wanted: Callable[[], bool]) -> _Slot | None:
         """Return a slot for a sandbox made ahead, which no caller is waiting for.
 
-        None, after a change or a second, when there is no such slot or none is wanted."""
+        None, after a change or a second, when
+        there is no such slot or none is wanted."""
         with self._changed:
             if self._free() > self._waiting and is_wanted():
                 return self._add()
@@ -238,7 +248,8 @@ class _Slots:
             return None
 
     def offer(self, slot: _Slot, for_s: float) -> bool:
-        """Wait for a caller to take it; False as soon as one did, or `Pool.close` ended it."""
+        """Wait for a caller to take it; False as
+        soon as one did, or `Pool.close` ended it."""
         with self._changed:
             if slot.state == "making":
                 slot.state = "ready"
@@ -251,7 +262,8 @@ class _Slots:
             return slot.state != "running" and self.end(slot)
 
     def end(self, slot: _Slot) -> bool:
-        """Whether there may be a sandbox, to be killed now; without one the slot is free."""
+        """Whether there may be a sandbox, to be
+        killed now; without one the slot is free."""
         with self._changed:
             if slot.state in ("ending", "lost"):
                 return False
@@ -276,7 +288,8 @@ class _Slots:
             return sum(slot.state in states for slot in self._slots)
 
     def end_all(self, *states: State, at_most: int | None = None) -> list[_Slot]:
-        """End those that have a sandbox; return those whose sandbox has to be killed now."""
+        """End those that have a sandbox; return
+        those whose sandbox has to be killed now."""
         with self._changed:
             made = [
                 slot
@@ -286,7 +299,8 @@ class _Slots:
             return [slot for slot in made[:at_most] if self.end(slot)]
 
     def seconds_today(self) -> float:
-        """Seconds of the sandboxes that ended since midnight UTC, and of those that live."""
+        """Seconds of the sandboxes that ended since
+        midnight UTC, and of those that live."""
         with self._changed:
             living_s = sum(slot.sandbox.age_s() for slot in self._slots)
             return self._ended_s[datetime.now(UTC).date()] + living_s
@@ -297,7 +311,8 @@ class _Slots:
 
 
 class Pool:
-    """At most `max_concurrent_runs` sandboxes, up to `warm_sandboxes` of them made ahead."""
+    """At most `max_concurrent_runs` sandboxes,
+    up to `warm_sandboxes` of them made ahead."""
 
     def __init__(self, config: Config) -> None:
         self._config = config
@@ -315,7 +330,8 @@ class Pool:
             threading.Thread(target=self._watch_sessions).start()
 
     def run(self, code: str, limit_s: int, mark: str = "") -> Run:
-        """Run `code` once, for `limit_s` at most, in the sandbox of the session with this mark.
+        """Run `code` once, for `limit_s` at most, in
+        the sandbox of the session with this mark.
 
         Raises Full; other failures are in the Run."""
         run = Run.empty(self._config.max_output_chars)
@@ -366,12 +382,14 @@ class Pool:
         must_be_new: bool = False,
         mark: str = "",
     ) -> Iterator[Sandbox]:
-        """Hand out a sandbox for work of `limit_s` seconds, and have it killed afterwards.
+        """Hand out a sandbox for work of `limit_s`
+        seconds, and have it killed afterwards.
 
-        It is one that was made ahead, unless it `must_be_new`; or one that is made now, until
-        `made_by` on the clock of monotonic(). How long the steps "queue" and "create" took goes
-        into `durations_s`. With a `mark` it is that session's, and kept for it if its run ended.
-        Raises Full, and Unavailable when E2B fails or the budget is spent."""
+        It is one that was made ahead, unless it `must_be_new`; or one that
+        is made now, until `made_by` on the clock of monotonic(). How long
+        the steps "queue" and "create" took goes into `durations_s`. With a
+        `mark` it is that session's, and kept for it if its run ended. Raises
+        Full, and Unavailable when E2B fails or the budget is spent."""
         if self._budget_is_spent():
             raise Unavailable(_SPENT.format(self._config.sandbox_seconds_per_day))
         asked_at = monotonic()
@@ -470,7 +488,8 @@ class Pool:
                 back_off_s = min(2 * back_off_s, _LONGEST_BACK_OFF_S)
 
     def _make_ahead(self, slot: _Slot) -> None:
-        """Make a sandbox, offer it, and put its end off until it is taken or wanted no more.
+        """Make a sandbox, offer it, and put its end
+        off until it is taken or wanted no more.
 
         Raises Unavailable. The slot is a caller's then, or it is ending."""
         run_timeout_s = self._config.run_timeout_s
@@ -492,7 +511,8 @@ class Pool:
         return 0 < budget_s <= self.seconds_spent()
 
     def close(self, budget_s: float = 2 * KILL_BUDGET_S) -> None:
-        """End every sandbox but those of idle sessions; wait for that within the budget."""
+        """End every sandbox but those of idle
+        sessions; wait for that within the budget."""
         self._closing.set()
         self._slots.forget(math.inf)
         for slot in self._slots.end_all("making", "ready", "running"):

@@ -80,12 +80,14 @@ _TOO_LARGE = "The body has more than {:,} bytes."
 # A script of 10 MiB twice in base64, which is how create_file sends a file.
 MAX_EXEC_BODY_BYTES = 32 * 1024 * 1024
 _NO_FILES_DIR = "The code API is off: its operator has to set FILES_DIR."
-# What openapi.json says of calls, and what MCP's clients are told where sessions are on.
+# What openapi.json says of calls, and what
+# MCP's clients are told where sessions are on.
 _NOTHING_IS_KEPT_AND = (
     " Nothing is kept between calls, and no file can be handed to the user."
 )
 _NOTHING_IS_KEPT = (
-    "Nothing is kept between calls: each call must import what it uses and hold all of its"
+    "Nothing is kept between calls: each call must import what it uses and hold all of "
+    "its"
     " data. Files can be written to /mnt/data, for this call only."
 )
 _SESSIONS_ARE_KEPT = (

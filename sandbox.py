@@ -1,7 +1,9 @@
-"""One E2B sandbox: create it, run code in it within exact limits, put its end off, kill it.
+"""One E2B sandbox: create it, run code in it
+within exact limits, put its end off, kill it.
 
-The only module that knows E2B's SDK. The SDK is pinned, because `_TappedSandbox` rests on private
-parts of it: its own timeout fires after twice the time, its parser keeps everything in memory."""
+The only module that knows E2B's SDK. The SDK is pinned, because
+`_TappedSandbox` rests on private parts of it: its own timeout fires
+after twice the time, its parser keeps everything in memory."""
 
 import re
 import uuid
@@ -40,7 +42,8 @@ _LEAST_BUDGET_S = 0.2
 _GONE_STATUSES = (404, 502)
 # It does so at once. A 502 that comes later may be that of a run which had begun.
 _GONE_WITHIN_S = 2
-# A run that fails so close to its limit was ended by it: the timer may fire a little early.
+# A run that fails so close to its limit was
+# ended by it: the timer may fire a little early.
 _LIMIT_TOLERANCE_S = 0.1
 # A create that was not answered may be done a little after its time limit.
 _MISSES_UNTIL_SURE = 2
@@ -55,16 +58,19 @@ _PROCESS_DIED = (
 
 
 class Unavailable(Exception):
-    """E2B did not do what was asked; the message says so in our own words, for the caller."""
+    """E2B did not do what was asked; the message
+    says so in our own words, for the caller."""
 
 
 class SandboxGone(Unavailable):
-    """The sandbox was not there any more when it was to run something, so nothing has run."""
+    """The sandbox was not there any more when it
+    was to run something, so nothing has run."""
 
 
 def _connection(config: Config, budget_s: float) -> dict[str, Any]:
-    # The SDK's transport adds httpx's read and write timeouts, so it ends after twice the time.
-    # debug=False: with E2B_DEBUG in the environment the SDK would skip every kill.
+    # The SDK's transport adds httpx's read and write timeouts,
+    # so it ends after twice the time. debug=False: with
+    # E2B_DEBUG in the environment the SDK would skip every kill.
     timeout_s = max(budget_s, _LEAST_BUDGET_S) / 2
     return {"api_key": config.e2b_api_key, "request_timeout": timeout_s, "debug": False}
 
@@ -76,7 +82,8 @@ def _checked(sandbox_id: str) -> str:
 
 
 def _short(exc: BaseException) -> str:
-    """What the log says of E2B's own words: %r, so that they cannot forge a line; no key."""
+    """What the log says of E2B's own words: %r,
+    so that they cannot forge a line; no key."""
     words = re.sub(r"\be2b_\w+", "[key]", str(exc))
     return f"{type(exc).__name__} {words[:200]!r}"
 
@@ -98,21 +105,24 @@ def _explain(exc: BaseException) -> str:
 
 
 def _is_refusal(exc: Exception) -> bool:
-    """Whether E2B has certainly made no sandbox: it answered 4xx, or there was no connection."""
+    """Whether E2B has certainly made no sandbox:
+    it answered 4xx, or there was no connection."""
     status = getattr(exc, "status_code", None) or 0
     refusals = (AuthenticationException, RateLimitException, httpx.ConnectError)
     return isinstance(exc, refusals) or 400 <= status < 500
 
 
 def _is_gone(exc: SandboxException) -> bool:
-    """Whether E2B has no such sandbox any more, or ends it by its plan's longest lifetime."""
+    """Whether E2B has no such sandbox any more,
+    or ends it by its plan's longest lifetime."""
     status = exc.status_code or 0
     return isinstance(exc, NotFoundException) or 400 <= status < 500
 
 
 @contextmanager
 def _in_our_words() -> Iterator[None]:
-    """Turn what the SDK raises into Unavailable, and log what an operator has to check."""
+    """Turn what the SDK raises into Unavailable,
+    and log what an operator has to check."""
     try:
         yield
     except Unavailable:
@@ -125,7 +135,8 @@ def _in_our_words() -> Iterator[None]:
 
 @dataclass
 class _Tap(httpx.BaseTransport):
-    """Bounds a run's request as a whole, and has the reader read its answer instead of the SDK."""
+    """Bounds a run's request as a whole, and has the
+    reader read its answer instead of the SDK."""
 
     inner: httpx.BaseTransport
     reader: StreamReader
@@ -133,8 +144,8 @@ class _Tap(httpx.BaseTransport):
     status: int | None = None  # None: no answer came
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
-        # The reader wants the bytes as they are. A server that packs them all the same is held
-        # by the deadline and the reader's limits, not by this.
+        # The reader wants the bytes as they are. A server that packs them all the same
+        # is held by the deadline and the reader's limits, not by this.
         request.headers["accept-encoding"] = "identity"
         request.extensions["timeout"] = {"read": self.limit_s, "write": 0}
         response = self.inner.handle_request(request)
@@ -150,7 +161,8 @@ class _Tap(httpx.BaseTransport):
 
 
 class _TappedSandbox(E2BSandbox):
-    """The SDK's sandbox, its run's stream read by a reader of ours; raises what the SDK does."""
+    """The SDK's sandbox, its run's stream read by
+    a reader of ours; raises what the SDK does."""
 
     def __init__(self, **opts: Any) -> None:
         # Without the SDK's clients for files and commands, which are never used.
@@ -166,7 +178,8 @@ class _TappedSandbox(E2BSandbox):
         return httpx.Client(transport=self.tap)
 
     def _handle_connection_error(self, err: Exception) -> None:
-        """The SDK would now ask whether the sandbox lives, for as long as it takes; we need not."""
+        """The SDK would now ask whether the sandbox
+        lives, for as long as it takes; we need not."""
 
 
 class Sandbox:
@@ -176,7 +189,8 @@ class Sandbox:
         self._config = config
         # Whether a cell ran in it: only the first one is given a prefix by E2B.
         self.has_run = False
-        # Whether its kernel is free and whole after a run, for the next one of a session.
+        # Whether its kernel is free and whole after
+        # a run, for the next one of a session.
         self.is_reusable = False
         # E2B was asked for it, and neither refused nor turned out to have none.
         self.may_exist = False
@@ -208,7 +222,8 @@ class Sandbox:
 
     @_in_our_words()
     def create(self, lifetime_s: int, budget_s: float, mark: str = "") -> None:
-        """Have E2B make it, within `budget_s`. It `may_exist` also after Unavailable."""
+        """Have E2B make it, within `budget_s`.
+        It `may_exist` also after Unavailable."""
         key = str(uuid.uuid4())
         self._metadata = _METADATA | {"create": key}
         if mark:
@@ -255,8 +270,8 @@ class Sandbox:
     def _search(self) -> list[str]:
         """Return the ids that E2B's list has for this create.
 
-        None, when it had none twice after OVERHEAD_S, the longest time limit of a create: E2B
-        has not made it. Until that is sure, raises Unavailable."""
+        None, when it had none twice after OVERHEAD_S, the longest time limit of a
+        create: E2B has not made it. Until that is sure, raises Unavailable."""
         query = SandboxQuery(metadata=self._metadata)
         connection = _connection(self._config, KILL_BUDGET_S)
         found = E2BSandbox.list(query, **connection).next_items()
@@ -286,7 +301,8 @@ class Sandbox:
 
     @_in_our_words()
     def prime(self, limit_s: float, code: str = "") -> None:
-        """Run a first cell, which takes E2B's prefix with it, unless one ran already."""
+        """Run a first cell, which takes E2B's
+        prefix with it, unless one ran already."""
         if not self.has_run:
             reader = StreamReader(Run.empty(2), self._config)
             cell = MAKE_DATA_FOLDER + code
@@ -294,7 +310,8 @@ class Sandbox:
             self.has_run = True
 
     def run(self, code: str, limit_s: int, run: Run) -> None:
-        """Run `code` once, for `limit_s` at most, and fill `run`. Raises SandboxGone only."""
+        """Run `code` once, for `limit_s` at most,
+        and fill `run`. Raises SandboxGone only."""
         run.saved_figures_are_shown = figures_are_shown_twice(code)
         # A line before the first cell is one of the prefix, to who counts its lines.
         is_first_cell = not self.has_run
@@ -322,20 +339,26 @@ class Sandbox:
             raise SandboxGone(_RUN_REFUSED)
         self.has_run = True
         if (reader.ended and not reader.broken) or run.error_name:
-            # It ran to its end, or to an exception, whatever became of the stream after it.
+            # It ran to its end, or to an exception,
+            # whatever became of the stream after it.
             run.outcome = "error" if run.error_name else "ok"
             has_died = run.error_name == "ContextRestarting"
             run.problem = _PROCESS_DIED if has_died else ""
             self.is_reusable = not has_died and not reader.broken
         elif failed and took_s > limit_s - _LIMIT_TOLERANCE_S:
-            # The request was given up at the limit; what had been printed is in the run.
+            # The request was given up at the limit;
+            # what had been printed is in the run.
             run.outcome = "timeout"
             run.problem = f"The run was stopped after {limit_s} s, its time limit."
         elif status is None:
             # No answer: the request may have reached the sandbox, or not.
-            run.problem = "The connection to the sandbox failed; the code may or may not have run."
+            run.problem = (
+                "The connection to the sandbox failed; "
+                "the code may or may not have run."
+            )
         elif not 200 <= status < 300:
-            # An answer of E2B's own, which comes before the code is given to the kernel.
+            # An answer of E2B's own, which comes
+            # before the code is given to the kernel.
             run.problem = _RUN_REFUSED
         else:
             # The stream began, so the code ran; how far is not known.

@@ -79,7 +79,8 @@ def renumber_run(
 ) -> None:
     """Have a run's texts count from the caller's first line, and not name the sandbox.
 
-    `code` is the cell as it was sent; of a later cell only the headings are put on lines of their own."""
+    `code` is the cell as it was sent; of a later cell
+    only the headings are put on lines of their own."""
     run.traceback = split_headings(run.traceback)
     evidence = f"{run.traceback}\n{run.stderr.text()}"
     prefix = prefix_lines(code, evidence) if is_first_cell else 0

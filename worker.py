@@ -1,8 +1,10 @@
-"""gunicorn's worker and logger as this service needs them. Nothing else knows gunicorn's insides.
+"""gunicorn's worker and logger as this service
+needs them. Nothing else knows gunicorn's insides.
 
-What is overridden here is private to gunicorn's threaded worker, so its version is pinned
-exactly, and tests/test_worker.py holds what is assumed of it. The worker's main thread accepts
-connections and polls those that are silent; a pool of threads answers requests:
+What is overridden here is private to gunicorn's threaded worker, so
+its version is pinned exactly, and tests/test_worker.py holds what
+is assumed of it. The worker's main thread accepts connections and
+polls those that are silent; a pool of threads answers requests:
 
     accept -> enqueue_req -> handle (in a thread) -> finish_request (in the main thread)
 """
@@ -24,9 +26,11 @@ from gunicorn.workers.gthread import _DEFER, TConn, ThreadWorker
 from config import Config
 from json_log import JsonFormatter, QueuedStdout
 
-# Slow is whom a thread waits for longer than the bytes that came are worth, at this rate.
+# Slow is whom a thread waits for longer than
+# the bytes that came are worth, at this rate.
 _FAIR_BYTES_PER_S = 16 * 1024
-# Bytes are worth this much waiting at most: who keeps the rate over any 10 s is never slow.
+# Bytes are worth this much waiting at most: who
+# keeps the rate over any 10 s is never slow.
 _MAX_CREDIT_S = 10
 # A slow client is cut off after this, and no request before it is 15 s old.
 _RECEIVE_LIMIT_S = 10
@@ -39,7 +43,8 @@ _LIMIT_AT_NONE_FREE_S = 0.2
 _SILENCE_LIMIT_S = 1
 _CHECK_EVERY_S = 0.1
 _PIECE_BYTES = 64 * 1024
-# If one thread cannot be started the worker ends; the others wait for it no longer than this.
+# If one thread cannot be started the worker ends;
+# the others wait for it no longer than this.
 _START_LIMIT_S = 10
 # By these systemd and an old master hand on sockets that listen already.
 _INHERITED = {"LISTEN_FDS", "GUNICORN_FD"}
@@ -48,7 +53,8 @@ _STDOUT = QueuedStdout()
 
 
 class JsonLogger(glogging.Logger):
-    """gunicorn's own lines, and ours; LOG_LEVEL is not the SDK's, whose debug lines hold code."""
+    """gunicorn's own lines, and ours; LOG_LEVEL is
+    not the SDK's, whose debug lines hold code."""
 
     def __init__(self, cfg: Any) -> None:
         """Made once, before gunicorn's first line: the time to try the addresses."""
@@ -77,7 +83,8 @@ def _try_address(host: str, port: int) -> None:
     """Exit in a line, at once, where gunicorn would try five times and say so."""
     family = socket.AF_INET6 if util.is_ipv6(host) else socket.AF_INET
     with socket.socket(family) as probe:
-        # As gunicorn sets it: connections of a service that has just ended are no obstacle.
+        # As gunicorn sets it: connections of a
+        # service that has just ended are no obstacle.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
@@ -119,7 +126,8 @@ class ClientSocket(socket.socket):
         return data
 
     def sendall(self, data: Any, flags: int = 0) -> None:
-        """In pieces. What the system buffers earns no credit: nobody has read it yet."""
+        """In pieces. What the system buffers earns
+        no credit: nobody has read it yet."""
         self.cut_at = monotonic() + _SEND_LIMIT_S
         self.cut_how = socket.SHUT_RDWR
         for start in range(0, len(data), _PIECE_BYTES):
@@ -132,7 +140,8 @@ class ClientSocket(socket.socket):
 
 
 class PatientWorker(ThreadWorker):
-    """A threaded worker that bounds how long slow and silent clients hold its threads."""
+    """A threaded worker that bounds how long
+    slow and silent clients hold its threads."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -141,7 +150,8 @@ class PatientWorker(ThreadWorker):
         self._may_linger = threading.Semaphore(self.cfg.threads // 4)
 
     def get_thread_pool(self) -> ThreadPoolExecutor:
-        """All threads from the start: one that cannot be had is not found out under load."""
+        """All threads from the start: one that
+        cannot be had is not found out under load."""
         pool = ThreadPoolExecutor(self.cfg.threads)
         all_started = threading.Barrier(self.cfg.threads)
         limits_s = [_START_LIMIT_S] * self.cfg.threads
@@ -178,10 +188,11 @@ class PatientWorker(ThreadWorker):
             self._handled.discard(conn.sock)
 
     def _close(self, sock: ClientSocket) -> None:
-        """Close in the connection's own thread; gunicorn would have its main thread wait.
+        """Close in the connection's own thread;
+        gunicorn would have its main thread wait.
 
-        A client that still sends reads its reply only if what it sends is taken (for 2 s).
-        Where too many do, the others may lose the reply.
+        A client that still sends reads its reply only if what it sends is taken (for 2
+        s). Where too many do, the others may lose the reply.
         """
         if self._may_linger.acquire(blocking=False):
             util.close_graceful(sock)

@@ -1,4 +1,5 @@
-"""The cells of an exec: Python that is sent to the sandbox's kernel. Pure but for reading."""
+"""The cells of an exec: Python that is sent to
+the sandbox's kernel. Pure but for reading."""
 
 import json
 import zlib

@@ -1,10 +1,10 @@
 """What runs in the sandbox, in its kernel: takes a script and its files, reports back.
 
-Its text is sent in the first cell of an exec, which makes an `Exec`. Lines that add to
-its `script`, and its `receive`, bring the script and its files; `run` runs it, once.
-`send` reports files that are large.
-It reports on the kernel's stdout, one JSON object a line, each line bounded and flushed.
-Nothing but the standard library, and what Python 3.8 knows.
+Its text is sent in the first cell of an exec, which makes an `Exec`.
+Lines that add to its `script`, and its `receive`, bring the script and
+its files; `run` runs it, once. `send` reports files that are large. It
+reports on the kernel's stdout, one JSON object a line, each line bounded
+and flushed. Nothing but the standard library, and what Python 3.8 knows.
 """
 
 from __future__ import annotations
@@ -93,7 +93,8 @@ def report(**line: Any) -> None:
 
 
 def data_files() -> dict[str, Stamp]:
-    """The regular files below DATA by name; neither hidden ones nor caches, no links."""
+    """The regular files below DATA by name;
+    neither hidden ones nor caches, no links."""
     found = {}
     for folder, subfolders, names in os.walk(DATA):
         subfolders[:] = filter(is_shown, subfolders)
@@ -139,7 +140,8 @@ def kill(process: Process) -> None:
 
 
 def pass_on(pipe: Any, name: str) -> None:
-    """Report one of the script's streams as text, to its end; count what is too much."""
+    """Report one of the script's streams as
+    text, to its end; count what is too much."""
     left_bytes = OUTPUT_BYTES[name]
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     is_open = True
@@ -216,7 +218,8 @@ class Exec:
     """One exec, which is all that this sandbox ever runs."""
 
     def __init__(self, plan: Plan) -> None:
-        # ipykernel hashes each cell to name it, unless it has a name: 0.1 s for each MB.
+        # ipykernel hashes each cell to name it,
+        # unless it has a name: 0.1 s for each MB.
         os.environ["IPYKERNEL_CELL_NAME"] = "exec"
         self.script = ""
         self._plan = plan

@@ -1,8 +1,9 @@
-"""The file store: FILES_DIR holds one folder for each session, the session's id its name.
+"""The file store: FILES_DIR holds one folder
+for each session, the session's id its name.
 
 A session is what one upload, batch or exec brought: its files, named by their ids, and
-an index of them. It is written under a hidden name and renamed when it is whole, so what
-can be found is whole. Several processes, and replicas, may share FILES_DIR.
+an index of them. It is written under a hidden name and renamed when it is whole, so
+what can be found is whole. Several processes, and replicas, may share FILES_DIR.
 """
 
 import json
@@ -160,7 +161,8 @@ class Store:
 
     @_as_store_error()
     def delete(self, session_id: str, file_id: str) -> None:
-        """Delete a file, its session with the last one. Raises NotStored, StoreError."""
+        """Delete a file, its session with the
+        last one. Raises NotStored, StoreError."""
         path = self.find(session_id, file_id).path
         folder = path.parent
         with suppress(FileNotFoundError):  # the session is evicted meanwhile

@@ -1,4 +1,5 @@
-"""POST /v1/upload and /v1/upload/batch: a multipart form in, its files into the store."""
+"""POST /v1/upload and /v1/upload/batch: a
+multipart form in, its files into the store."""
 
 from typing import IO, Any, cast
 

@@ -1,7 +1,8 @@
 """The rows of `make bench` for LibreChat's code interpreter: an exec, and files.
 
-Kernels are real here, so that what runs in them counts; creating a sandbox takes as long
-as in the other rows. Between two calls a kernel is started ahead, which is not measured.
+Kernels are real here, so that what runs in them counts;
+creating a sandbox takes as long as in the other rows. Between
+two calls a kernel is started ahead, which is not measured.
 """
 
 from __future__ import annotations

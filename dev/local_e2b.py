@@ -632,7 +632,8 @@ class LocalE2B:
         ahead: int = 0,
         plain_kernels: bool = False,
     ) -> None:
-        """`ahead` kernels are kept started; plain ones have no pandas and no pictures."""
+        """`ahead` kernels are kept started; plain
+        ones have no pandas and no pictures."""
         self._server = _Server(script or {}, ahead, plain_kernels)
         self._port = port
         self.url = ""

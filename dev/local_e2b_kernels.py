@@ -305,7 +305,8 @@ class Kernel:
             key=secrets.token_hex().encode(),
         )
         client = AsyncKernelClient()
-        # Without a limit: a queue that is full drops output, and this process may be busy.
+        # Without a limit: a queue that is full drops
+        # output, and this process may be busy.
         client.context.setsockopt(zmq.RCVHWM, 0)
         client.load_connection_info(connection)
         source = inspect.getsource(_kernel_process) + "\n_kernel_process()\n"

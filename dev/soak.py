@@ -49,7 +49,8 @@ MAX_GROWTH = 20
 LONG_OUTPUT_BYTES = 2_000_000
 SHOWN_PROBLEMS = 20
 FULL = "slot is taken"
-# What the sandbox of a hostile caller answers: 10 MB in one line, which are long to parse.
+# What the sandbox of a hostile caller answers:
+# 10 MB in one line, which are long to parse.
 ENTRIES = 800_000
 ATTACK_S = 5
 

@@ -1,8 +1,8 @@
 """A child process: pictures on stdin, smaller ones on stdout, in the same limits.
 
 Each line is a picture in base64; the argument is how many bytes one may have. One that
-has no more, or cannot be made smaller, comes back as it is. Decoders are what attackers look at
-first: one that breaks ends this process and no other."""
+has no more, or cannot be made smaller, comes back as it is. Decoders are what attackers
+look at first: one that breaks ends this process and no other."""
 
 import io
 import sys

@@ -1,7 +1,7 @@
 """Clients that mean harm, with and without a key: /health answers all the while.
 
-Afterwards the worker is the same process, with as many threads and descriptors, and every slot
-is free.
+Afterwards the worker is the same process, with as
+many threads and descriptors, and every slot is free.
 """
 
 from __future__ import annotations

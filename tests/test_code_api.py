@@ -1,4 +1,5 @@
-"""LibreChat's code interpreter, as it is shipped: real sockets, real SDK, real kernels."""
+"""LibreChat's code interpreter, as it is
+shipped: real sockets, real SDK, real kernels."""
 
 from __future__ import annotations
 
@@ -276,7 +277,10 @@ def test_files_that_are_read_only_never_come_back(api: CodeApi) -> None:
         for entry in reply["files"]
     ]
     assert [ref["name"] for ref in refs] == ["skills/s/a.py", "skills/s/b"]
-    code = "cat skills/s/a.py; rm -f skills/s/b; rm -f skills/s/a.py; echo 2 >skills/s/a.py"
+    code = (
+        "cat skills/s/a.py; rm -f skills/s/b; rm -f skills/s/a.py; echo 2 "
+        ">skills/s/a.py"
+    )
     second = api.exec(code, files=refs)
     assert (second["stdout"], second["files"]) == ("1", [])
     assert "deleted_files" not in second
@@ -298,7 +302,8 @@ def test_names_that_cannot_be_kept_are_left_out_with_a_line(api: CodeApi) -> Non
     )
     assert list(named(reply)) == ["good"]
     assert sorted(reply["stderr"].splitlines()) == [
-        r"file '1/2/3/4/5/6/7/8/9/10/deep' was left out: it lies deeper than 10 folders",
+        r"file '1/2/3/4/5/6/7/8/9/10/deep' was left out: "
+        r"it lies deeper than 10 folders",
         r"file 'a\udcff' was left out: its name is not UTF-8",
         r"file 'b\nc' was left out: its name has control characters",
         r"file 'd\\e' was left out: its name has a backslash",
@@ -391,7 +396,8 @@ def test_a_picture_is_read_in_pieces(api: CodeApi) -> None:
     pieces = [
         api.exec(
             "python3 - <<'PY'\nimport base64\nfile = open('/mnt/data/plot.png', 'rb')\n"
-            f"file.seek({start})\nprint(base64.b64encode(file.read(32768)).decode())\nPY",
+            f"file.seek({start})\nprint(base64.b64encode(file.read(32768)).decode())\n"
+            "PY",
             files=[ref],
         )["stdout"]
         for start in range(0, 70_000, 32_768)
@@ -543,12 +549,14 @@ def test_a_bad_name_is_refused_going_up_and_skipped_going_in(
         (b"x", "multipart/form-data"),
         (b"x", "text/plain"),
         (
-            b'--x\r\nContent-Disposition: form-data; name="kind"\r\n\r\nuser\r\n--x--\r\n',
+            b'--x\r\nContent-Disposition: form-data; name="kind"\r\n\r\nuser\r\n'
+            b"--x--\r\n",
         )
         * 1
         + ("multipart/form-data; boundary=x",),
         (
-            b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\nhalf',
+            b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
+            b"half",
             "multipart/form-data; boundary=x",
         ),
     ],

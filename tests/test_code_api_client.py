@@ -24,7 +24,8 @@ NPM_TIMEOUT_S = 240
 UPLOADS = {"skills/s/run.sh": "echo from the skill\n", "skills/s/отчёт 1.csv": "a\n"}
 COMMANDS: list[Any] = [
     "bash skills/s/run.sh; cat 'skills/s/отчёт 1.csv'",
-    "mkdir -p out; echo 1 >out/a.txt; echo x >b.csv; echo 9 >skills/s/run.sh; echo done",
+    "mkdir -p out; echo 1 >out/a.txt; echo x >b.csv; echo 9 >skills/s/run.sh; echo "
+    "done",
     "cat out/a.txt; echo 2 >out/a.txt; rm b.csv",
     "cat out/a.txt; ls; exit 3",
     "echo begun; sleep 30",

@@ -53,7 +53,8 @@ def api(service: Service) -> CodeApi:
 
 @pytest.fixture
 def script(e2b: LocalE2B) -> Iterator[Callable[..., None]]:
-    """Say what E2B answers; afterwards every sandbox is gone, and E2B is itself again."""
+    """Say what E2B answers; afterwards every
+    sandbox is gone, and E2B is itself again."""
 
     def set_script(**answers: Any) -> None:
         e2b.set_script(answers)
@@ -301,7 +302,8 @@ def test_a_huge_report_is_dropped_as_it_comes(
 def on_a_full_disk(
     e2b: LocalE2B, tmp_path: Path
 ) -> Iterator[tuple[CodeApi, Service, Path]]:
-    """A service that can write no file larger than 1 MB, which fails as a full disk does."""
+    """A service that can write no file larger
+    than 1 MB, which fails as a full disk does."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, limits[1]))
     try:

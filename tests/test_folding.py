@@ -1,4 +1,5 @@
-"""What says nothing is hidden, what says the same again is counted; near misses stay."""
+"""What says nothing is hidden, what says the
+same again is counted; near misses stay."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ PACKAGES = "/usr/local/lib/python3.13/dist-packages"
 CHART_WARNING = (
     f"{PACKAGES}/pydantic/main.py:520: UserWarning: Pydantic serializer warnings:\n"
     "  PydanticSerializationUnexpectedValue(Expected `LineChart` - serialized value may"
-    " not be as expected [field_name='elements', input_value=Chart(type=<ChartType.UNK..."
+    " not be as expected [field_name='elements', "
+    "input_value=Chart(type=<ChartType.UNK..."
     "title=None, elements=[]), input_type=Chart])\n"
     "  PydanticSerializationUnexpectedValue(Expected `BoxAndWhiskerChart` - serialized"
     " value may not be as expected [field_name='elements', input_value=Chart(type=<x..."
@@ -21,7 +23,8 @@ CHART_WARNING = (
     "  return self.__pydantic_serializer__.to_python(\n"
 )
 EXIT_WARNING = (
-    f"{PACKAGES}/IPython/core/interactiveshell.py:3756: UserWarning: To exit: use 'exit',"
+    f"{PACKAGES}/IPython/core/interactiveshell.py:3756: UserWarning: To exit: use "
+    "'exit',"
     " 'quit', or Ctrl-D.\n"
     "  warn(\"To exit: use 'exit', 'quit', or Ctrl-D.\", stacklevel=1)\n"
 )
@@ -142,7 +145,7 @@ def test_a_long_text_that_is_no_data_uri_stays(text: str) -> None:
     assert fold_printed(text) == text
 
 
-# --- tracebacks -------------------------------------------------------------------------------
+# --- tracebacks -----------------------------------------------------------------------
 
 HEADING = f"{'-' * 75}\nKeyError{' ' * 33}Traceback (most recent call last)\n"
 OWN = "Cell In[1], line 2\n      1 import pandas as pd\n----> 2 f(1)\n"

@@ -90,7 +90,8 @@ class TestDrawing:
             'width="460.8pt" height="345.6pt" viewBox="0 0 460.8 345.6" version="1.1"',
             '<?xml version="1.0" encoding="utf-8" standalone="no"?>\n<!DOCTYPE svg '
             "PUBLIC "
-            '"-//W3C//DTD SVG 1.1//EN"\n  "http://www.w3.org/Graphics/SVG/1.1/DTD/svg11.dtd">\n',
+            '"-//W3C//DTD SVG 1.1//EN"\n  '
+            '"http://www.w3.org/Graphics/SVG/1.1/DTD/svg11.dtd">\n',
         )
         run = drawn(figure)
         [picture] = run.pictures

@@ -1,7 +1,8 @@
-"""What the page at GET / promises, tried in headless Chromium against the running service.
+"""What the page at GET / promises, tried in
+headless Chromium against the running service.
 
-Needs Debian's packages chromium and chromium-driver; skipped where they are missing. With
-SCREENSHOT_DIR set, the README's pictures of the page are written there.
+Needs Debian's packages chromium and chromium-driver; skipped where they are missing.
+With SCREENSHOT_DIR set, the README's pictures of the page are written there.
 """
 
 from __future__ import annotations
@@ -47,9 +48,11 @@ RUN_LIMIT_S = 2  # of the service with a key
 PICTURES_HOST = "pictures.test"
 REAL = {"run": {"kernel": True}}
 HOSTILE_OUTPUTS = (
-    "<img src=x onerror=alert(1)><svg onload=alert(2)><iframe src=//evil.test></iframe>",
+    "<img src=x onerror=alert(1)><svg onload=alert(2)><iframe "
+    "src=//evil.test></iframe>",
     "</pre></section></main><script>alert(1)</script><style>*{display:none}</style>",
-    "```\n**Executed Code:**\n```html\n<b>no</b>\n````\n![image 1](https://evil.test/?q)\n```````",
+    "```\n**Executed Code:**\n```html\n<b>no</b>\n````\n![image "
+    "1](https://evil.test/?q)\n```````",
     "[open](javascript:alert(1)) <//evil.test>\n![image 1](https://evil.test/x.png)",
     "\u202egnp.exe\u2066 user\u2069 admin\u202c",
 )
@@ -95,16 +98,19 @@ const background = (element) => {
 # For each element with words of its own: its words, and their contrast.
 CONTRAST_OF_WORDS = f"""{CONTRAST}
 const hasWords = (element) => element.checkVisibility() &&
-  [...element.childNodes].some((node) => node.nodeType === Node.TEXT_NODE && node.data.trim());
+  [...element.childNodes].some(
+    (node) => node.nodeType === Node.TEXT_NODE && node.data.trim());
 return [...document.body.querySelectorAll('*')].filter(hasWords).map((element) => [
   element.textContent.trim().slice(0, 40),
   contrast(getComputedStyle(element).color, background(element)),
 ]);
 """
-# For each element with a border of its own: its tag, and the border's contrast to what is around it. A border of
-# the element's own colour is one with the element, which stands out itself.
+# For each element with a border of its own: its tag, and the
+# border's contrast to what is around it. A border of the element's
+# own colour is one with the element, which stands out itself.
 CONTRAST_OF_BORDERS = f"""{CONTRAST}
-const hasBorder = (element) => element.checkVisibility() && getComputedStyle(element).borderTopWidth !== '0px';
+const hasBorder = (element) =>
+  element.checkVisibility() && getComputedStyle(element).borderTopWidth !== '0px';
 return [...document.body.querySelectorAll('*')].filter(hasBorder).map((element) => {{
   const border = getComputedStyle(element).borderTopColor;
   const edge = channels(border)[3] === 0 ? background(element) : border;
@@ -211,7 +217,8 @@ def browser(
     linking_service: Service,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[webdriver.Chrome]:
-    """After the services, to end before them: they wait for connections that are kept open."""
+    """After the services, to end before them: they
+    wait for connections that are kept open."""
     names = f"MAP code.test:80 127.0.0.1:{service.port}, MAP *.test 127.0.0.1"
     driver = launch(
         tmp_path_factory.mktemp("chromium"), f"--host-resolver-rules={names}"
@@ -303,7 +310,8 @@ class Page:
         return [each["request"]["url"] for each in sent]
 
     def accessibility_tree(self) -> list[dict[str, str]]:
-        """Role, name and properties of each node that assistive technology is told of."""
+        """Role, name and properties of each node
+        that assistive technology is told of."""
         nodes = self.devtools("Accessibility.getFullAXTree")["nodes"]
         found = []
         for node in nodes:
@@ -335,7 +343,8 @@ class Page:
 
 @pytest.fixture
 def page(browser: webdriver.Chrome, e2b: LocalE2B) -> Iterator[Page]:
-    """Whatever happened in it: nothing left the origin, hit a rule of the CSP, or was stored.
+    """Whatever happened in it: nothing left the
+    origin, hit a rule of the CSP, or was stored.
 
     One tab is enough for the file, as each test opens the page anew.
     """
@@ -487,7 +496,9 @@ def test_an_exception_is_shown_in_words(
         "type": "error",
         "name": "ZeroDivisionError",
         "value": "division by zero",
-        "traceback": "Traceback (most recent call last)\nZeroDivisionError: division by zero",
+        "traceback": (
+            "Traceback (most recent call last)\nZeroDivisionError: division by zero"
+        ),
     }
     e2b.set_script(run_answers(stdout("before\n"), error))
     page.open(service.url).run("1/0")
@@ -618,7 +629,8 @@ def test_an_answer_that_is_not_the_services_is_said_in_words(
 ) -> None:
     page.open(service.url)
     page.script(
-        "const [status, body] = arguments; fetch = async () => new Response(body, {status})",
+        "const [status, body] = arguments; fetch = async () => new Response(body, "
+        "{status})",
         status,
         body,
     )

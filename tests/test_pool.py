@@ -1,4 +1,5 @@
-"""The pool: never more sandboxes than the cap, none left over, and none that costs for nothing."""
+"""The pool: never more sandboxes than the cap,
+none left over, and none that costs for nothing."""
 
 from __future__ import annotations
 
@@ -37,7 +38,8 @@ def e2b(scripted_e2b: LocalE2B, monkeypatch: pytest.MonkeyPatch) -> LocalE2B:
 
 @pytest.fixture
 def make_pool(e2b: LocalE2B) -> Iterator[MakePool]:
-    """A pool with these settings; none of its sandboxes is left when the test is over."""
+    """A pool with these settings; none of its
+    sandboxes is left when the test is over."""
     pools = []
 
     def make(of: type[Config] = Config, **settings: Any) -> Pool:
@@ -92,7 +94,8 @@ def wait_until(condition: Callable[[], bool], timeout_s: float = 30) -> None:
 
 
 def refusal_s(pool: Pool, tries: int = 3) -> float:
-    """How long it takes to be refused: the best, for something else may keep this machine busy."""
+    """How long it takes to be refused: the best, for
+    something else may keep this machine busy."""
     fastest_s = math.inf
     while tries and fastest_s > 0.1:
         started, tries = time.monotonic(), tries - 1
@@ -102,7 +105,7 @@ def refusal_s(pool: Pool, tries: int = 3) -> float:
     return fastest_s
 
 
-# --- the cap -----------------------------------------------------------------------------------
+# --- the cap --------------------------------------------------------------------------
 
 
 def test_one_more_run_than_the_cap_is_refused_at_once(
@@ -276,7 +279,7 @@ def test_a_sandbox_for_longer_work_runs_several_cells_and_lives_long_enough(
     assert used[2] == used[3] != used[0]
 
 
-# --- creates that were not answered ---------------------------------------------------------------
+# --- creates that were not answered ---------------------------------------------------
 
 
 @pytest.fixture
@@ -390,7 +393,7 @@ def test_an_id_that_is_none_is_a_create_that_failed(
     assert {request["kind"] for request in state["requests"]} == {"create", "list"}
 
 
-# --- what the pool does not expect ----------------------------------------------------------------
+# --- what the pool does not expect ----------------------------------------------------
 
 
 class Panic(BaseException):
@@ -461,7 +464,7 @@ def test_a_keeper_logs_what_it_does_not_expect_and_goes_on(
     is_ready(pool)
 
 
-# --- money -------------------------------------------------------------------------------------
+# --- money ----------------------------------------------------------------------------
 
 
 def test_when_the_days_budget_is_spent_no_run_begins_and_it_says_when_it_is_reset(
@@ -498,7 +501,7 @@ def test_no_budget_is_no_limit(e2b: LocalE2B, make_pool: MakePool) -> None:
     assert [pool.run("1", 5).outcome for _ in range(3)] == ["ok"] * 3
 
 
-# --- sandboxes made ahead ------------------------------------------------------------------------
+# --- sandboxes made ahead -------------------------------------------------------------
 
 
 def is_ready(pool: Pool, count: int = 1) -> None:
@@ -787,7 +790,7 @@ def test_making_ahead_stops_when_the_days_budget_is_spent(
     assert e2b.state()["created"] == 1
 
 
-# --- the end -------------------------------------------------------------------------------------
+# --- the end --------------------------------------------------------------------------
 
 
 def test_close_leaves_none_whatever_they_were_doing(
@@ -917,7 +920,7 @@ def test_what_was_spent_and_who_runs_is_on_health(
     assert health()["runs_in_flight"] == 0
 
 
-# --- sessions ---------------------------------------------------------------------------------------
+# --- sessions -------------------------------------------------------------------------
 
 
 def sessions(make_pool: MakePool, **settings: Any) -> Pool:

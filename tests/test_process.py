@@ -1,4 +1,5 @@
-"""The process as it is shipped: gunicorn with gunicorn.conf.py, its signals, sockets and log.
+"""The process as it is shipped: gunicorn with
+gunicorn.conf.py, its signals, sockets and log.
 
 What takes long (idle, silent and dripping clients) goes on while the rest is tested.
 """
@@ -120,7 +121,8 @@ def long_waits(
     """What became of clients that take long: the answer, and when it was over, s."""
 
     def idle_client() -> bytes:
-        # Refused for what it lacks: runs of its own would be counted as other tests' runs.
+        # Refused for what it lacks: runs of its own
+        # would be counted as other tests' runs.
         with connected(shared) as connection:
             connection.sendall(post(b"{}"))
             first = one_answer(connection)
@@ -426,7 +428,8 @@ def test_a_worker_that_dies_is_replaced_and_the_service_goes_on(
         pytest.param(
             (
                 CHUNKED
-                + f"Content-Length: {len(SMUGGLED) + 5}\r\nTransfer-Encoding: chunked\r\n\r\n"
+                + f"Content-Length: {len(SMUGGLED) + 5}\r\n"
+                + "Transfer-Encoding: chunked\r\n\r\n"
                 + "0\r\n\r\n"
                 + SMUGGLED
             ).encode(),
@@ -533,7 +536,7 @@ def test_a_request_that_stops_is_cut_after_15_s(
 # --- the log, and secrets -----------------------------------------------------
 
 
-def test_a_request_has_one_line_in_the_log_with_what_an_operator_asks_for_and_no_content(
+def test_a_request_is_one_line_of_the_log_with_what_operators_ask_for_and_no_content(
     start_service: Start, scripted_e2b: LocalE2B
 ) -> None:
     answer_with(scripted_e2b, stdout("words-of-output\n"), pngs=1, png_bytes=2000)
@@ -646,7 +649,8 @@ def test_a_path_cannot_forge_a_line_of_the_log(shared: Service) -> None:
 def test_a_forward_proxy_in_the_environment_is_the_way_to_e2b(
     start_service: Start, scripted_e2b: LocalE2B
 ) -> None:
-    """The SDK heeds HTTP_PROXY, for loopback too: an operator's proxy may be the only way out."""
+    """The SDK heeds HTTP_PROXY, for loopback too:
+    an operator's proxy may be the only way out."""
     with LocalE2B(script={"run": OK_RUN}) as proxy:
         names = ("HTTP_PROXY", "http_proxy")
         service = start_service(

@@ -9,9 +9,12 @@ import pytest
 from results import is_drawing, is_lost, value_text
 
 STYLER = (
-    '<style type="text/css">\n#T_1_row1_col0 {\n  background-color: yellow;\n}\n</style>\n'
-    '<table id="T_1">\n  <thead>\n    <tr>\n      <th class="blank level0" >&nbsp;</th>\n'
-    '      <th id="T_1_level0_col0" >a</th>\n    </tr>\n  </thead>\n  <tbody>\n    <tr>\n'
+    '<style type="text/css">\n#T_1_row1_col0 {\n  background-color: yellow;\n}\n'
+    "</style>\n"
+    '<table id="T_1">\n  <thead>\n    <tr>\n      <th class="blank level0" '
+    ">&nbsp;</th>\n"
+    '      <th id="T_1_level0_col0" >a</th>\n    </tr>\n  </thead>\n  <tbody>\n    '
+    "<tr>\n"
     '      <th id="T_1_level0_row0" >0</th>\n      <td id="T_1_row0_col0" >1</td>\n'
     "    </tr>\n  </tbody>\n</table>\n"
 )
@@ -59,7 +62,8 @@ def test_a_text_that_says_something_is_shown_beside_a_picture(text: str) -> None
     [
         (STYLER, "\xa0 | a\n0 | 1"),
         (
-            "<table><tr><th>a</th><th>b</th></tr><tr><td>1</td>\n<td>2</td></tr></table>",
+            "<table><tr><th>a</th><th>b</th></tr><tr><td>1</td>\n"
+            "<td>2</td></tr></table>",
             "a | b\n1 | 2",
         ),
         ("<h3>Sum</h3><p>1 &amp; 2</p>", "Sum\n1 & 2"),

@@ -1,4 +1,5 @@
-"""One sandbox through the real SDK: its limits are exact, and what they rest on has not moved."""
+"""One sandbox through the real SDK: its limits
+are exact, and what they rest on has not moved."""
 
 from __future__ import annotations
 
@@ -81,7 +82,7 @@ def run_in(sandbox: Sandbox, code: str = "1", limit_s: int = 1) -> Run:
     return run
 
 
-# --- what of the SDK's insides this rests on --------------------------------------------------
+# --- what of the SDK's insides this rests on ------------------------------------------
 
 
 def test_the_sdk_takes_its_client_from_the_private_property_once_a_run(
@@ -121,7 +122,8 @@ def test_the_sdk_keeps_nothing_of_a_run_that_our_reader_has_read(
 
 
 def test_the_sdks_own_timeout_still_fires_after_twice_the_time(e2b: LocalE2B) -> None:
-    """When this fails the doubling was mended: then the halving in sandbox.py has to go."""
+    """When this fails the doubling was mended:
+    then the halving in sandbox.py has to go."""
     sandboxes = [E2BSandbox.create(api_key=E2B_KEY) for _ in range(2)]
     hang, silent = ({"fault": fault} for fault in ("hang", "silent"))
     e2b.set_script({"run": [hang, silent], "create": hang})
@@ -140,7 +142,7 @@ def test_the_sdks_own_timeout_still_fires_after_twice_the_time(e2b: LocalE2B) ->
             assert 0.9 < duration_s < 1.9
 
 
-# --- run -----------------------------------------------------------------------------------
+# --- run ------------------------------------------------------------------------------
 
 
 def test_a_run_ends_exactly_at_its_limit_when_it_hangs_falls_silent_or_never_ends(
@@ -244,7 +246,7 @@ def test_a_refusal_that_comes_late_is_no_sign_that_nothing_ran(e2b: LocalE2B) ->
     assert run.outcome == "unavailable"
 
 
-# --- create --------------------------------------------------------------------------------
+# --- create ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -353,7 +355,7 @@ def test_a_run_asks_for_the_lifetime_of_its_limit_plus_15_s_and_says_whose_it_is
     assert E2B_KEY not in str(request["body"])
 
 
-# --- kill, renew, check_key ---------------------------------------------------------------------
+# --- kill, renew, check_key -----------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,8 @@ def new_sandbox() -> Sandbox:
 
 @pytest.fixture(scope="module")
 def sandbox(environment: None) -> Iterator[Sandbox]:
-    """One for all tests, whose first cell has run: a kernel and its imports take seconds."""
+    """One for all tests, whose first cell has
+    run: a kernel and its imports take seconds."""
     sandbox = new_sandbox()
     sandbox.prime(limit_s=60)
     yield sandbox
@@ -106,7 +107,8 @@ def error(text: str) -> str:
             " with matplotlib.",
         ),
         (
-            "import os\nopen('/mnt/data/x.csv', 'w').write('a')\nos.listdir('/mnt/data')",
+            "import os\nopen('/mnt/data/x.csv', 'w').write('a')\n"
+            "os.listdir('/mnt/data')",
             value("['x.csv']"),
         ),
     ],

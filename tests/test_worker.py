@@ -19,13 +19,14 @@ from json_log import JsonFormatter
 from worker import JsonLogger, PatientWorker
 
 WHEN_IT_CHANGES = (
-    "worker.py overrides private parts of gunicorn's threaded worker. Read what changed in its"
+    "worker.py overrides private parts of gunicorn's threaded worker. Read what "
+    "changed in its"
     " gthread.py, glogging.py and util.py against worker.py, run this file and"
     " tests/test_process.py, then name the new version in requirements.in and lock."
 )
 
 
-# --- what of gunicorn's insides this rests on -----------------------------------------------
+# --- what of gunicorn's insides this rests on -----------------------------------------
 
 
 def test_gunicorn_is_the_version_that_the_worker_was_written_against() -> None:
