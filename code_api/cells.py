@@ -15,7 +15,7 @@ from code_api.store import NotStored
 _PROGRAM = Path(__file__).with_name("in_sandbox.py").read_text("ascii")
 # E2B's server refuses cells above 10 MiB as JSON, and the kernel keeps each cell.
 _CELL_CHARS = 2_000_000
-_PIECE_BYTES = 1024 * 1024
+_PIECE_BYTES = 768 * 1024  # 1 MiB as base64: a cell each, where they do not shrink
 _PIECE_CHARS = 200_000  # each has up to ten in a literal: \U0001f600
 
 

@@ -139,7 +139,7 @@ def test_two_sandboxes_that_are_gone_are_a_line_in_stderr(
 def test_a_sandbox_gone_between_cells_is_replaced_and_gets_all_files_again(
     api: CodeApi, script: Callable[..., None], count: Counted, e2b: LocalE2B
 ) -> None:
-    ref = api.upload("a.bin", os.urandom(3_000_000))
+    ref = api.upload("a.bin", os.urandom(2_300_000))
     # Three cells carry it; the third one runs the script.
     ran = reported({"stdout": "once\n"}, ENDED)
     script(run=[{}, {"fault": "gone"}, {}, {}, ran])
