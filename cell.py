@@ -21,8 +21,8 @@ _IN_STRING = "\n\0"  # a newline there; Python's code cannot have a NUL
 # what may be Python: a line `~~~` after one that ends in an operator or a bracket.
 _AROUND_FENCES = r"""(?imsx) (?: \A | ^[ ]{0,3} (?:`{3,}|~{3,}) [ \t\r]*$ )
     .*?
-    (?: ^ (?<! [(\[{,=+\-*/%&|^<>~]\n ) [ ]{0,3} (?:`{3,}|~{3,}) [ \t]*
-        (?: [{.]* (?:i?py(?:thon)?3?|tool_code) \b [^\n`]* )? [ \t\r]* (?=\n)
+    (?: ^ (?<! [(\[{,=+\-*/%&|^<>~]\n ) [ ]{0,3} (?:`{3,}|~{3,}) [ \t]*+
+        (?: [{.]*+ (?:i?py(?:thon)?3?|tool_code) \b [^\n`]*+ )?+ [ \t\r]*+ (?=\n)
     | \Z )"""
 # A first line that is `python`, with code after it.
 _LANGUAGE_LINE = r"(?i)\A(\s*)i?python3?[ \t]*(?=\r?\n\s*\S)"

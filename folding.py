@@ -27,7 +27,7 @@ _PRINTED_AGAIN = r"(?m)^([^\n]*+)\n(?:\1(?:\n|\Z)){19,}"
 # A line of a log three times and more; a time in it may differ: `03:29:02,164`.
 _TIME = r"(?:(?:\d{4}-\d\d-\d\d[ T])?\d\d:\d\d:\d\d(?:[.,]\d+)?)"
 _LOGGED_AGAIN = (
-    rf"(?m)^(?>([^\n]*?)(?:{_TIME}|$))([^\n]*+)\n(?:\1{_TIME}?\2(?:\n|\Z)){{2,}}"
+    rf"(?m)^(?>([^\n]*?)(?:{_TIME}|$))([^\n]*+)\n(?:\1(?>{_TIME}?)\2(?:\n|\Z)){{2,}}"
 )
 # `data:image/png;base64,iVBORw0K…`, from a length on at which nobody reads it.
 _DATA_URI = r"(data:\w{1,40}/[\w.+-]{1,80};base64,)([A-Za-z0-9+/]{200,}={0,2})"
@@ -42,7 +42,7 @@ _LIBRARY = (
     r"^File (?:\S*?/(?:site|dist)-packages/|\S*?/lib/python3[\d.]*/|<frozen "
     r"|\w+\.pyx:\d+, in |(?=\w+/[\w/]*\.px[id]:))"
 )
-_FRAME = rf"{_LIBRARY}\w[^\n]*\n{_ROWS}"
+_FRAME = rf"(?>{_LIBRARY}\w[^\n]*\n{_ROWS})"
 _LIBRARY_FRAMES = rf"(?m)({_FRAME})((?:{_FRAME}){{2,}})(?={_LIBRARY}\w)"
 # Up to six frames that are repeated at least twice.
 _FRAMES_AGAIN = rf"(?m)^((?:(?:Cell In\[|File )[^\n]*\n{_ROWS}){{1,6}}?)\1{{2,}}"

@@ -26,7 +26,7 @@ _DRAWING = r"""(?sx) Text\(-?[\d.]+,[ ]-?[\d.]+,[ ]['"][^\n]*['"]\)
       .*"""
 # A string as E2B's server sends it, `repr` without its quotes: `a\nb`. Other values
 # may have such a text too, `['a\\nb']`, `Path('a\\nb')`; they have quotes in them.
-_STRING = r"(?!(?:[\[({<]|[\w.]+\()[^\n]*['\"])(?:[^\\\n]|\\[\\'ntrxuU])*"
+_STRING = r"(?!(?:[\[({<]|[\w.]+\()[^\n]*['\"])(?:[^\\\n]|\\[\\'ntrxuU])*+"
 _ESCAPES = {r"\n": "\n", r"\t": "\t", r"\'": "'", r"\\": "\\"}
 # HTML that draws, plays or runs: text would not stand for it.
 _ACTIVE_HTML = r"(?i)<(?:script|svg|img|canvas|video|audio|iframe|object|embed)\b"
@@ -44,7 +44,7 @@ _HTML_TO_TEXT = (
 _PAGES = ("html", "javascript")
 _FILES = ("pdf", "image/gif", "image/webp")
 # `application/vnd.plotly.v1+json`, but not `application/vnd.bokehjs_load.v0+json`.
-_DATA = r"vnd\.(?!\S*load)"
+_DATA = r"vnd\.(?!\S{0,100}load)"
 
 
 def value_text(formats: dict[str, Any], has_picture: bool) -> str:

@@ -13,7 +13,7 @@ _ANIMATION = r"(?s)(?=.*\.gif\b).*(?:\bsave_all\b|Animation\()"
 # What happens to a figure, in the code's order: `savefig(`, `plt.show(`, `close(`.
 _STEPS = r"\b(savefig|(?:plt|pyplot)\.show|close|clf|cla|clear)\("
 # A figure that is saved and then closed or emptied is not shown again.
-_SAVED_THEN_CLOSED = r"savefig (?:savefig )*c"
+_SAVED_THEN_CLOSED = "savefig c"
 # Code that may save other pictures, or draw figures that pyplot does not know.
 _OTHER_PICTURES = r"\bPIL\b|\bim(?:save|write)\b|\bFigure\("
 # `<PIL.Image.Image image mode=RGBA size=640x480>`: as matplotlib saves.

@@ -120,7 +120,7 @@ def prefix_lines(code: str, evidence: str) -> int:
     own_lines = map(str.strip, code.split("\n"))
     numbered = set(enumerate(own_lines, 1))
     frames = "\n".join(_FRAME.findall(evidence))
-    rows = _ROW.findall(frames) + _QUOTING.findall(evidence)
+    rows = _ROW.findall(frames) + _QUOTING.findall(evidence + "\n")
     quoted = []
     for _, number, text in rows[:_MAX_QUOTED]:
         # Shell commands and magics are quoted as the calls that they became.

@@ -1,0 +1,57 @@
+"""Texts that are made to keep a pattern busy, and everybody else waiting."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from cell import runnable
+from folding import fold_logged, fold_traceback
+from results import is_lost, value_text
+from saved_figures import figures_are_shown_twice
+from tracebacks import prefix_lines
+
+# None takes a tenth of a second; with a pattern that goes back it is minutes and more.
+LIMIT_S = 10
+
+
+def lost(formats: dict[str, Any]) -> None:
+    is_lost(formats, "")
+
+
+def value(text: str) -> None:
+    value_text({"text": text}, has_picture=False)
+
+
+def evidence(text: str) -> None:
+    prefix_lines("x", text)
+
+
+@pytest.mark.parametrize(
+    ("function", "text"),
+    [
+        (fold_traceback, ("File " + "/site-packages" * 700 + "/x\n") * 3),
+        (fold_traceback, "File " + "/lib/python3" * 25_000 + "\n"),
+        (fold_logged, f"12:00:00{'1' * 500_000}\n12:00:00.{'1' * 500_000}"),
+        (runnable, "```" + " " * 100_000 + "x"),
+        (runnable, "``` python " + " " * 100_000 + "`x"),
+        (runnable, "```{" + "{" * 100_000 + "x"),
+        (figures_are_shown_twice, "savefig(" * 12_500),
+        (figures_are_shown_twice, "savefig(close(" * 7_000),
+        (lost, {"html": "<script>", "vnd." * 25_000 + "load": 1}),
+        (lost, {"html": "<script>", **{f"a{n}": 1 for n in range(100_000)}}),
+        (value, "a" * 15_000_000),
+        (value, "\\n" * 2_000_000),
+        (evidence, "ipykernel_1/1.py:1" * 50_000),
+    ],
+    ids=range(13),
+)
+def test_no_text_keeps_a_pattern_busy(
+    function: Callable[[Any], object], text: Any
+) -> None:
+    started = time.process_time()
+    function(text)
+    assert time.process_time() - started < LIMIT_S
