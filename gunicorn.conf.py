@@ -47,6 +47,8 @@ control_socket_disable = True
 # By default a proxy on this machine may set SCRIPT_NAME: then
 # the path that it checked is not the one that is served.
 forwarder_headers = ""
+# The system would send a file past ClientSocket, which knows who does not read.
+sendfile = False
 logger_class = JsonLogger
 
 

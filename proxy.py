@@ -79,6 +79,8 @@ _WRONG_VERSION = f"MCP-Protocol-Version must be one of {', '.join(PROTOCOL_VERSI
 _TOO_LARGE = "The body has more than {:,} bytes."
 # A script of 10 MiB twice in base64, which is how create_file sends a file.
 MAX_EXEC_BODY_BYTES = 32 * 1024 * 1024
+# As much as the worker sends at once. By smaller pieces a slow client would look quick.
+_DOWNLOAD_PIECE_BYTES = 64 * 1024
 _NO_FILES_DIR = "The code API is off: its operator has to set FILES_DIR."
 # What openapi.json says of calls, and what
 # MCP's clients are told where sessions are on.
@@ -490,7 +492,7 @@ class _CodeApi:
 
     def download(self, session_id: str, file_id: str) -> Response:
         stored = self._store.find(session_id, file_id)
-        file = wrap_file(request.environ, stored.open())
+        file = wrap_file(request.environ, stored.open(), _DOWNLOAD_PIECE_BYTES)
         DOWNLOAD_BYTES.inc(stored.size)
         headers = {
             "Content-Disposition": "attachment",

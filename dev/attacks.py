@@ -114,9 +114,9 @@ def drips_bodies(port: int) -> Attackers:
     return Attackers(port, 100, post(900), b" ")
 
 
-def reads_nothing(port: int, picture: str) -> Attackers:
-    """`picture`: the name of a large one that the service has published."""
-    return Attackers(port, 60, head(f"GET /images/{picture} HTTP/1.1"))
+def reads_nothing(port: int, path: str, *headers: str) -> Attackers:
+    """`path`: where the service has something large."""
+    return Attackers(port, 60, head(f"GET {path} HTTP/1.1", *headers))
 
 
 @contextmanager

@@ -901,7 +901,11 @@ def _attack() -> dict[str, tuple[float, float]]:
                 ("20 get a large dict", 1.5, attacks.runs_code(port, 20)),
                 ("100 drip headers", 1, attacks.drips_headers(port)),
                 ("100 drip bodies", 1, attacks.drips_bodies(port)),
-                ("60 read nothing", 1, attacks.reads_nothing(port, picture.name)),
+                (
+                    "60 read nothing",
+                    1,
+                    attacks.reads_nothing(port, f"/images/{picture.name}"),
+                ),
             ):
                 with attack:
                     found[name] = attacks.health_s(port, ATTACK_S)[-1], limit_s

@@ -66,12 +66,16 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", params=["", PROXY_KEY], ids=["no key", "key"])
 def service(
-    request: pytest.FixtureRequest, e2b: LocalE2B, images: Path
+    request: pytest.FixtureRequest,
+    e2b: LocalE2B,
+    images: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Service]:
     service = Service(
         e2b_at(e2b.url)
         | {
             "PROXY_API_KEY": request.param,
+            "FILES_DIR": str(tmp_path_factory.mktemp("files")),
             "IMAGE_DIR": str(images),
             "IMAGE_URL": "http://127.0.0.1/images",
         }
@@ -179,7 +183,25 @@ def test_60_clients_that_do_not_read_a_picture_leave_health_quick(
     service: Service, images: Path
 ) -> None:
     (picture,) = images.iterdir()
-    with nothing_remains(service), reads_nothing(service.port, picture.name):
+    path = f"/images/{picture.name}"
+    with nothing_remains(service), reads_nothing(service.port, path):
+        took_s = health_s(service.port, 2.5)
+    assert median(took_s) < 1, took_s[-5:]
+
+
+def test_60_clients_that_do_not_read_a_file_leave_health_quick(
+    service: Service,
+) -> None:
+    uploaded = requests.post(
+        f"{service.url}/v1/upload",
+        files={"file": ("a", bytes(20_000_000))},
+        headers=AUTHORIZATION,
+        timeout=100,
+    ).json()
+    file_id = uploaded["files"][0]["fileId"]
+    path = f"/v1/download/{uploaded['storage_session_id']}/{file_id}"
+    key = f"Authorization: Bearer {PROXY_KEY}"
+    with nothing_remains(service), reads_nothing(service.port, path, key):
         took_s = health_s(service.port, 2.5)
     assert median(took_s) < 1, took_s[-5:]
 
