@@ -15,6 +15,8 @@ from metrics import UPLOAD_BYTES, UPLOADS
 # What the parser may hold of a part: well above the 64 KiB that it reads at once.
 _PARSER_BYTES = 1024 * 1024
 _MAX_PARTS = 1000
+_FORM = "multipart/form-data"
+_WRONG_TYPE = f"Send the files as Content-Type: {_FORM}."
 
 
 class _Part:
@@ -94,6 +96,10 @@ def take_form(
 def _parse(
     session: NewSession, stream: IO[bytes], content_type: str, max_file_bytes: int
 ) -> tuple[MultiDict[str, str], list[_Part]]:
+    mimetype, options = parse_options_header(content_type)
+    # The parser would read a form of another type whole into memory.
+    if mimetype != _FORM:
+        raise BadRequest(_WRONG_TYPE)
     parts: list[_Part] = []
 
     def open_part(filename: str | None, **_others: object) -> _Part:
@@ -108,7 +114,6 @@ def _parse(
         max_form_parts=_MAX_PARTS,
         silent=False,
     )
-    mimetype, options = parse_options_header(content_type)
     try:
         _, form, _ = parser.parse(stream, mimetype, None, options)
     except (HTTPException, StoreError):

@@ -428,3 +428,20 @@ def test_a_slow_upload_is_cut_and_an_honest_one_is_not(api: CodeApi) -> None:
         assert honest.result()[0] == "HTTP/1.1 200 OK"
         # Cut after 20 s at the latest, which is seen with the piece after that.
         assert slow.result()[1] < 25
+
+
+def test_a_form_of_another_type_is_refused_before_it_is_sent(
+    service: Service,
+) -> None:
+    """It would be read whole into memory."""
+    lines = [
+        "POST /v1/upload HTTP/1.1",
+        "Host: localhost",
+        "Content-Type: application/x-www-form-urlencoded",
+        "Content-Length: 200000000",
+    ]
+    # Less than a client may be silent for until it is refused for that.
+    with socket.create_connection(("127.0.0.1", service.port), 10) as client:
+        client.sendall("\r\n".join([*lines, "", ""]).encode())
+        answer = client.recv(65_536)
+        assert answer.startswith(b"HTTP/1.1 400")
