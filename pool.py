@@ -20,8 +20,9 @@ The states of a slot, and the methods of `_Slots` that move it from one to the n
 A caller's thread takes a slot and ends it, or keeps it for its session's next
 call. A keeper's thread reserves one and offers it, and ends it when nobody
 took it. A thread for each kill removes it. A caller who finds none ends the
-session that is idle longest. A sandbox that is idle is left to E2B, which ends
-it: its slot is forgotten then, and by `Pool.close`, which ends all others.
+session that is idle longest, or else, when it needs a new sandbox, one that is
+ready. A sandbox that is idle is left to E2B, which ends it: its slot is
+forgotten then, and by `Pool.close`, which ends all others.
 
 What E2B refused to make leaves its slot free as soon as it ends. What was asked for and
 not answered is lost: it has its slot, and counts in the budget, until E2B's list has it
@@ -159,26 +160,57 @@ class _Slots:
         """Return a slot for a run: the session's own,
         or with a sandbox made ahead, or a free one.
 
-        When there is none, the session that is idle longest is ended. A slot that is
-        about to be ready or free is waited for, by one caller each, for KILL_BUDGET_S.
+        When there is none, the session that is idle longest is ended; or else, for a
+        caller who needs a new sandbox, one that was made ahead. A slot that is about
+        to be ready or free is waited for, by one caller each, for KILL_BUDGET_S.
         Raises Full when there is none; Unavailable when that is E2B's fault."""
+        give_up_at = monotonic() + KILL_BUDGET_S
         with self._changed:
-            slot = self._take_now(must_be_new, mark)
-            if not slot and self._waiting >= self.count("making", "ending"):
-                for idle in self.end_all("idle", at_most=1):
-                    self._kill(idle)
-            if not slot and self._waiting < self.count("making", "ending"):
-                self._waiting += 1
-                slot = self._changed.wait_for(
-                    lambda: self._take_now(must_be_new, mark), KILL_BUDGET_S
-                )
+            self._waiting += 1
+        try:
+            while True:
+                slot, is_taken = self._take_or_end(must_be_new, mark, give_up_at)
+                if is_taken:
+                    return slot
+                self._kill(slot)  # without the lock: it may be done in this thread
+        finally:
+            with self._changed:
                 self._waiting -= 1
-            if slot:
-                return slot
+
+    def _take_or_end(
+        self, must_be_new: bool, mark: str, give_up_at: float
+    ) -> tuple[_Slot, bool]:
+        """Return a slot, and whether it is the caller's.
+
+        One that is not was ended for the caller, and has to be killed."""
+        with self._changed:
+            found = self._find(must_be_new, mark)
+            if not found and self._may_get_one():
+                found = self._changed.wait_for(
+                    lambda: self._find(must_be_new, mark), give_up_at - monotonic()
+                )
+            if found:
+                return found
             if self.count("lost"):
                 raise Unavailable(FAILED)
             RUNS.labels("full").inc()
             raise Full
+
+    def _may_get_one(self) -> bool:
+        """Whether a slot is about to be ready or free for each of those who wait."""
+        return self._waiting <= self.count("making", "ending")
+
+    def _find(self, must_be_new: bool, mark: str) -> tuple[_Slot, bool] | None:
+        slot = self._take_now(must_be_new, mark)
+        if slot:
+            return slot, True
+        if self._may_get_one():
+            return None
+        ended = self.end_all("idle", at_most=1)
+        # No session takes one made ahead: those would be in its way for good.
+        if not ended and (mark or must_be_new):
+            ended = self.end_all("ready", at_most=1)
+        return (ended[0], False) if ended else None
 
     def _take_now(self, must_be_new: bool, mark: str) -> _Slot | None:
         wanted = "idle" if mark else "ready"

@@ -1002,6 +1002,25 @@ def test_making_ahead_never_ends_a_session(e2b: LocalE2B, make_pool: MakePool) -
     assert pool.count("idle") == 1
 
 
+def test_a_session_without_a_slot_ends_one_that_was_made_ahead(
+    e2b: LocalE2B, make_pool: MakePool
+) -> None:
+    pool = sessions(make_pool, max_concurrent_runs=2, warm_sandboxes=2)
+    is_ready(pool, 2)
+    assert [pool.run("1", 5, mark).outcome for mark in "abab"] == ["ok"] * 4
+    assert e2b.state()["max_alive"] == 2
+
+
+def test_a_session_that_comes_while_all_are_being_made_ahead_has_one_ended(
+    e2b: LocalE2B, make_pool: MakePool
+) -> None:
+    e2b.set_script({"run": OK_RUN, "create": [{"delay_s": 0.5}, {}]})
+    pool = sessions(make_pool, max_concurrent_runs=1, warm_sandboxes=1)
+    e2b.wait_for(lambda state: of_kind(state, "create"), 30)
+    assert pool.run("1", 5, "mark").outcome == "ok"
+    assert e2b.state()["max_alive"] == 1
+
+
 def test_30_sessions_with_a_cap_of_20(e2b: LocalE2B, make_pool: MakePool) -> None:
     pool = sessions(make_pool)
     marks = [f"mark {number}" for number in range(30)]
