@@ -51,6 +51,9 @@ _KILL_AGAIN_AFTER_S = (0.5, 2, math.inf)
 _SEARCH_AGAIN_AFTER_S = 5
 # Of a run's overhead: for what remains to be done after it, on a busy machine too.
 _RESERVE_S = 1.5
+# A call that waited for its session's turn has at least so long for its code, or does
+# not run: code that is stopped costs the session all it had kept.
+_LEAST_RUN_S = 3
 # A sandbox that waits is renewed this often, and lives LIFETIME_MARGIN_S longer than a
 # run. So two renewals may be late, and whoever takes it still has it for a whole run.
 _RENEW_AFTER_S = 5
@@ -369,8 +372,11 @@ class Pool:
         run = Run.empty(self._config.max_output_chars)
         try:
             with self._slots.turn(mark, limit_s):
-                waited_s = monotonic() - run.started_at
-                self._run_twice(code, math.ceil(limit_s - waited_s), run, mark)
+                waited_s = monotonic() - run.started_at if mark else 0.0
+                left_s = math.ceil(limit_s - waited_s)
+                if left_s < min(limit_s, _LEAST_RUN_S):
+                    raise Unavailable(_SESSION_BUSY)
+                self._run_twice(code, left_s, run, mark)
         except Unavailable as exc:
             run.problem = str(exc)
         for step, duration_s in run.durations_s.items():

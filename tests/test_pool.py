@@ -1136,6 +1136,21 @@ def test_many_calls_of_a_session_leave_threads_to_others(
     assert len(set(used_by(e2b.state()))) == 1
 
 
+def test_a_call_whose_turn_comes_when_its_time_is_up_does_not_run(
+    e2b: LocalE2B, make_pool: MakePool, threads: ThreadPoolExecutor
+) -> None:
+    e2b.set_script({"run": {"run_s": 3.5, **OK_RUN}})
+    pool = sessions(make_pool)
+    first = threads.submit(pool.run, "1", 30, "mark")
+    e2b.wait_for(runs_sent(1), 30)
+    late = pool.run("1", 5, "mark")  # its turn comes after some 3.4 s
+    assert (late.outcome, first.result().outcome) == ("unavailable", "ok")
+    assert "still running" in late.problem
+    e2b.set_script({"run": OK_RUN})
+    assert pool.run("1", 5, "mark").note == ""
+    assert len(set(used_by(e2b.state()))) == 1
+
+
 def test_two_first_calls_of_a_session_have_one_sandbox(
     e2b: LocalE2B, make_pool: MakePool, threads: ThreadPoolExecutor
 ) -> None:
