@@ -472,9 +472,9 @@ class _CodeApi:
     def _take_form(self, is_batch: bool) -> Response:
         reply, size = take_form(
             self._store,
+            self._config,
             request.stream,
             request.headers.get("Content-Type", ""),
-            self._config.max_file_bytes,
             is_batch,
         )
         g.fields |= {

@@ -7,9 +7,11 @@ from werkzeug.datastructures import MultiDict
 from werkzeug.exceptions import BadRequest, HTTPException, RequestEntityTooLarge
 from werkzeug.formparser import FormDataParser
 from werkzeug.http import parse_options_header
+from werkzeug.wsgi import LimitedStream
 
 from code_api.names import name_problem
 from code_api.store import NewFile, NewSession, Store, StoreError
+from config import MAX_CARRIED_BYTES, Config
 from metrics import UPLOAD_BYTES, UPLOADS
 
 # What the parser may hold of a part: well above the 64 KiB that it reads at once.
@@ -17,6 +19,14 @@ _PARSER_BYTES = 1024 * 1024
 _MAX_PARTS = 1000
 _FORM = "multipart/form-data"
 _WRONG_TYPE = f"Send the files as Content-Type: {_FORM}."
+
+
+class _FormStream(LimitedStream):
+    """A form's bytes. More than `limit`: RequestEntityTooLarge is raised."""
+
+    def on_exhausted(self) -> None:
+        text = f"The form was not taken: it is larger than {self.limit:,} bytes."
+        raise RequestEntityTooLarge(text)
 
 
 class _Part:
@@ -60,9 +70,9 @@ class _Part:
 
 def take_form(
     store: Store,
+    config: Config,
     stream: IO[bytes],
     content_type: str,
-    max_file_bytes: int,
     is_batch: bool,
 ) -> tuple[dict[str, Any], int]:
     """Store the files of a form; returns the reply, and how many bytes are kept.
@@ -72,7 +82,7 @@ def take_form(
     BadRequest or RequestEntityTooLarge, which a bad form raises, too; or StoreError.
     """
     with store.new_session() as session:
-        form, parts = _parse(session, stream, content_type, max_file_bytes)
+        form, parts = _parse(session, config, stream, content_type)
         errors = [part.error for part in parts if part.error]
         UPLOADS.labels("refused").inc(len(errors))
         if errors and not is_batch:
@@ -94,7 +104,7 @@ def take_form(
 
 
 def _parse(
-    session: NewSession, stream: IO[bytes], content_type: str, max_file_bytes: int
+    session: NewSession, config: Config, stream: IO[bytes], content_type: str
 ) -> tuple[MultiDict[str, str], list[_Part]]:
     mimetype, options = parse_options_header(content_type)
     # The parser would read a form of another type whole into memory.
@@ -104,7 +114,7 @@ def _parse(
 
     def open_part(filename: str | None, **_others: object) -> _Part:
         file = session.new_file(filename or "")
-        part = _Part(file, max_file_bytes)
+        part = _Part(file, config.max_file_bytes)
         parts.append(part)
         return part
 
@@ -114,8 +124,12 @@ def _parse(
         max_form_parts=_MAX_PARTS,
         silent=False,
     )
+    # No run could be given more, and what is being written cannot be evicted. A form's
+    # own text needs less than the parser may hold.
+    max_bytes = min(MAX_CARRIED_BYTES, config.files_total_bytes) + _PARSER_BYTES
+    limited = _FormStream(stream, max_bytes, is_max=True)
     try:
-        _, form, _ = parser.parse(stream, mimetype, None, options)
+        _, form, _ = parser.parse(cast(Any, limited), mimetype, None, options)
     except (HTTPException, StoreError):
         raise
     except Exception as exc:  # what gunicorn raises for malformed chunks, too

@@ -11,11 +11,13 @@ import time
 import tracemalloc
 import zlib
 from base64 import b64encode
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 from local_e2b_kernels import own_mount_command
+from werkzeug.exceptions import RequestEntityTooLarge
 
 from code_api.cells import exec_cells, send_cell
 from code_api.languages import LANGUAGES
@@ -23,8 +25,10 @@ from code_api.names import is_id, name_problem, new_id
 from code_api.report import Report
 from code_api.request import ExecRequest, parse_exec
 from code_api.store import NewSession, NotStored, Store, StoreError
+from code_api.upload import take_form
 from config import Config
 
+FORM = "multipart/form-data; boundary=x"
 PROGRAM = Path(__file__).parents[1] / "code_api" / "in_sandbox.py"
 BAD_NAMES = ["", ".", "..", "/a", "a/", "a//b", "a/../b", "a\\b", "a\0b", "a\x7fb"]
 BAD_NAMES += ["a\n", "\x85", "a" * 257, "é" * 128, "/".join("abcdefghijk"), "\udcff"]
@@ -148,6 +152,29 @@ def test_the_oldest_go_first_when_there_is_too_much(tmp_path: Path) -> None:
     sessions = [add(store, bytes(10_000), age_s) for age_s in (10, 30, 20)]
     store.sweep()
     assert [can_be_found(store, ids) for ids in sessions] == [True, False, True]
+
+
+def form_of(sizes: list[int]) -> bytes:
+    """A multipart form (of boundary x) of files with so many bytes each."""
+    head = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
+    parts = [head + bytes(size) + b"\r\n" for size in sizes]
+    return b"".join(parts) + b"--x--\r\n"
+
+
+@pytest.mark.parametrize("is_batch", [False, True], ids=["upload", "batch"])
+def test_a_form_larger_than_all_files_may_be_is_413_and_leaves_nothing(
+    tmp_path: Path, is_batch: bool
+) -> None:
+    """What is being written cannot be evicted: everybody else's files would be."""
+    config = Config(files_total_bytes=5_000_000, max_file_bytes=2_000_000)
+    store = Store(tmp_path, config)
+    good = BytesIO(form_of([1_500_000] * 2))
+    _, size = take_form(store, config, good, FORM, is_batch)
+    assert size == 3_000_000
+    too_large = BytesIO(form_of([1_500_000] * 5))
+    with pytest.raises(RequestEntityTooLarge, match="form was not taken"):
+        take_form(store, config, too_large, FORM, is_batch)
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_what_a_process_left_behind_is_removed_and_what_is_written_is_not(
