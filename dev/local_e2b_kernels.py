@@ -66,6 +66,7 @@ def _kernel_process() -> None:
     from typing import Any  # noqa: F401 - the process has no other imports
 
     import orjson
+    import zmq
     from ipykernel.kernelapp import IPKernelApp
     from IPython.core.formatters import BaseFormatter, JSONFormatter
     from IPython.display import display
@@ -118,10 +119,16 @@ def _kernel_process() -> None:
                     }
             return super().__call__(value)
 
+    class KernelApp(IPKernelApp):
+        def init_iopub(self, context: Any) -> None:
+            # Without a limit: a queue that is full drops output.
+            context.setsockopt(zmq.SNDHWM, 0)
+            super().init_iopub(context)  # type: ignore[no-untyped-call]
+
     config = Config()
     config.InteractiveShell.colors = "NoColor"
     config.HistoryManager.hist_file = ":memory:"
-    app = IPKernelApp.instance(config=config)
+    app = KernelApp.instance(config=config)
     app.initialize(["-f", sys.argv[1]])  # type: ignore[no-untyped-call]
     shell: Any = app.shell
     if "plain" in sys.argv[2:]:
