@@ -44,6 +44,7 @@ from code_api.upload import take_form
 from config import MAX_BODY_BYTES, VERSION, Config, log
 from formatter import echo, format_plain, format_run
 from images import deliver, json_pieces, published, start_removing_old
+from json_cost import is_costly
 from mcp_server import PARSE_ERROR, PROTOCOL_VERSIONS, error, handle, tool_result
 from metrics import (
     DOWNLOAD_BYTES,
@@ -99,6 +100,7 @@ _SESSIONS_ARE_KEPT = (
 _NOT_STATEFUL = "Each exec has a sandbox of its own here."
 _NO_PROGRAMS = "Programs that call tools are not supported: use /exec."
 _UNREADABLE = "The body is no JSON that can be read."
+_TOO_MANY_VALUES = "The body has more values than any call needs."
 _FULL = f"Every slot is taken. Try again in {RETRY_AFTER_S} seconds."
 
 
@@ -632,6 +634,9 @@ def _json_body(max_bytes: int = MAX_BODY_BYTES) -> object:
     if len(body) < announced_bytes:
         raise BadRequest(_UNREADABLE)
     try:
-        return json.loads(body)
+        text = body.decode(json.detect_encoding(body), "surrogatepass")
+        if is_costly(text.encode("utf-8", "surrogatepass")):
+            raise BadRequest(_TOO_MANY_VALUES)
+        return json.loads(text)
     except (ValueError, RecursionError):
         raise BadRequest(_UNREADABLE) from None

@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 from config import Config
+from json_cost import is_costly
 from pictures import BadPicture, decode, picture_from
 from results import is_lost, value_text
 from run import Clipped, Run
@@ -15,9 +16,6 @@ from tracebacks import split_notes
 # A line that is shorter is cheap to parse, whatever is in it. From here on a line of
 # output is decoded, and what another would cost is looked at, while it still grows.
 _LONG_LINE_BYTES = 256 * 1024
-# Quotes, separators and brackets: a JSON of so many takes 50 ms, in which no other
-# thread runs, and 30 MB.
-_MAX_TOKENS = 200_000
 # JSON writes a character in at most this many: `\ud83d\ude00`.
 _CHARACTER_BYTES = 12
 # What is kept of a line that is dropped: it has the text of a value, which is cut.
@@ -79,7 +77,7 @@ class StreamReader:
     def _bound(self) -> None:
         """Drop a line that is over every limit, but for its start."""
         size = len(self._line)
-        if size > self._max_line_bytes or _tokens(self._line) > _MAX_TOKENS:
+        if size > self._max_line_bytes or is_costly(self._line):
             self._dropped_bytes = size
             del self._line[_LINE_START_BYTES:]
 
@@ -186,13 +184,3 @@ class StreamReader:
         if reason:
             self.run.leave_out("picture", reason)
         return bool(reason)
-
-
-def _tokens(line: bytearray) -> int:
-    """How many quotes, separators and brackets a line has: what it costs to parse."""
-    bare = bytes(line).replace(rb"\\", b"").replace(rb"\"", b"")
-    quotes = bare.count(b'"')
-    if quotes > _MAX_TOKENS:
-        return quotes
-    outside_strings = b"".join(bare.split(b'"')[::2])
-    return quotes + sum(map(outside_strings.count, (b",", b"[", b"{")))

@@ -577,6 +577,19 @@ def test_a_body_of_1_mib_is_read(service: Service) -> None:
     assert post(service, body).status_code == 200
 
 
+@pytest.mark.parametrize("codec", ["utf-8", "utf-16"])
+def test_a_body_of_very_many_values_is_400_and_a_string_that_holds_them_is_not(
+    service: Service, codec: str
+) -> None:
+    """Parsing it would keep every other caller waiting, and take much memory."""
+    values = "[]," * 105_000 + "0"
+    a_quote = json.dumps('"')
+    in_a_string = json.dumps('"' + values)
+    for more, status in ((f"[{a_quote}, {values}]", 400), (in_a_string, 200)):
+        body = '{"code": "1", "more": ' + more + "}"
+        assert post(service, body.encode(codec)).status_code == status
+
+
 @pytest.mark.parametrize("filler", [b"x", b" "], ids=["garbage", "blanks"])
 def test_a_chunked_body_over_1_mib_is_413_without_waiting_for_its_end(
     service: Service, e2b: LocalE2B, filler: bytes
