@@ -25,7 +25,10 @@ class JsonFormatter(logging.Formatter):
 
     def __init__(self, keys: Iterable[str]) -> None:
         super().__init__()
-        self._keys = [key for key in keys if len(key) >= _MIN_HIDDEN_CHARS]
+        # As JSON writes them: with \" for a quote.
+        self._keys = [
+            json.dumps(key)[1:-1] for key in keys if len(key) >= _MIN_HIDDEN_CHARS
+        ]
 
     def format(self, record: logging.LogRecord) -> str:
         now = datetime.fromtimestamp(record.created, UTC)

@@ -70,6 +70,14 @@ def test_the_base_classes_use_what_the_worker_reads_and_sets() -> None:
 # --- the lines of the log -----------------------------------------------------
 
 
+def test_a_key_with_a_quote_or_a_backslash_is_hidden_too() -> None:
+    key = 'top"secret\\key'
+    record = logging.makeLogRecord({"msg": f"about {key}", "fields": {"path": key}})
+    line = json.loads(JsonFormatter([key]).format(record))
+    assert line["message"] == "about [key]"
+    assert line["path"] == "[key]"
+
+
 def test_a_line_is_one_json_object_without_a_key_and_with_the_traceback() -> None:
     formatter = JsonFormatter(["top-secret-key", "short"])
     try:
