@@ -446,6 +446,9 @@ class Pool:
             if mark and slot.sandbox.is_reusable:
                 self._slots.keep(slot)
                 self._in_background(self._renew, slot)
+                # `close` may have looked for idle ones before this one was.
+                if self._closing.is_set():
+                    self._slots.forget(math.inf)
             elif self._slots.end(slot):
                 self._kill_in_background(slot)
 

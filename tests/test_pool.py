@@ -1138,6 +1138,21 @@ def test_many_calls_of_a_session_leave_threads_to_others(
 
 def test_a_call_whose_turn_comes_when_its_time_is_up_does_not_run(
     e2b: LocalE2B, make_pool: MakePool, threads: ThreadPoolExecutor
+def test_close_does_not_wait_for_a_session_that_is_just_being_found(
+    e2b: LocalE2B, make_pool: MakePool, threads: ThreadPoolExecutor
+) -> None:
+    sessions(make_pool).run("1", 5, "mark")
+    e2b.set_script({"run": OK_RUN, "list": {"delay_s": 1}})
+    lists = len(of_kind(e2b.state(), "list"))
+    replica = sessions(make_pool)
+    finding = threads.submit(replica.run, "1", 5, "mark")
+    e2b.wait_for(lambda state: len(of_kind(state, "list")) > lists, 30)
+    replica.close()
+    assert replica.count("idle") == 0
+    assert "is being stopped" in finding.result().problem
+    assert e2b.state()["alive"] == 1
+
+
 ) -> None:
     e2b.set_script({"run": {"run_s": 3.5, **OK_RUN}})
     pool = sessions(make_pool)
