@@ -165,11 +165,14 @@ class _TappedSandbox(E2BSandbox):
     a reader of ours; raises what the SDK does."""
 
     def __init__(self, **opts: Any) -> None:
+    tap: _Tap | None = None  # None: the run's request was not begun
+
         # Without the SDK's clients for files and commands, which are never used.
         super(BaseSandbox, self).__init__(**opts)
 
     def send(self, code: str, limit_s: float, reader: StreamReader) -> None:
         transport = get_transport(self.connection_config, http_version="1.1")
+        self.tap = None  # that of the run before tells nothing of this one
         self.tap = _Tap(transport, reader, limit_s)
         self.run_code(code, timeout=limit_s)
 
@@ -334,7 +337,8 @@ class Sandbox:
             log.warning("run failed in sandbox %s: %s", self._id, _short(exc))
         took_s = monotonic() - started
         run.durations_s["run"] = took_s
-        status = self._e2b.tap.status
+        tap = self._e2b.tap
+        status = tap.status if tap else None
         if status in _GONE_STATUSES and took_s <= _GONE_WITHIN_S:
             raise SandboxGone(_RUN_REFUSED)
         self.has_run = True

@@ -240,6 +240,18 @@ def test_a_sandbox_that_is_gone_is_told_apart_from_a_run_that_may_have_had_effec
         run_in(sandbox)
 
 
+def test_a_run_that_cannot_be_sent_is_not_judged_by_the_answer_before(
+    e2b: LocalE2B, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError("no descriptor is left")
+
+    sandbox = made()
+    assert run_in(sandbox).outcome == "ok"
+    monkeypatch.setattr(sandbox_module, "get_transport", fail)
+    assert run_in(sandbox).outcome == "unavailable"
+
+
 def test_a_refusal_that_comes_late_is_no_sign_that_nothing_ran(e2b: LocalE2B) -> None:
     e2b.set_script({"run": {"delay_s": 2.2, "fault": "gone"}})
     run = run_in(made(), limit_s=5)
