@@ -436,11 +436,11 @@ class Pool:
         taken_at = monotonic()
         durations_s["queue"] = taken_at - asked_at
         try:
-            if slot.sandbox.exists:
-                slot.sandbox.live_for_at_least(limit_s)
-            else:
+            if not slot.sandbox.exists:
                 self._make(slot.sandbox, limit_s, made_by, mark)
                 durations_s["create"] = monotonic() - taken_at
+            elif slot.sandbox.left_s() < limit_s:
+                slot.sandbox.live_for_at_least(self._lifetime_s(limit_s, mark))
             yield slot.sandbox
         finally:
             if mark and slot.sandbox.is_reusable:
@@ -455,7 +455,7 @@ class Pool:
     def _make(
         self, sandbox: Sandbox, limit_s: int, made_by: float, mark: str = ""
     ) -> None:
-        lifetime_s = self._session_lifetime_s if mark else limit_s + LIFETIME_MARGIN_S
+        lifetime_s = self._lifetime_s(limit_s, mark)
         # A replica of this service, or this one before its restart, may have made it.
         may_be_there = mark and not self._slots.is_ending(mark)
         if not (may_be_there and sandbox.find(mark, lifetime_s)):
@@ -463,6 +463,9 @@ class Pool:
         # Either `close` saw that the sandbox exists, or this sees that it was called.
         if self._closing.is_set():
             raise Unavailable(_STOPPING)
+
+    def _lifetime_s(self, limit_s: int, mark: str) -> int:
+        return self._session_lifetime_s if mark else limit_s + LIFETIME_MARGIN_S
 
     def _renew(self, slot: _Slot) -> None:
         """Let an idle session's sandbox live for its whole time from now on."""

@@ -6,6 +6,7 @@ The only module that knows E2B's SDK. The SDK is pinned, because
 after twice the time, its parser keeps everything in memory."""
 
 import re
+import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -164,15 +165,15 @@ class _TappedSandbox(E2BSandbox):
     """The SDK's sandbox, its run's stream read by
     a reader of ours; raises what the SDK does."""
 
-    def __init__(self, **opts: Any) -> None:
     tap: _Tap | None = None  # None: the run's request was not begun
 
+    def __init__(self, **opts: Any) -> None:
         # Without the SDK's clients for files and commands, which are never used.
         super(BaseSandbox, self).__init__(**opts)
 
     def send(self, code: str, limit_s: float, reader: StreamReader) -> None:
-        transport = get_transport(self.connection_config, http_version="1.1")
         self.tap = None  # that of the run before tells nothing of this one
+        transport = get_transport(self.connection_config, http_version="1.1")
         self.tap = _Tap(transport, reader, limit_s)
         self.run_code(code, timeout=limit_s)
 
@@ -200,6 +201,8 @@ class Sandbox:
         self.exists = False
         self._id = ""
         self._misses = 0
+        # One thread at a time asks for a lifetime: at E2B the last one asked for holds.
+        self._renewing = threading.Lock()
 
     @_in_our_words()
     def find(self, mark: str, lifetime_s: int) -> bool:
@@ -289,9 +292,15 @@ class Sandbox:
     def live_for_at_least(self, lifetime_s: int) -> None:
         """Put its end off, within KILL_BUDGET_S, unless it is that far away already.
 
-        Raises SandboxGone when there is none, or E2B lets it live no longer."""
+        Another thread that is doing so is waited for. Raises SandboxGone when there is
+        none, or E2B lets it live no longer."""
         if self.left_s() >= lifetime_s:
             return
+        with self._renewing:
+            if self.left_s() < lifetime_s:
+                self._set_lifetime(lifetime_s)
+
+    def _set_lifetime(self, lifetime_s: int) -> None:
         connection = _connection(self._config, KILL_BUDGET_S)
         try:
             self._e2b.set_timeout(lifetime_s, **connection)

@@ -1078,6 +1078,19 @@ def test_a_renewal_that_fails_otherwise_leaves_the_session(
     assert len(set(used_by(e2b.state()))) == 1
 
 
+def test_a_call_that_puts_the_end_off_itself_asks_for_a_sessions_whole_life(
+    e2b: LocalE2B, make_pool: MakePool
+) -> None:
+    pool = make_pool(session_idle_s=1, run_timeout_s=5)
+    broken = {"status": 500, "body": {"code": 500, "message": "no"}}
+    e2b.set_script({"run": OK_RUN, "timeout": [broken, {}]})
+    pool.run("1", 5, "mark")
+    e2b.wait_for(lambda state: answered(state, "timeout"), 30)
+    assert pool.run("1", 25, "mark").outcome == "ok"  # 21 s are left
+    asked = [r["body"]["timeout"] for r in of_kind(e2b.state(), "timeout")]
+    assert asked[:2] == [21, 21]
+
+
 def test_a_session_that_was_idle_too_long_is_left_to_e2b_and_begins_anew(
     e2b: LocalE2B, make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -1125,19 +1138,6 @@ def test_close_leaves_idle_sessions_to_e2b(e2b: LocalE2B, make_pool: MakePool) -
     assert pool.count("idle") == 0
 
 
-def test_many_calls_of_a_session_leave_threads_to_others(
-    e2b: LocalE2B, make_pool: MakePool, threads: ThreadPoolExecutor
-) -> None:
-    e2b.set_script({"run": {"run_s": 1, **OK_RUN}})
-    pool = sessions(make_pool, max_concurrent_runs=4)
-    calls = [threads.submit(pool.run, "1", 60, "mark") for _ in range(10)]
-    busy = [c for c in calls if "still running" in c.result().problem]
-    assert len(busy) == 10 - 1 - 3
-    assert len(set(used_by(e2b.state()))) == 1
-
-
-def test_a_call_whose_turn_comes_when_its_time_is_up_does_not_run(
-    e2b: LocalE2B, make_pool: MakePool, threads: ThreadPoolExecutor
 def test_close_does_not_wait_for_a_session_that_is_just_being_found(
     e2b: LocalE2B, make_pool: MakePool, threads: ThreadPoolExecutor
 ) -> None:
@@ -1153,6 +1153,19 @@ def test_close_does_not_wait_for_a_session_that_is_just_being_found(
     assert e2b.state()["alive"] == 1
 
 
+def test_many_calls_of_a_session_leave_threads_to_others(
+    e2b: LocalE2B, make_pool: MakePool, threads: ThreadPoolExecutor
+) -> None:
+    e2b.set_script({"run": {"run_s": 1, **OK_RUN}})
+    pool = sessions(make_pool, max_concurrent_runs=4)
+    calls = [threads.submit(pool.run, "1", 60, "mark") for _ in range(10)]
+    busy = [c for c in calls if "still running" in c.result().problem]
+    assert len(busy) == 10 - 1 - 3
+    assert len(set(used_by(e2b.state()))) == 1
+
+
+def test_a_call_whose_turn_comes_when_its_time_is_up_does_not_run(
+    e2b: LocalE2B, make_pool: MakePool, threads: ThreadPoolExecutor
 ) -> None:
     e2b.set_script({"run": {"run_s": 3.5, **OK_RUN}})
     pool = sessions(make_pool)

@@ -421,6 +421,21 @@ def test_its_end_is_put_off_but_never_brought_nearer(e2b: LocalE2B) -> None:
         sandbox.live_for_at_least(50)
 
 
+def test_two_threads_that_put_its_end_off_leave_it_the_longer_life(
+    e2b: LocalE2B,
+) -> None:
+    e2b.set_script({"timeout": [{"delay_s": 1}, {}]})
+    sandbox = made(lifetime_s=10)
+    with ThreadPoolExecutor(1) as threads:
+        longer = threads.submit(sandbox.live_for_at_least, 60)
+        e2b.wait_for(lambda _: of_kind(e2b, "timeout"), 30)
+        sandbox.live_for_at_least(20)
+        longer.result()
+    asked = [request["body"]["timeout"] for request in of_kind(e2b, "timeout")]
+    assert asked == [60]
+    sandbox.kill()
+
+
 def test_a_key_is_checked_without_making_a_sandbox(e2b: LocalE2B) -> None:
     check_key(CONFIG)
     e2b.set_script({"api_key": "another", "run": OK_RUN})
