@@ -44,7 +44,6 @@ from code_api.upload import take_form
 from config import MAX_BODY_BYTES, VERSION, Config, log
 from formatter import echo, format_plain, format_run
 from images import deliver, json_pieces, published, start_removing_old
-from json_cost import is_costly
 from mcp_server import PARSE_ERROR, PROTOCOL_VERSIONS, error, handle, tool_result
 from metrics import (
     DOWNLOAD_BYTES,
@@ -56,6 +55,7 @@ from metrics import (
 from pool import RETRY_AFTER_S, Full, Pool
 from run import Run
 from sandbox import Unavailable, check_key
+from stream import is_costly
 
 _Object = dict[str, Any]  # of JSON
 _HERE = Path(__file__).parent

@@ -7,12 +7,14 @@ import re
 from typing import Any
 
 from config import Config
-from json_cost import is_costly
 from pictures import BadPicture, decode, picture_from
 from results import is_lost, value_text
 from run import Clipped, Run
 from tracebacks import split_notes
 
+# Quotes, separators and brackets: a JSON of so many takes 50 ms, in which no other
+# thread runs, and 30 MB.
+_MAX_TOKENS = 200_000
 # A line that is shorter is cheap to parse, whatever is in it. From here on a line of
 # output is decoded, and what another would cost is looked at, while it still grows.
 _LONG_LINE_BYTES = 256 * 1024
@@ -184,3 +186,14 @@ class StreamReader:
         if reason:
             self.run.leave_out("picture", reason)
         return bool(reason)
+
+
+def is_costly(text: bytes | bytearray) -> bool:
+    """Whether UTF-8 JSON has too many tokens; a string is one, however long."""
+    bare = bytes(text).replace(rb"\\", b"").replace(rb"\"", b"")
+    quotes = bare.count(b'"')
+    if quotes > _MAX_TOKENS:
+        return True
+    outside_strings = b"".join(bare.split(b'"')[::2])
+    separators = sum(map(outside_strings.count, (b",", b"[", b"{")))
+    return quotes + separators > _MAX_TOKENS
