@@ -27,7 +27,8 @@ _PRINTED_AGAIN = r"(?m)^([^\n]*+)\n(?:\1(?:\n|\Z)){19,}"
 # A line of a log three times and more; a time in it may differ: `03:29:02,164`.
 _TIME = r"(?:(?:\d{4}-\d\d-\d\d[ T])?\d\d:\d\d:\d\d(?:[.,]\d+)?)"
 _LOGGED_AGAIN = (
-    rf"(?m)^(?>([^\n]*?)(?:{_TIME}|$))([^\n]*+)\n(?:\1(?>{_TIME}?)\2(?:\n|\Z)){{2,}}"
+    rf"(?m)^(?=.)(?>([^\n]*?)(?:{_TIME}|$))([^\n]*+)\n"
+    rf"(?:\1(?>{_TIME}?)\2(?:\n|\Z)){{2,}}"
 )
 # `data:image/png;base64,iVBORw0K…`, from a length on at which nobody reads it.
 _DATA_URI = r"(data:\w{1,40}/[\w.+-]{1,80};base64,)([A-Za-z0-9+/]{200,}={0,2})"

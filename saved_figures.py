@@ -6,7 +6,7 @@ or the end of the cell closes it. That one is drawn anew, in another size."""
 
 import re
 
-from pictures import Picture, size_in_pixels
+from pictures import SVG, Picture, size_in_pixels
 
 # Code that names a gif, and makes more than one frame.
 _ANIMATION = r"(?s)(?=.*\.gif\b).*(?:\bsave_all\b|Animation\()"
@@ -46,8 +46,7 @@ def is_saved_copy(picture: Picture, figure: Picture) -> bool:
     if not drawn or not picture.shown_as.startswith(_SAVED):
         return False
     width, height = size_in_pixels(picture)
-    whole = (int(drawn[1]), int(drawn[2]))
-    for w, h in (whole, size_in_pixels(figure)):
-        if abs(width * h - height * w) < _TOLERANCE * height * w:
-            return True
-    return False
+    forms = [(int(drawn[1]), int(drawn[2]))]
+    if figure.media_type != SVG:
+        forms.append(size_in_pixels(figure))
+    return any(abs(width * h - height * w) < _TOLERANCE * height * w for w, h in forms)

@@ -77,7 +77,6 @@ AT = "2026-11-24 03:29:{:02},{:03} WARNING x\n"
         ("a\n" + 3 * "b\n" + "c", "a\nb (× 3)\nc"),
         ("b\nb\nb", "b (× 3)"),
         ("b\n" * 2_000 + "c\n" * 3, "b (× 2,000)\nc (× 3)\n"),
-        ("\n\n\n\nx", " (× 4)\nx"),
         (
             "".join(AT.format(n, 7 * n) for n in range(9)),
             "2026-11-24 03:29:00,000 WARNING x (× 9)\n",
@@ -93,6 +92,7 @@ def test_equal_lines_of_a_log_are_counted(text: str, folded: str) -> None:
     "text",
     [
         2 * FINDFONT,
+        "a\n\n\n\n\nb\n",
         "a\nb\n" * 20,
         "loss 0.1\nloss 0.2\nloss 0.3\nloss 0.4\n",
         "b\nbb\nbbb\nbbbb\nb",
