@@ -194,7 +194,8 @@ class _Slots:
                 )
             if found:
                 return found
-            if self.count("lost"):
+            # With more slots lost than at work, the fault is E2B's.
+            if self.count("lost") > self.count("running"):
                 raise Unavailable(FAILED)
             RUNS.labels("full").inc()
             raise Full
