@@ -6,6 +6,7 @@ import inspect
 import json
 import logging
 import re
+import subprocess
 import sys
 from importlib.metadata import version
 
@@ -94,3 +95,17 @@ def test_a_line_is_one_json_object_without_a_key_and_with_the_traceback() -> Non
     assert line["path"] == "/[key]"
     assert line["message"].startswith("in\nshort\nTraceback")
     assert line["message"].endswith("ValueError: about [key]")
+
+
+def test_a_line_longer_than_a_pipe_takes_at_once_arrives_whole() -> None:
+    program = (
+        "import logging, json_log as log\n"
+        "handler = log.StdoutHandler()\n"
+        "handler.setFormatter(log.JsonFormatter([]))\n"
+        "handler.handle(logging.makeLogRecord({'msg': 20_000 * 'x'}))\n"
+    )
+    finished = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, check=True
+    )
+    assert len(json.loads(finished.stdout)["message"]) == 20_000
+    assert finished.stdout.endswith(b"\n")
