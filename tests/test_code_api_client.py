@@ -35,7 +35,7 @@ COMMANDS: list[Any] = [
         "code": "open('c.png', 'wb').write(b'x'); import sys; print(sys.argv[1:])",
         "args": ["a b"],
     },
-    {"lang": "rs", "code": "fn main() {}"},
+    {"lang": "d", "code": "void main() {}"},
 ]
 (
     READS_SKILL,
@@ -45,7 +45,7 @@ COMMANDS: list[Any] = [
     TOO_LONG,
     SAYS_NOTHING,
     PYTHON,
-    RUST,
+    MISSING_LANGUAGE,
 ) = range(len(COMMANDS))
 
 
@@ -170,6 +170,9 @@ def test_code_of_run_code_gets_its_arguments(results: list[dict[str, Any]]) -> N
 
 
 def test_a_missing_language_is_told_to_the_model(results: list[dict[str, Any]]) -> None:
-    if shutil.which("rustc"):
-        pytest.skip("rustc is installed here")
-    assert "rustc is not part of this sandbox's template" in results[RUST]["read"]
+    if shutil.which("dmd"):
+        pytest.skip("dmd is installed here")
+    assert (
+        "dmd is not part of this sandbox's template"
+        in results[MISSING_LANGUAGE]["read"]
+    )

@@ -334,20 +334,18 @@ def test_the_program_is_python_of_3_8_and_ascii() -> None:
     ast.parse(PROGRAM.read_text("ascii"), feature_version=(3, 8))
 
 
-@pytest.mark.parametrize("python", ["python3", "python3.8", "python3.9"])
+def runs(python: str) -> bool:
+    """Whether there is such a Python: a version manager's command may lead nowhere."""
+    try:
+        return not subprocess.run([python, "--version"], capture_output=True).returncode
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize(
+    "python", ["python3", *filter(runs, ["python3.8", "python3.9", "python3.10"])]
+)
 def test_the_cells_run_in_any_python(tmp_path: Path, python: str) -> None:
-    version = (
-        subprocess.run([python, "--version"], capture_output=True, check=False)
-        if (
-            any(
-                (Path(folder) / python).exists()
-                for folder in os.environ["PATH"].split(":")
-            )
-        )
-        else None
-    )
-    if not version or version.returncode:
-        pytest.skip(f"{python} is not installed")
     data = tmp_path / "data"
     store = store_in(tmp_path)
     ids = add(store, os.urandom(3_000_000))
