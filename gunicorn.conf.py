@@ -72,4 +72,4 @@ def when_ready(server):
 
 def worker_exit(server, worker):
     if worker.wsgi:
-        worker.wsgi.extensions["service"].close()
+        worker.wsgi.extensions["pool"].close()

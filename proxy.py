@@ -7,7 +7,7 @@ import math
 import os
 import re
 import secrets
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -39,11 +39,11 @@ from cell import runnable
 from code_api.execute import run_exec
 from code_api.reply import reply_body
 from code_api.request import parse_exec
-from code_api.store import NotStored, Store, StoreError
+from code_api.store import Store, StoreError
 from code_api.upload import take_form
 from config import MAX_BODY_BYTES, VERSION, Config, log
 from formatter import echo, format_plain, format_run
-from images import deliver, json_pieces, published, start_removing_old
+from images import Delivery, deliver, json_pieces, published, start_removing_old
 from mcp_server import PARSE_ERROR, PROTOCOL_VERSIONS, error, handle, tool_result
 from metrics import (
     DOWNLOAD_BYTES,
@@ -72,17 +72,14 @@ _IMAGE_HEADERS = {
 _READY_CACHE_S = 30
 # Addresses that mean another machine to a reader of the document elsewhere:
 # "localhost:3001", "a.localhost", "127.0.0.1", "0.0.0.0", "[::1]", and no Host at all.
-_LOOPBACK = re.compile(r"(|(.*\.)?localhost|127(\.\d+){3}|0\.0\.0\.0|\[::1?\])(:\d+)?")
-_ASK_FOR_KEY = "Send this service's PROXY_API_KEY as Authorization: Bearer."
-_ASK_TO_SHOW = "To show the user these images, repeat these lines unchanged:"
-_WRONG_TYPE = "Send the body as Content-Type: application/json."
-_WRONG_VERSION = f"MCP-Protocol-Version must be one of {', '.join(PROTOCOL_VERSIONS)}."
+_LOOPBACK = re.compile(
+    r"(?i)(|(.*\.)?localhost|127(\.\d+){3}|0\.0\.0\.0|\[::1?\])(:\d+)?"
+)
 _TOO_LARGE = "The body has more than {:,} bytes."
 # A script of 10 MiB twice in base64, which is how create_file sends a file.
 MAX_EXEC_BODY_BYTES = 32 * 1024 * 1024
 # As much as the worker sends at once. By smaller pieces a slow client would look quick.
 _DOWNLOAD_PIECE_BYTES = 64 * 1024
-_NO_FILES_DIR = "The code API is off: its operator has to set FILES_DIR."
 # What openapi.json says of calls, and what
 # MCP's clients are told where sessions are on.
 _NOTHING_IS_KEPT_AND = (
@@ -97,10 +94,7 @@ _SESSIONS_ARE_KEPT = (
     "Variables, imports and files (in /mnt/data) are kept within a conversation until"
     " {minutes} minutes pass without a call; a note says when they are gone."
 )
-_NOT_STATEFUL = "Each exec has a sandbox of its own here."
-_NO_PROGRAMS = "Programs that call tools are not supported: use /exec."
 _UNREADABLE = "The body is no JSON that can be read."
-_TOO_MANY_VALUES = "The body has more values than any call needs."
 _FULL = f"Every slot is taken. Try again in {RETRY_AFTER_S} seconds."
 
 
@@ -112,60 +106,164 @@ def __getattr__(name: str) -> Flask:
 
 
 def create_app(config: Config) -> Flask:
-    """The WSGI application; `extensions["service"].close()` ends what it started."""
+    """The WSGI application; `extensions["pool"].close()` ends what it started."""
     app = Flask(__name__, static_folder=None)
-    service = _Service(config)
-    app.extensions["service"] = service
-    app.before_request(service.start_request)
-    app.after_request(service.finish_request)
+    pool = Pool(config)
+    app.extensions["pool"] = pool
+    app.before_request(_start_request)
+    app.before_request(partial(_refuse_foreign_page, config))
+    app.after_request(_finish_request)
     app.register_error_handler(HTTPException, _error)
-
-    needs_key = Blueprint("needs_key", __name__)
-    needs_key.before_request(service.require_key)
-    needs_key.post("/execute")(service.execute)
-    needs_key.post("/mcp")(service.mcp)
-    needs_key.get("/metrics")(service.metrics)
-    app.register_blueprint(needs_key)
-
-    app.register_blueprint(_code_api(config, service))
-
-    app.get("/")(service.page)
-    app.get("/health")(service.health)
-    app.get("/ready")(service.ready)
-    app.get("/openapi.json")(service.openapi)
-    app.get("/images/<name>")(service.image)
+    document, tool = _load_document(config)
+    _add_open_views(app, config, pool, document)
+    instructions = _with_sessions(document["info"]["description"], config)
+    app.register_blueprint(_guarded_views(config, pool, tool, instructions))
+    app.register_blueprint(_code_api(config, pool))
+    IN_FLIGHT.set_function(lambda: pool.count("running"))
+    WARM_READY.set_function(lambda: pool.count("ready"))
+    IDLE_SESSIONS.set_function(lambda: pool.count("idle"))
+    start_removing_old(config)
     return app
 
 
-def _code_api(config: Config, service: "_Service") -> Blueprint:
-    """The routes of LibreChat's code interpreter; without FILES_DIR all are a 404."""
-    blueprint = Blueprint("code_api", __name__, url_prefix="/v1")
-    if not config.files_dir:
-
-        @blueprint.route("/<path:_path>", methods=["GET", "POST", "DELETE"])
-        def off(_path: str) -> Response:
-            raise NotFound(_NO_FILES_DIR)
-
-        return blueprint
-    store = Store(config.files_dir, config)
-    views = _CodeApi(config, service.pool, store)
-    blueprint.before_request(service.require_key)
-    blueprint.post("/exec")(views.exec)
-    blueprint.post("/exec/programmatic")(views.exec_programmatic)
-    blueprint.post("/upload")(views.upload)
-    blueprint.post("/upload/batch")(views.upload_batch)
-    object_path = "/sessions/<session_id>/objects/<file_id>"
-    blueprint.get(object_path)(views.status)
-    blueprint.delete(object_path)(views.delete)
-    blueprint.delete("/files/<session_id>/<file_id>")(views.delete)
-    blueprint.get("/download/<session_id>/<file_id>")(views.download)
-    blueprint.register_error_handler(NotStored, _code_api_not_stored)
-    blueprint.register_error_handler(StoreError, _code_api_store_error)
-    blueprint.register_error_handler(Full, _code_api_full)
-    return blueprint
+# --- before and after each request
 
 
-def parse_arguments(arguments: object, config: Config) -> tuple[str, int]:
+def _start_request() -> None:
+    """Note the time, the id and what to log."""
+    g.started = monotonic()
+    g.fields = {}
+    g.request_id = _request_id(request.headers.get("X-Request-Id", ""))
+
+
+def _request_id(given: str) -> str:
+    """The caller's own id where that is fit for a header and a log, else a new one."""
+    if re.fullmatch(r"[0-9A-Za-z_.-]{1,64}", given):
+        return given
+    return secrets.token_hex(16)
+
+
+def _refuse_foreign_page(config: Config) -> None:
+    """Raises Forbidden for what a web page of another origin may have sent."""
+    if request.method in ("GET", "HEAD", "OPTIONS"):
+        return  # they change nothing
+    host = request.headers.get("Host", "")
+    # With a key any host will do: a page has no key to send.
+    if not config.proxy_api_key and not is_host_served(host, config.allowed_hosts):
+        raise Forbidden("This Host is not served: add it to ALLOWED_HOSTS.")
+    origin = request.headers.get("Origin")
+    if origin is not None and not is_origin_own(origin, host):
+        raise Forbidden("A web page of another origin may not call this service.")
+
+
+def _require_key(config: Config) -> None:
+    """Before each request that needs the key. Raises Unauthorized."""
+    key = config.proxy_api_key
+    authorization = request.headers.get("Authorization", "")
+    if request.blueprint == "code_api":
+        authorization = bearer_of_basic(authorization)
+    if not key or is_key_right(authorization, key):
+        return
+    raise Unauthorized(
+        "Send this service's PROXY_API_KEY as Authorization: Bearer.",
+        www_authenticate=WWWAuthenticate("bearer"),
+    )
+
+
+def _finish_request(response: Response) -> Response:
+    """Add the headers that every response has, and log the request."""
+    response.headers["X-Request-Id"] = g.request_id
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    response.headers.setdefault("Cache-Control", "no-store")
+    fields = {
+        "request_id": g.request_id,
+        "method": request.method[:20],
+        "path": request.path[:200],
+        "status": response.status_code,
+        "took_ms": _milliseconds(monotonic() - g.started),
+        **g.fields,
+    }
+    is_probe = request.endpoint == "health"
+    level = logging.DEBUG if is_probe else logging.INFO
+    log.log(level, "request", extra={"fields": fields})
+    return response
+
+
+def _milliseconds(duration_s: float) -> float:
+    return round(duration_s * 1000, 1)
+
+
+# --- runs
+
+
+def _guarded_views(
+    config: Config, pool: Pool, tool: _Object, instructions: str
+) -> Blueprint:
+    """The views that need the key, where there is one."""
+    views = Blueprint("guarded", __name__)
+    views.before_request(partial(_require_key, config))
+
+    @views.post("/execute")
+    def execute() -> Response:
+        """Run code; answers with LibreChat's two-element array: text, then pictures."""
+        arguments = _json_body()
+        run = _run(arguments, config, pool)
+        text, delivery = _reply_parts(run, config, over_mcp=False)
+        parts = [
+            text,
+            _markdown(delivery.links),
+            echo(arguments["code"]),
+        ]
+        text = "\n\n".join(part for part in parts if part)
+        body = [
+            [{"type": "text", "text": text}],
+            {"content": delivery.parts},
+        ]
+        return _json(body, headers={"X-Run-Outcome": run.outcome})
+
+    @views.post("/mcp")
+    def mcp() -> Response:
+        """Answer one message of MCP's; 202 without a body where none is wanted."""
+        # Older clients, and each client's first message, come without it.
+        version = request.headers.get("MCP-Protocol-Version", PROTOCOL_VERSIONS[0])
+        if version not in PROTOCOL_VERSIONS:
+            known = ", ".join(PROTOCOL_VERSIONS)
+            raise BadRequest(f"MCP-Protocol-Version must be one of {known}.")
+        try:
+            message = _json_body()
+        except BadRequest as exc:
+            failure = error(None, PARSE_ERROR, str(exc.description))
+            return _json(failure, 400)
+        reply = handle(
+            message,
+            tool,
+            instructions,
+            call_tool,
+        )
+        if reply is None:
+            return Response(status=202)
+        return _json(reply)
+
+    def call_tool(arguments: _Object) -> _Object:
+        try:
+            run = _run(arguments, config, pool)
+        except (BadRequest, ServiceUnavailable) as exc:
+            return tool_result(str(exc.description), [], is_error=True)
+        text, delivery = _reply_parts(run, config, over_mcp=True)
+        return tool_result(
+            text,
+            delivery.parts,
+            is_error=run.outcome != "ok",
+        )
+
+    @views.get("/metrics")
+    def metrics() -> Response:
+        return Response(generate_latest(), content_type=CONTENT_TYPE_LATEST)
+
+    return views
+
+
+def _parse_arguments(arguments: object, config: Config) -> tuple[str, int]:
     """The code and the run's limit in seconds. Raises BadRequest, naming the field."""
     if not isinstance(arguments, dict):
         raise BadRequest('Expected a JSON object such as {"code": "print(1)"}.')
@@ -192,178 +290,71 @@ def _valid_code(code: object, max_chars: int) -> str:
     return code
 
 
-class _Service:
-    """The views, and what they share: the settings, the pool, what is served."""
-
-    def __init__(self, config: Config) -> None:
-        self._config = config
-        self.pool = Pool(config)
-        # Without an address of its own, E2B is on the internet.
-        e2b_host = urlsplit(config.e2b_api_url or "https://e2b.dev").netloc
-        self._is_e2b_local = bool(_LOOPBACK.fullmatch(e2b_host.lower()))
-        self._page = (_HERE / "index.html").read_text("utf-8")
-        self._document, self._tool = _load_document(config)
-        self._instructions = self._document["info"]["description"]
-        if config.session_idle_s:
-            self._instructions = self._instructions.replace(_NOTHING_IS_KEPT_AND, "")
-        self._key_checked_at = -math.inf
-        self._key_problem = "E2B is being asked. Try again in a moment."
-        IN_FLIGHT.set_function(lambda: self.pool.count("running"))
-        WARM_READY.set_function(lambda: self.pool.count("ready"))
-        IDLE_SESSIONS.set_function(lambda: self.pool.count("idle"))
-        start_removing_old(config)
-
-    def close(self) -> None:
-        """End what the process has started."""
-        self.pool.close()
-
-    # --- before and after each request
-
-    def start_request(self) -> None:
-        """Note the time, the id and what to log; refuse what a foreign page sends."""
-        g.started = monotonic()
-        g.fields = {}
-        g.request_id = _request_id(request.headers.get("X-Request-Id", ""))
-        if request.method in ("GET", "HEAD", "OPTIONS"):
-            return  # they change nothing
-        host = request.headers.get("Host", "")
-        config = self._config
-        # With a key any host will do: a page has no key to send.
-        if not config.proxy_api_key and not is_host_served(host, config.allowed_hosts):
-            raise Forbidden("This Host is not served: add it to ALLOWED_HOSTS.")
-        origin = request.headers.get("Origin")
-        if origin is not None and not is_origin_own(origin, host):
-            text = "A web page of another origin may not call this service."
-            raise Forbidden(text)
-
-    def require_key(self) -> None:
-        """Before each request that needs the key. Raises Unauthorized."""
-        key = self._config.proxy_api_key
-        authorization = request.headers.get("Authorization", "")
-        if request.blueprint == "code_api":
-            authorization = bearer_of_basic(authorization)
-        if not key or is_key_right(authorization, key):
-            return
-        challenge = WWWAuthenticate("bearer")
-        raise Unauthorized(_ASK_FOR_KEY, www_authenticate=challenge)
-
-    def finish_request(self, response: Response) -> Response:
-        """Add the headers that every response has, and log the request."""
-        response.headers["X-Request-Id"] = g.request_id
-        response.headers["X-Content-Type-Options"] = "nosniff"
-        response.headers.setdefault("Cache-Control", "no-store")
-        fields = {
-            "request_id": g.request_id,
-            "method": request.method[:20],
-            "path": request.path[:200],
-            "status": response.status_code,
-            "took_ms": _milliseconds(monotonic() - g.started),
-            **g.fields,
-        }
-        is_probe = request.endpoint == "health"
-        level = logging.DEBUG if is_probe else logging.INFO
-        log.log(level, "request", extra={"fields": fields})
-        return response
-
-    # --- runs
-
-    def execute(self) -> Response:
-        """Run code; answers with LibreChat's two-element array: text, then pictures."""
-        code, limit_s = parse_arguments(_json_body(), self._config)
-        run = self._run(code, limit_s)
-        delivery = deliver(run, self._config, over_mcp=False)
-        parts = [
-            self._text(run, format_run),
-            _markdown(delivery.links),
-            echo(code),
-        ]
-        text = "\n\n".join(part for part in parts if part)
-        body = [
-            [{"type": "text", "text": text}],
-            {"content": delivery.parts},
-        ]
-        return _json(body, headers={"X-Run-Outcome": run.outcome})
-
-    def mcp(self) -> Response:
-        """Answer one message of MCP's; 202 without a body where none is wanted."""
-        # Older clients, and each client's first message, come without it.
-        version = request.headers.get("MCP-Protocol-Version", PROTOCOL_VERSIONS[0])
-        if version not in PROTOCOL_VERSIONS:
-            raise BadRequest(_WRONG_VERSION)
-        try:
-            message = _json_body()
-        except BadRequest as exc:
-            failure = error(None, PARSE_ERROR, str(exc.description))
-            return _json(failure, 400)
-        reply = handle(
-            message,
-            self._tool,
-            self._instructions,
-            self._call_tool,
-        )
-        if reply is None:
-            return Response(status=202)
-        return _json(reply)
-
-    def _call_tool(self, arguments: _Object) -> _Object:
-        try:
-            code, limit_s = parse_arguments(arguments, self._config)
-            run = self._run(code, limit_s)
-        except (BadRequest, ServiceUnavailable) as exc:
-            return tool_result(str(exc.description), [], is_error=True)
-        delivery = deliver(run, self._config, over_mcp=True)
-        text = self._text(run, format_plain)
-        return tool_result(
-            text,
-            delivery.parts,
-            is_error=run.outcome != "ok",
-        )
-
-    def _run(self, code: str, limit_s: int) -> Run:
-        """Run code that is valid. Raises ServiceUnavailable if all slots are taken."""
-        digest = hashlib.sha256(code.encode()).hexdigest()
-        g.fields |= {
-            "code_chars": len(code),
-            "code_sha256": digest[:16],
-        }
-        try:
-            return self.pool.run(runnable(code), limit_s, self._session_mark())
-        except Full:
-            raise ServiceUnavailable(_FULL, retry_after=RETRY_AFTER_S) from None
-
-    def _session_mark(self) -> str:
-        """Of the session that this request belongs to; empty for none."""
-        if not self._config.session_idle_s:
-            return ""
+def _run(arguments: object, config: Config, pool: Pool) -> Run:
+    """Run what was sent. Raises BadRequest; ServiceUnavailable if no slot is free."""
+    code, limit_s = _parse_arguments(arguments, config)
+    digest = hashlib.sha256(code.encode()).hexdigest()
+    g.fields |= {
+        "code_chars": len(code),
+        "code_sha256": digest[:16],
+    }
+    mark = ""
+    if config.session_idle_s:
         session_id = request.headers.get("X-Session-Id", "")
-        return session_mark(session_id, self._config.e2b_api_key)
+        mark = session_mark(session_id, config.e2b_api_key)
+    try:
+        return pool.run(runnable(code), limit_s, mark)
+    except Full:
+        raise ServiceUnavailable(_FULL, retry_after=RETRY_AFTER_S) from None
 
-    def _text(self, run: Run, text_of: Callable[[Run, int], str]) -> str:
-        """The text of a run whose pictures are settled; notes both for the log."""
-        text = text_of(run, self._config.max_output_chars)
-        PICTURE_BYTES.inc(run.picture_bytes)
-        for step, duration_s in run.durations_s.items():
-            g.fields[f"{step}_ms"] = _milliseconds(duration_s)
-        g.fields |= {
-            "outcome": run.outcome,
-            "text_chars": len(text),
-            "pictures": len(run.pictures),
-            "picture_bytes": run.picture_bytes,
-        }
-        return text
 
-    # --- looking at the service
+def _reply_parts(run: Run, config: Config, *, over_mcp: bool) -> tuple[str, Delivery]:
+    """A run's text, and what becomes of its pictures; notes both for the log."""
+    delivery = deliver(run, config, over_mcp=over_mcp)
+    text_of = format_plain if over_mcp else format_run
+    text = text_of(run, config.max_output_chars)
+    PICTURE_BYTES.inc(run.picture_bytes)
+    for step, duration_s in run.durations_s.items():
+        g.fields[f"{step}_ms"] = _milliseconds(duration_s)
+    g.fields |= {
+        "outcome": run.outcome,
+        "text_chars": len(text),
+        "pictures": len(run.pictures),
+        "picture_bytes": run.picture_bytes,
+    }
+    return text, delivery
 
-    def health(self) -> Response:
+
+def _markdown(urls: list[str]) -> str:
+    """Markdown that shows the pictures at `urls`, for a model to repeat."""
+    if not urls:
+        return ""
+    lines = ["To show the user these images, repeat these lines unchanged:"]
+    for number, url in enumerate(urls, 1):
+        lines.append(f"![image {number}]({url})")
+    return "\n".join(lines)
+
+
+# --- looking at the service
+
+
+def _add_open_views(app: Flask, config: Config, pool: Pool, document: _Object) -> None:
+    """The views that need no key."""
+    # Without an address of its own, E2B is on the internet.
+    e2b_host = urlsplit(config.e2b_api_url or "https://e2b.dev").netloc
+    is_e2b_local = bool(_LOOPBACK.fullmatch(e2b_host))
+    key_check = _KeyCheck(config)
+    page_template = (_HERE / "index.html").read_text("utf-8")
+
+    @app.get("/health")
+    def health() -> Response:
         """That the service lives, and how full it is. Asks nothing of E2B."""
-        config = self._config
-        pool = self.pool
         return _json(
             {
                 "status": "healthy",
                 "version": VERSION,
                 "e2b_key_configured": bool(config.e2b_api_key),
-                "e2b_on_this_machine": self._is_e2b_local,
+                "e2b_on_this_machine": is_e2b_local,
                 "api_key_required": bool(config.proxy_api_key),
                 "code_api": bool(config.files_dir),
                 "runs_in_flight": pool.count("running"),
@@ -375,48 +366,39 @@ class _Service:
             }
         )
 
-    def ready(self) -> Response:
-        """Whether E2B takes this service's key, asked once for many callers."""
-        if monotonic() - self._key_checked_at > _READY_CACHE_S:
-            # Before the question: other callers meanwhile do not ask as well.
-            self._key_checked_at = monotonic()
-            try:
-                check_key(self._config)
-                self._key_problem = ""
-            except Unavailable as exc:
-                self._key_problem = str(exc)
-        if self._key_problem:
-            raise ServiceUnavailable(self._key_problem, retry_after=_READY_CACHE_S)
+    @app.get("/ready")
+    def ready() -> Response:
+        problem = key_check.problem()
+        if problem:
+            raise ServiceUnavailable(problem, retry_after=_READY_CACHE_S)
         return _json({"status": "ready"})
 
-    def metrics(self) -> Response:
-        return Response(generate_latest(), content_type=CONTENT_TYPE_LATEST)
-
-    def openapi(self) -> Response:
+    @app.get("/openapi.json")
+    def openapi() -> Response:
         """The document; with the address it was asked at, where that leads here."""
         host = request.headers.get("Host", "")
-        if _LOOPBACK.fullmatch(host.lower()):
-            return _json(self._document)
+        if _LOOPBACK.fullmatch(host):
+            return _json(document)
         servers = [{"url": f"{request.scheme}://{host}"}]
-        return _json({**self._document, "servers": servers})
+        return _json({**document, "servers": servers})
 
-    def page(self) -> Response:
+    @app.get("/")
+    def page() -> Response:
         """The page to try it on; only its own script and style run."""
         nonce = secrets.token_urlsafe(16)
-        url = self._config.image_url
+        url = config.image_url
         images = f"{url.rstrip('/')}/" if "://" in url else ""
         policy = _PAGE_POLICY.format(nonce=nonce, images=images)
-        page = self._page.replace("{nonce}", nonce)
-        headers = {"Content-Security-Policy": policy}
         return Response(
-            page,
-            headers=headers,
+            page_template.replace("{nonce}", nonce),
+            headers={"Content-Security-Policy": policy},
             mimetype="text/html",
         )
 
-    def image(self, name: str) -> Response:
+    @app.get("/images/<name>")
+    def image(name: str) -> Response:
         """A picture that was published here."""
-        found = published(name, self._config)
+        found = published(name, config)
         if not found:
             raise NotFound("There is no such picture.")
         data, media_type = found
@@ -427,29 +409,63 @@ class _Service:
         )
 
 
-class _CodeApi:
-    """The views of LibreChat's code interpreter."""
+class _KeyCheck:
+    """Whether E2B takes this service's key, asked once for many callers."""
 
-    def __init__(self, config: Config, pool: Pool, store: Store) -> None:
+    def __init__(self, config: Config) -> None:
         self._config = config
-        self._pool = pool
-        self._store = store
-        store.start_sweeping()
+        self._asked_at = -math.inf
+        self._problem = "E2B is being asked. Try again in a moment."
 
-    def exec(self) -> Response:
+    def problem(self) -> str:
+        """Empty when E2B takes the key."""
+        if monotonic() - self._asked_at > _READY_CACHE_S:
+            # Before the question: other callers meanwhile do not ask as well.
+            self._asked_at = monotonic()
+            try:
+                check_key(self._config)
+                self._problem = ""
+            except Unavailable as exc:
+                self._problem = str(exc)
+        return self._problem
+
+
+# --- LibreChat's code interpreter
+
+
+def _code_api(config: Config, pool: Pool) -> Blueprint:
+    """The views of LibreChat's code interpreter; without FILES_DIR all are a 404."""
+    views = Blueprint("code_api", __name__, url_prefix="/v1")
+    if not config.files_dir:
+
+        @views.route("/<path:_path>", methods=["GET", "POST", "DELETE"])
+        def off(_path: str) -> Response:
+            raise NotFound("The code API is off: its operator has to set FILES_DIR.")
+
+        return views
+    views.before_request(partial(_require_key, config))
+    store = Store(config.files_dir, config)
+    store.start_sweeping()
+    object_path = "/sessions/<session_id>/objects/<file_id>"
+
+    @views.post("/exec")
+    def run_script() -> Response:
         if request.headers.get("X-CodeAPI-Expected-Profile") == "stateful":
-            return _code_api_error(409, "execution_profile_mismatch", _NOT_STATEFUL)
-        body = _json_body(MAX_EXEC_BODY_BYTES)
+            return _code_api_error(
+                409,
+                "execution_profile_mismatch",
+                "Each exec has a sandbox of its own here.",
+            )
         given = parse_exec(
-            body,
-            self._store,
-            self._config.run_timeout_s,
+            _json_body(MAX_EXEC_BODY_BYTES),
+            store,
+            config.run_timeout_s,
         )
         report = run_exec(
             given,
-            self._pool,
-            self._store,
-            self._config,
+            pool,
+            store,
+            config,
         )
         g.fields |= {
             "session_id": report.session_id,
@@ -462,22 +478,23 @@ class _CodeApi:
         }
         return _json(reply_body(report))
 
-    def exec_programmatic(self) -> Response:
-        return _code_api_error(400, "unsupported_capability", _NO_PROGRAMS)
+    @views.post("/exec/programmatic")
+    def run_program() -> Response:
+        return _code_api_error(
+            400,
+            "unsupported_capability",
+            "Programs that call tools are not supported: use /exec.",
+        )
 
-    def upload(self) -> Response:
-        return self._take_form(is_batch=False)
-
-    def upload_batch(self) -> Response:
-        return self._take_form(is_batch=True)
-
-    def _take_form(self, is_batch: bool) -> Response:
+    @views.post("/upload")
+    @views.post("/upload/batch")
+    def upload() -> Response:
         reply, size = take_form(
-            self._store,
-            self._config,
+            store,
+            config,
             request.stream,
             request.headers.get("Content-Type", ""),
-            is_batch,
+            is_batch=request.path.endswith("/batch"),
         )
         g.fields |= {
             "session_id": reply["storage_session_id"],
@@ -487,13 +504,15 @@ class _CodeApi:
         }
         return _json(reply)
 
-    def status(self, session_id: str, file_id: str) -> Response:
+    @views.get(object_path)
+    def status(session_id: str, file_id: str) -> Response:
         """LibreChat asks before each turn whether it has to upload the file again."""
-        stored = self._store.find(session_id, file_id)
+        stored = store.find(session_id, file_id)
         return _json({"lastModified": stored.last_modified(), "size": stored.size})
 
-    def download(self, session_id: str, file_id: str) -> Response:
-        stored = self._store.find(session_id, file_id)
+    @views.get("/download/<session_id>/<file_id>")
+    def download(session_id: str, file_id: str) -> Response:
+        stored = store.find(session_id, file_id)
         file = wrap_file(request.environ, stored.open(), _DOWNLOAD_PIECE_BYTES)
         DOWNLOAD_BYTES.inc(stored.size)
         headers = {
@@ -507,9 +526,27 @@ class _CodeApi:
             direct_passthrough=True,
         )
 
-    def delete(self, session_id: str, file_id: str) -> Response:
-        self._store.delete(session_id, file_id)
+    @views.delete(object_path)
+    @views.delete("/files/<session_id>/<file_id>")
+    def delete(session_id: str, file_id: str) -> Response:
+        store.delete(session_id, file_id)
         return _json({"message": "deleted"})
+
+    @views.errorhandler(StoreError)
+    def storage_failed(exc: StoreError) -> Response:
+        return _code_api_error(500, "storage_failed", str(exc))
+
+    @views.errorhandler(Full)
+    def full(_exc: Full) -> Response:
+        return _code_api_error(
+            429,
+            "rate_limited",
+            _FULL,
+            headers={"Retry-After": str(RETRY_AFTER_S)},
+            retry_after_seconds=RETRY_AFTER_S,
+        )
+
+    return views
 
 
 def _load_document(config: Config) -> tuple[_Object, _Object]:
@@ -520,10 +557,6 @@ def _load_document(config: Config) -> tuple[_Object, _Object]:
     fields = schema["properties"]
     fields["code"]["maxLength"] = config.max_code_chars
     fields["timeout"]["default"] = config.run_timeout_s
-    description = operation["description"]
-    if config.session_idle_s:
-        kept = _SESSIONS_ARE_KEPT.format(minutes=config.session_idle_s // 60)
-        description = description.replace(_NOTHING_IS_KEPT, kept)
     # Without `language`: a model has no choice there. Without bounds: what breaks them
     # would not reach us, and the model would not read our words.
     offered = {
@@ -540,44 +573,30 @@ def _load_document(config: Config) -> tuple[_Object, _Object]:
     }
     tool = {
         "name": operation["operationId"],
-        "description": description,
+        "description": _with_sessions(operation["description"], config),
         "inputSchema": {**schema, "properties": offered},
     }
     return document, tool
 
 
-def _markdown(urls: list[str]) -> str:
-    """Markdown that shows the pictures at `urls`, for a model to repeat."""
-    if not urls:
-        return ""
-    lines = [_ASK_TO_SHOW]
-    for number, url in enumerate(urls, 1):
-        lines.append(f"![image {number}]({url})")
-    return "\n".join(lines)
+def _with_sessions(text: str, config: Config) -> str:
+    """What a model is told over MCP: other sentences where sessions are on."""
+    if not config.session_idle_s:
+        return text
+    kept = _SESSIONS_ARE_KEPT.format(minutes=config.session_idle_s // 60)
+    return text.replace(_NOTHING_IS_KEPT_AND, "").replace(_NOTHING_IS_KEPT, kept)
 
 
-def _request_id(given: str) -> str:
-    """The caller's own id where that is fit for a header and a log, else a new one."""
-    if re.fullmatch(r"[0-9A-Za-z_.-]{1,64}", given):
-        return given
-    return secrets.token_hex(16)
-
-
-def _milliseconds(duration_s: float) -> float:
-    return round(duration_s * 1000, 1)
+# --- errors, and JSON
 
 
 def _error(exc: HTTPException) -> Response:
     """An error in the one form that all have, but for those of the code API."""
     status = exc.code or 500
-    code = str(exc.name).lower().replace(" ", "_")
+    code = exc.name.lower().replace(" ", "_")
     headers = exc.get_headers()
     if request.path.startswith("/v1/"):
-        body = {
-            "error": code,
-            "message": exc.description,
-        }
-        return _json(body, status, headers)
+        return _code_api_error(status, code, exc.description, headers)
     error = {
         "code": code,
         "message": exc.description,
@@ -586,24 +605,15 @@ def _error(exc: HTTPException) -> Response:
     return _json({"error": error}, status, headers)
 
 
-def _code_api_error(status: int, code: str, message: str, **more: object) -> Response:
+def _code_api_error(
+    status: int,
+    code: str,
+    message: str | None,
+    headers: Any = None,
+    **more: object,
+) -> Response:
     """An error in the form that LibreChat reads."""
-    return _json({"error": code, "message": message, **more}, status)
-
-
-def _code_api_not_stored(_exc: Exception) -> Response:
-    return _code_api_error(404, "not_found", "There is no such file, or not any more.")
-
-
-def _code_api_store_error(exc: Exception) -> Response:
-    return _code_api_error(500, "storage_failed", str(exc))
-
-
-def _code_api_full(_exc: Exception) -> Response:
-    retry = {"retry_after_seconds": RETRY_AFTER_S}
-    response = _code_api_error(429, "rate_limited", _FULL, **retry)
-    response.headers["Retry-After"] = str(RETRY_AFTER_S)
-    return response
+    return _json({"error": code, "message": message, **more}, status, headers)
 
 
 def _json(body: object, status: int = 200, headers: Any = None) -> Response:
@@ -615,13 +625,13 @@ def _json(body: object, status: int = 200, headers: Any = None) -> Response:
     )
 
 
-def _json_body(max_bytes: int = MAX_BODY_BYTES) -> object:
+def _json_body(max_bytes: int = MAX_BODY_BYTES) -> Any:
     """What the request's body says.
 
     Raises UnsupportedMediaType, RequestEntityTooLarge, BadRequest.
     """
     if request.mimetype != "application/json":
-        raise UnsupportedMediaType(_WRONG_TYPE)
+        raise UnsupportedMediaType("Send the body as Content-Type: application/json.")
     announced_bytes = request.content_length or 0
     if announced_bytes > max_bytes:
         raise RequestEntityTooLarge(_TOO_LARGE.format(max_bytes))
@@ -636,7 +646,7 @@ def _json_body(max_bytes: int = MAX_BODY_BYTES) -> object:
     try:
         text = body.decode(json.detect_encoding(body), "surrogatepass")
         if is_costly(text.encode("utf-8", "surrogatepass")):
-            raise BadRequest(_TOO_MANY_VALUES)
+            raise BadRequest("The body has more values than any call needs.")
         return json.loads(text)
     except (ValueError, RecursionError):
         raise BadRequest(_UNREADABLE) from None

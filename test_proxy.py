@@ -733,7 +733,7 @@ def test_published_pictures_need_no_key(guarded: Service) -> None:
 def test_everything_else_needs_the_key(guarded: Service, tmp_path: Path) -> None:
     app = create_app(Config(e2b_api_key=E2B_KEY, files_dir=tmp_path))
     rules = list(app.url_map.iter_rules())
-    app.extensions["service"].close()
+    app.extensions["pool"].close()
     others = [r for r in rules if r.rule not in [*OPEN_PATHS, "/images/<name>"]]
     assert {"/execute", "/mcp", "/metrics"} <= {rule.rule for rule in others}
     for rule in others:
@@ -943,7 +943,7 @@ def test_health_says_whether_e2b_is_on_this_machine(
 ) -> None:
     app = create_app(Config(e2b_api_key=E2B_KEY, e2b_api_url=e2b_api_url))
     health = app.test_client().get("/health").get_json()
-    app.extensions["service"].close()
+    app.extensions["pool"].close()
     assert health["e2b_on_this_machine"] is is_local
 
 

@@ -17,6 +17,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
+from werkzeug.exceptions import NotFound
+
 from code_api.names import is_id, new_id
 from config import Config, log
 
@@ -30,8 +32,10 @@ _SWEEP_EVERY_S = 60
 _CHECK = "This service could not store the files. Its operator has to check FILES_DIR"
 
 
-class NotStored(Exception):
+class NotStored(NotFound):
     """There is no such session or file, or not any more."""
+
+    description = "There is no such file, or not any more."
 
     def __str__(self) -> str:
         return "it is not there any more"
