@@ -42,7 +42,7 @@ from urllib.parse import parse_qsl, unquote
 
 import local_e2b_kernels
 from aiohttp import web
-from local_e2b_kernels import Kernel
+from local_e2b_kernels import Forks, Kernel
 from local_e2b_script import CHUNK_BYTES, END, Answer, Script, line_of, scripted_lines
 
 KEPT_NEWEST = 1000
@@ -151,10 +151,8 @@ class _Server:
     """All state, in one event loop; `changed`
     guards it against readers in other threads."""
 
-    def __init__(
-        self, script: dict[str, Any], ahead: int = 0, plain_kernels: bool = False
-    ) -> None:
-        self.plain_kernels = plain_kernels
+    def __init__(self, script: dict[str, Any], ahead: int = 0) -> None:
+        self.forks = Forks()
         self.changed = threading.Condition()
         self.ahead = ahead
         self.kernels_ahead: deque[Kernel] = deque()
@@ -225,19 +223,16 @@ class _Server:
             self.start_kernel(sandbox)
         return sandbox
 
-    def new_kernel(self) -> Kernel:
-        return Kernel(self.plain_kernels)
-
     def keep_ahead(self) -> None:
         while len(self.kernels_ahead) < self.ahead and not self.script.has("run"):
-            self.kernels_ahead.append(self.new_kernel())
+            self.kernels_ahead.append(Kernel(self.forks))
 
     def start_kernel(self, sandbox: Sandbox) -> Kernel:
         if sandbox.kernel is None:
             sandbox.kernel = (
                 self.kernels_ahead.popleft()
                 if self.kernels_ahead
-                else self.new_kernel()
+                else Kernel(self.forks)
             )
             self.keep_ahead()
         return sandbox.kernel
@@ -254,6 +249,7 @@ class _Server:
         for kernel in self.kernels_ahead:
             self.stop_kernel(kernel)
         await asyncio.gather(*self.stops)
+        await self.forks.stop()
 
     def set_lifetime(self, sandbox: Sandbox, timeout_s: float) -> None:
         if sandbox.expiry:
@@ -630,11 +626,9 @@ class LocalE2B:
         script: dict[str, Any] | None = None,
         port: int = 0,
         ahead: int = 0,
-        plain_kernels: bool = False,
     ) -> None:
-        """`ahead` kernels are kept started; plain
-        ones have no pandas and no pictures."""
-        self._server = _Server(script or {}, ahead, plain_kernels)
+        """`ahead` kernels are kept started."""
+        self._server = _Server(script or {}, ahead)
         self._port = port
         self.url = ""
 

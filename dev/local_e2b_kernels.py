@@ -1,11 +1,13 @@
-"""The stand-in's Jupyter kernels: one per sandbox, WITHOUT ANY ISOLATION."""
+"""The stand-in's Jupyter kernels: one per sandbox, WITHOUT ANY ISOLATION.
+
+They are forked from a process that has imported what they need.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import functools
-import inspect
 import json
 import os
 import queue
@@ -16,9 +18,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import psutil
 import zmq
@@ -37,6 +40,7 @@ RESTARTED = {
     "value": "Context was restarted",
     "traceback": "",
 }
+_PROCESS = Path(__file__).with_name("local_e2b_kernel_process.py")
 RESULT_FIELDS = {
     "text": "text/plain",
     "html": "text/html",
@@ -53,117 +57,7 @@ RESULT_FIELDS = {
 }
 
 
-def _kernel_process() -> None:
-    """What runs in a kernel's process: ipykernel,
-    set up as E2B's startup scripts set it up.
-
-    Its source is handed to `python -c`, so that it starts without this module's
-    imports. Its arguments: the connection file, and "plain" for a kernel without
-    pandas and pictures, which takes a third of the time to start.
-    """
-    import contextlib
-    import sys
-    from typing import Any  # noqa: F401 - the process has no other imports
-
-    import orjson
-    import zmq
-    from ipykernel.kernelapp import IPKernelApp
-    from IPython.core.formatters import BaseFormatter, JSONFormatter
-    from IPython.display import display
-    from traitlets import ObjectName, Unicode
-    from traitlets.config import Config
-
-    # pandas and matplotlib take seconds to import: as on E2B, that is left to the code.
-    class DataFormatter(BaseFormatter):
-        format_type = Unicode("e2b/data")
-        print_method = ObjectName("_repr_e2b_data_")
-        _return_type = (dict, str)
-
-        def __call__(self, value: Any) -> Any:
-            pandas = sys.modules.get("pandas")
-            if not pandas or not isinstance(value, pandas.DataFrame):
-                return super().__call__(value)
-
-            def plain(cell: Any) -> Any:
-                return cell.isoformat() if isinstance(cell, pandas.Timestamp) else cell
-
-            columns = value.to_dict(orient="list")
-            return {name: [plain(x) for x in cells] for name, cells in columns.items()}
-
-    class ChartFormatter(BaseFormatter):
-        format_type = Unicode("e2b/chart")
-        print_method = ObjectName("_repr_e2b_chart_")
-        _return_type = (dict, str)
-
-        def __call__(self, value: Any) -> Any:
-            if "matplotlib" not in sys.modules:
-                return super().__call__(value)
-            from matplotlib.figure import Figure
-
-            if not isinstance(value, Figure):
-                return super().__call__(value)
-            from e2b_charts import chart_figure_to_dict  # type: ignore[import-untyped]
-
-            try:
-                return chart_figure_to_dict(value)
-            except Exception:
-                return {}
-
-    class CollectionFormatter(JSONFormatter):
-        def __call__(self, value: Any) -> Any:
-            if isinstance(value, (list, dict)):
-                options = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
-                with contextlib.suppress(TypeError):
-                    return orjson.loads(orjson.dumps(value, option=options)), {
-                        "expanded": True
-                    }
-            return super().__call__(value)
-
-    class KernelApp(IPKernelApp):
-        def init_iopub(self, context: Any) -> None:
-            # Without a limit: a queue that is full drops output.
-            context.setsockopt(zmq.SNDHWM, 0)
-            super().init_iopub(context)  # type: ignore[no-untyped-call]
-
-    config = Config()
-    config.InteractiveShell.colors = "NoColor"
-    config.HistoryManager.hist_file = ":memory:"
-    app = KernelApp.instance(config=config)
-    app.initialize(["-f", sys.argv[1]])  # type: ignore[no-untyped-call]
-    shell: Any = app.shell
-    if "plain" in sys.argv[2:]:
-        app.start()  # type: ignore[no-untyped-call]
-        return
-
-    import IPython
-    from PIL import Image, ImageShow
-
-    formatters = shell.display_formatter.formatters
-    for formatter in (DataFormatter, ChartFormatter, CollectionFormatter):
-        made = formatter(parent=shell.display_formatter)
-        formatters[made.format_type] = made
-
-    save_quietly = Image.Image.save
-
-    def save(image: Any, fp: Any, format: Any = None, **params: Any) -> None:
-        if isinstance(fp, str):
-            display(image)  # type: ignore[no-untyped-call]
-        save_quietly(image, fp, format, **params)
-
-    Image.Image.save = save  # type: ignore[assignment]
-    # What else can show a picture depends on the machine's programs.
-    ImageShow._viewers[:] = [ImageShow.IPythonViewer()]
-    # E2B's startup scripts leave these names behind.
-    shell.user_ns.update(
-        sys=sys,
-        IPython=IPython,
-        ip=shell,
-        Image=Image.Image,
-    )
-    app.start()  # type: ignore[no-untyped-call]
-
-
-def _kernel_environment(home: Path, ipython_dir: Path) -> dict[str, str]:
+def _environment() -> dict[str, str]:
     """An allowlist: neither keys nor proxies nor
     settings of the parent's reach a kernel."""
     kept = ("TZ", "TMPDIR", "LD_LIBRARY_PATH", "SYSTEMROOT")
@@ -176,11 +70,18 @@ def _kernel_environment(home: Path, ipython_dir: Path) -> dict[str, str]:
         # Not the parent's: of one that is not
         # installed every shell warns, in the output.
         "LC_ALL": "C.UTF-8",
-        "HOME": str(home),
-        "IPYTHONDIR": str(ipython_dir),
         # Without matplotlib's font cache each kernel would take seconds more to start.
         "XDG_CACHE_HOME": caches,
+        # A kernel whose parent has ended ends.
         "JPY_PARENT_PID": str(os.getpid()),
+    }
+
+
+def _environment_of(home: Path, ipython_dir: Path) -> dict[str, str]:
+    """What is different in each kernel."""
+    return {
+        "HOME": str(home),
+        "IPYTHONDIR": str(ipython_dir),
         "XDG_CONFIG_HOME": str(ipython_dir),
     }
 
@@ -244,6 +145,109 @@ class _Execution:
             self.settled.set()
 
 
+class _Process:
+    """A kernel's process."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.has_ended = asyncio.Event()
+
+    def interrupt(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGINT)
+
+    def kill(self) -> None:
+        """Ends it, its group and its descendants at once."""
+        if self.has_ended.is_set():
+            return
+        descendants = []
+        with contextlib.suppress(psutil.Error):
+            descendants = psutil.Process(self.pid).children(recursive=True)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+        for descendant in descendants:
+            with contextlib.suppress(psutil.Error):
+                descendant.kill()
+
+
+class Forks:
+    """Starts the processes of kernels, through the one that they are forked from.
+
+    That one is started with the first of them, and ended by `stop`.
+    """
+
+    def __init__(self) -> None:
+        self._starting: deque[asyncio.Future[_Process]] = deque()
+        self._running: dict[int, _Process] = {}
+        self._parent: asyncio.Task[asyncio.subprocess.Process] | None = None
+
+    async def start(self, **wanted: Any) -> _Process:
+        """Raises RuntimeError when there can be no more kernels."""
+        if self._parent is None:
+            self._parent = asyncio.create_task(self._start_parent())
+        await asyncio.shield(self._parent)
+        if self._reader.done():
+            raise RuntimeError("the process that forks kernels has ended")
+        started = asyncio.get_running_loop().create_future()
+        self._starting.append(started)
+        self._requests.write(json.dumps(wanted).encode() + b"\n")
+        try:
+            return await asyncio.shield(started)
+        except asyncio.CancelledError:
+            started.add_done_callback(_kill_at_once)
+            raise
+
+    async def stop(self) -> None:
+        if self._parent is None:
+            return
+        parent = await self._parent
+        self._requests.close()
+        await self._reader
+        await parent.wait()
+        self._log.close()
+
+    async def _start_parent(self) -> asyncio.subprocess.Process:
+        command = own_mount_command()
+        # Something has to be mounted: each kernel mounts its own folder over it.
+        mounted = (*command, "/mnt") if command else ()
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed in stop
+        parent = await asyncio.create_subprocess_exec(
+            *mounted,
+            *(sys.executable, "-c", _PROCESS.read_text()),
+            env=_environment(),
+            cwd="/",
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=self._log,
+            start_new_session=True,
+        )
+        self._requests = cast(asyncio.StreamWriter, parent.stdin)
+        reports = cast(asyncio.StreamReader, parent.stdout)
+        self._reader = asyncio.create_task(self._read(reports))
+        return parent
+
+    async def _read(self, reports: asyncio.StreamReader) -> None:
+        async for report in reports:
+            event, pid = report.split()
+            if event == b"started":
+                process = self._running[int(pid)] = _Process(int(pid))
+                self._starting.popleft().set_result(process)
+            else:
+                self._running.pop(int(pid)).has_ended.set()
+        self._log.seek(0)
+        said = self._log.read().decode(errors="replace")[-2000:]
+        for started in self._starting:
+            started.set_exception(RuntimeError(f"no kernel could be started: {said}"))
+        for process in self._running.values():
+            process.has_ended.set()
+
+
+def _kill_at_once(started: asyncio.Future[_Process]) -> None:
+    """Nobody waits for it any more."""
+    if not started.exception():
+        started.result().kill()
+
+
 class Kernel:
     """A Jupyter kernel in a process group and a temporary directory of its own.
 
@@ -251,12 +255,12 @@ class Kernel:
     nothing behind when `stop` has been awaited.
     """
 
-    def __init__(self, is_plain: bool = False) -> None:
-        self._arguments = ("plain",) if is_plain else ()
+    def __init__(self, forks: Forks) -> None:
+        self._forks = forks
         self._lock = asyncio.Lock()
         self._ready = asyncio.Event()
         self._execution: _Execution | None = None
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: _Process | None = None
         self._global_envs: dict[str, str] | None = None
         self._cleanups: set[asyncio.Task[None]] = set()
         self._life = asyncio.create_task(self._live())
@@ -268,18 +272,8 @@ class Kernel:
         await asyncio.gather(*self._cleanups, self._life, return_exceptions=True)
 
     def kill(self) -> None:
-        """Ends the process, its group and its descendants at once."""
-        process = self._process
-        if process is None or process.returncode is not None:
-            return
-        descendants = []
-        with contextlib.suppress(psutil.Error):
-            descendants = psutil.Process(process.pid).children(recursive=True)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        for descendant in descendants:
-            with contextlib.suppress(psutil.Error):
-                descendant.kill()
+        if self._process:
+            self._process.kill()
 
     async def _live(self) -> None:
         root = Path(tempfile.mkdtemp(prefix="local-e2b-")).resolve()
@@ -316,32 +310,25 @@ class Kernel:
         # output, and this process may be busy.
         client.context.setsockopt(zmq.RCVHWM, 0)
         client.load_connection_info(connection)
-        source = inspect.getsource(_kernel_process) + "\n_kernel_process()\n"
-        command = own_mount_command()
-        mounted = (*command, str(self._mnt)) if command else ()
-        with (root / "log").open("wb") as log:
-            self._process = await asyncio.create_subprocess_exec(
-                *mounted,
-                *(sys.executable, "-c", source, str(connection_file), *self._arguments),
-                env=_kernel_environment(self.home, root / "ipython"),
-                cwd=self.home,
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+        self._process = await self._forks.start(
+            connection_file=str(connection_file),
+            directory=str(self.home),
+            mnt=str(self._mnt) if own_mount_command() else "",
+            environment=_environment_of(self.home, root / "ipython"),
+            log=str(root / "log"),
+        )
         client.start_channels(stdin=False, hb=False)
         self._client = client
         reader = asyncio.create_task(self._read())
         try:
-            await self._process.wait()
+            await self._process.has_ended.wait()
             if not self._ready.is_set():
                 said = (root / "log").read_text(errors="replace")[-2000:]
                 raise RuntimeError(f"a kernel ended before it was ready: {said}")
         finally:
             self._ready.clear()
             self.kill()
-            await self._process.wait()
+            await self._process.has_ended.wait()
             reader.cancel()
             await asyncio.gather(reader, return_exceptions=True)
             client.stop_channels()
@@ -451,8 +438,7 @@ class Kernel:
         takes `envs` back, lets the next run in."""
         try:
             if interrupt and self._execution and self._process:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(self._process.pid, signal.SIGINT)
+                self._process.interrupt()
                 await self._execution.settled.wait()
             if envs:
                 code = _without_envs(envs, self._global_envs or {})

@@ -37,7 +37,7 @@ def files_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def kernels() -> Iterator[LocalE2B]:
-    with LocalE2B(ahead=2, plain_kernels=True) as local:
+    with LocalE2B(ahead=2) as local:
         yield local
 
 

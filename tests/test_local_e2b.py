@@ -793,12 +793,12 @@ def start(*arguments: str) -> subprocess.Popen[str]:
 
 
 def until_a_kernel_starts(process: psutil.Process) -> list[psutil.Process]:
-    """Its kernels, one of which is in its own
-    directory by now; no event tells of that."""
+    """Its kernels, which are in their own directories
+    by now; no event tells of that."""
     give_up_at = time.monotonic() + 30
     while time.monotonic() < give_up_at:
-        kernels = process.children()
-        if any("local-e2b-" in kernel.cwd() for kernel in kernels):
+        started = process.children(recursive=True)
+        if kernels := [one for one in started if "local-e2b-" in one.cwd()]:
             return kernels
         threading.Event().wait(0.01)
     raise TimeoutError("no kernel was started")
