@@ -24,6 +24,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -785,23 +786,39 @@ def test_leaving_closes_everything_at_once_even_what_hangs() -> None:
         assert caller.recv(1) == b""
 
 
-def start(*arguments: str) -> subprocess.Popen[str]:
+@contextmanager
+def started(*arguments: str) -> Iterator[subprocess.Popen[str]]:
     command = [sys.executable, str(Path(local_e2b.__file__)), *arguments]
-    return subprocess.Popen(
+    process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def until_a_kernel_starts(process: psutil.Process) -> list[psutil.Process]:
-    """Its kernels, which are in their own directories
-    by now; no event tells of that."""
+    """Its kernels, each in its own directory by now; no event tells of that.
+
+    Not what it starts to find out whether kernels may have mounts of their own.
+    """
     give_up_at = time.monotonic() + 30
     while time.monotonic() < give_up_at:
         started = process.children(recursive=True)
-        if kernels := [one for one in started if "local-e2b-" in one.cwd()]:
+        kernels = [child for child in started if is_kernel(child)]
+        if kernels:
             return kernels
         threading.Event().wait(0.01)
     raise TimeoutError("no kernel was started")
+
+
+def is_kernel(child: psutil.Process) -> bool:
+    try:
+        return "local-e2b-" in child.cwd()
+    except psutil.NoSuchProcess:  # it has just ended
+        return False
 
 
 @pytest.mark.parametrize(
@@ -811,7 +828,7 @@ def test_no_kernel_outlives_the_command(signal_number: int) -> None:
     is_in_use = (
         signal_number != signal.SIGINT
     )  # else it is being started, ahead of any use
-    with start("--port", "0", *(["--ahead", "0"] if is_in_use else [])) as process:
+    with started("--port", "0", *(["--ahead", "0"] if is_in_use else [])) as process:
         assert process.stdout is not None
         banner = process.stdout.readline()
         assert "UNISOLATED" in banner
