@@ -46,16 +46,14 @@ def _setting(
     must_be: str,
     convert: Callable[[str], Any] = str,
     is_secret: bool = False,
-    if_empty: Any = None,
 ) -> Any:
     """A field for `from_env`; `convert` may raise ValueError for what matches, too.
 
-    A variable that is empty is the default, or `if_empty`."""
+    A variable that is empty is the default, unless the pattern matches that."""
     metadata = {
         "pattern": pattern,
         "must_be": must_be,
         "convert": convert,
-        "if_empty": default if if_empty is None else if_empty,
     }
     return field(default=default, repr=not is_secret, metadata=metadata)
 
@@ -70,14 +68,18 @@ def _writable_folder(path: str) -> Path:
         return Path(path)
 
 
-def _whole_number(default: int, low: int, high: int, or_0: bool = False) -> Any:
+def _whole_number(default: int, low: int, high: int) -> Any:
+    """One in this range; or the default, where that is 0 and so turns it off."""
+
     def convert(digits: str) -> int:
         number = int(digits)
-        if not (low <= number <= high or (or_0 and number == 0)):
+        if not low <= number <= high and number != default:
             raise ValueError
         return number
 
-    must_be = f"a whole number from {low} to {high}{', or 0' if or_0 else ''}"
+    must_be = f"a whole number from {low} to {high}"
+    if default < low:
+        must_be += f", or {default}"
     # Python takes long to read thousands of digits; no limit has so many.
     return _setting(default, "[0-9]{1,12}", must_be, convert)
 
@@ -140,12 +142,11 @@ class Config:
     # "matplotlib.pyplot,pandas,numpy"; empty for none
     warm_imports: str = _setting(
         "matplotlib.pyplot,pandas,numpy",
-        r"[\w., ]+",
+        r"[\w., ]*",
         "names of modules separated by commas",
-        if_empty="",
     )
     # 0: each run has a sandbox of its own. E2B's free plan ends one after an hour.
-    session_idle_s: int = _whole_number(0, 60, 3000, or_0=True)
+    session_idle_s: int = _whole_number(0, 60, 3000)
     e2b_template: str = _setting(
         "code-interpreter-v1",
         r"[\w.:/-]+",
@@ -201,24 +202,27 @@ class Config:
 def _read(setting: Field[Any], environ: Mapping[str, str]) -> Any:
     """One setting's value; the default where none is given. Raises ValueError."""
     is_secret = not setting.repr
+    pattern = setting.metadata["pattern"]
     name = setting.name.upper()
-    text = environ.get(name, "").strip()
-    path = environ.get(f"{name}_FILE", "") if is_secret else ""
-    if not text and not path:
-        return setting.metadata["if_empty"] if name in environ else setting.default
+    given = environ.get(name, "").strip()
+    is_in_file = is_secret and not given
+    if is_in_file:
+        name += "_FILE"
+        given = environ.get(name, "")
+    may_be_empty = name in environ and re.fullmatch(pattern, "")
+    if not given and not may_be_empty:
+        return setting.default
     try:
-        if not text:
-            name += "_FILE"
-            text = Path(path).read_text("ascii").strip()
-        if not re.fullmatch(setting.metadata["pattern"], text, re.ASCII):
+        text = Path(given).read_text("ascii").strip() if is_in_file else given
+        if not re.fullmatch(pattern, text, re.ASCII):
             raise ValueError
         return setting.metadata["convert"](text)
     except OSError as exc:
-        problem = f"{name} cannot be used: {path or text}: {exc.strerror}"
+        problem = f"{name} cannot be used: {given}: {exc.strerror}"
         raise ValueError(problem) from None
     except ValueError:
         must_be = setting.metadata["must_be"]
-        shown = "" if is_secret else f", not {text[:80]!r}"
+        shown = "" if is_secret else f", not {given[:80]!r}"
         raise ValueError(f"{name} must be {must_be}{shown}") from None
 
 

@@ -7,13 +7,14 @@ import json
 import subprocess
 import threading
 from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import launch
 import pytest
 import requests
-from builders import stdout
+from builders import is_running, stdout
 from launch import free_port
 from local_e2b import LocalE2B
 
@@ -170,6 +171,24 @@ def start(e2b: LocalE2B) -> Iterator[Callable[..., Service]]:
         service.process.terminate()
     for service in started:
         service.stop()
+
+
+@contextmanager
+def one_run_under_way(e2b: LocalE2B, service: Service) -> Iterator[None]:
+    """The only slot of the service is taken for as long as the block lasts."""
+    e2b.wait_for(lambda state: state["alive"] == 0)
+    e2b.set_script({"run": {"fault": "silent"}})
+    caller = threading.Thread(target=service.execute, kwargs={"timeout": 20})
+    caller.start()
+    try:
+        e2b.wait_for(is_running)
+        yield
+    finally:
+        for sandbox in e2b.state()["sandboxes"]:
+            if sandbox["alive"]:
+                address = f"{e2b.url}/sandboxes/{sandbox['id']}"
+                http.delete(address, headers={"X-API-Key": E2B_KEY}, timeout=30)
+        caller.join()
 
 
 @pytest.fixture

@@ -71,5 +71,5 @@ def when_ready(server):
 
 
 def worker_exit(server, worker):
-    if worker.wsgi:
+    if worker.booted:
         worker.wsgi.extensions["pool"].close()

@@ -89,17 +89,18 @@ def _try_address(host: str, port: int) -> None:
         try:
             probe.bind((host, port))
         except OSError as exc:
-            address = f"{host}, port {port}"
-            sys.exit(f"Cannot listen at {address}: {exc.strerror} (HOST, PORT)")
+            sys.exit(
+                f"Cannot listen at {host}, port {port}: {exc.strerror} (HOST, PORT)"
+            )
 
 
 class ClientSocket(socket.socket):
     """A connection that knows since when its client keeps a thread waiting."""
 
-    # On the monotonic clock, in seconds; never, while no thread waits.
+    # On the monotonic clock, in seconds. Never, while no thread waits;
+    # `cut_at` and `cut_how` are of the last wait.
     slow_since = inf
     cut_at = inf
-    # One that sends too slowly is still told so, by the reply to what came.
     cut_how = socket.SHUT_RD
     _started_at = 0.0
     _credit_s = 0.0
@@ -109,20 +110,19 @@ class ClientSocket(socket.socket):
         self._credit_s = 0.0
 
     def recv(self, size: int, flags: int = 0) -> bytes:
-        began_at = monotonic()
-        self.cut_how = socket.SHUT_RD
-        self.slow_since = began_at + self._credit_s
+        slow_since = monotonic() + self._credit_s
         self.cut_at = max(
             self._started_at + _MIN_AGE_S,
-            self.slow_since + _RECEIVE_LIMIT_S,
+            slow_since + _RECEIVE_LIMIT_S,
         )
+        # It is still told so, by the reply to what came.
+        self.cut_how = socket.SHUT_RD
+        self.slow_since = slow_since
         data = super().recv(size, flags)
         self.slow_since = inf
-        self.cut_at = inf
-        waited_s = monotonic() - began_at
+        left_s = slow_since - monotonic()
         earned_s = len(data) / _FAIR_BYTES_PER_S
-        credit_s = self._credit_s - waited_s + earned_s
-        self._credit_s = min(credit_s, _MAX_CREDIT_S)
+        self._credit_s = min(left_s + earned_s, _MAX_CREDIT_S)
         return data
 
     def sendall(self, data: Any, flags: int = 0) -> None:
@@ -136,7 +136,6 @@ class ClientSocket(socket.socket):
             super().sendall(data[start:end], flags)
             self.cut_at += _PIECE_BYTES / _FAIR_BYTES_PER_S
         self.slow_since = inf
-        self.cut_at = inf
 
 
 class PatientWorker(ThreadWorker):
@@ -153,9 +152,9 @@ class PatientWorker(ThreadWorker):
         """All threads from the start: one that
         cannot be had is not found out under load."""
         pool = ThreadPoolExecutor(self.cfg.threads)
-        all_started = threading.Barrier(self.cfg.threads)
-        limits_s = [_START_LIMIT_S] * self.cfg.threads
-        pool.map(all_started.wait, limits_s)
+        all_started = threading.Barrier(self.cfg.threads, timeout=_START_LIMIT_S)
+        for _ in range(self.cfg.threads):
+            pool.submit(all_started.wait)
         return pool
 
     def accept(self, listener: socket.socket) -> None:
@@ -167,7 +166,7 @@ class PatientWorker(ThreadWorker):
 
     def enqueue_req(self, conn: TConn) -> None:
         """Give a connection a thread, once its first bytes are there."""
-        if conn.initialized or conn.data_ready:
+        if conn.data_ready:
             super().enqueue_req(conn)
             return
         conn.sock = ClientSocket(fileno=conn.sock.detach())

@@ -9,9 +9,8 @@ import base64
 import io
 import json
 import re
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
+from contextlib import closing
 from http.client import HTTPConnection
 from typing import Any
 
@@ -22,7 +21,6 @@ from builders import (
     answer_with,
     encoded,
     error,
-    is_running,
     picture,
     stdout,
 )
@@ -33,7 +31,7 @@ from local_e2b import LocalE2B
 from PIL import Image
 
 from config import LIFETIME_MARGIN_S, MAX_BODY_BYTES, MAX_REPLY_IMAGE_BYTES, VERSION
-from conftest import E2B_KEY, OK_RUN, Service, http
+from conftest import OK_RUN, Service, http, one_run_under_way
 
 API_KEY = "a-key-that-is-long-enough-to-be-one"
 VERSIONS = ["2025-11-25", "2025-06-18", "2025-03-26", "2024-11-05", "2024-10-07"]
@@ -140,27 +138,6 @@ def images_of(result: dict[str, Any]) -> list[tuple[str, bytes]]:
         (part["mimeType"], base64.b64decode(part["data"], validate=True))
         for part in images
     ]
-
-
-# --- what a sandbox answers -----------------------------------------------------------
-
-
-@contextmanager
-def one_run_under_way(e2b: LocalE2B, service: Service) -> Iterator[None]:
-    """The only place of the service is taken for as long as the block lasts."""
-    e2b.wait_for(lambda state: state["alive"] == 0)
-    e2b.set_script({"run": {"fault": "silent"}})
-    caller = threading.Thread(
-        target=call, args=(service,), kwargs={"code": "1", "timeout": 20}
-    )
-    caller.start()
-    try:
-        [sandbox] = [s for s in e2b.wait_for(is_running)["sandboxes"] if s["alive"]]
-        yield
-    finally:
-        address = f"{e2b.url}/sandboxes/{sandbox['id']}"
-        http.delete(address, headers={"X-API-Key": E2B_KEY}, timeout=30)
-        caller.join()
 
 
 # --- the session that is none ---------------------------------------------------------

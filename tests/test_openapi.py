@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +12,14 @@ import openapi_spec_validator
 import pytest
 import requests
 import schemathesis
-from builders import error, is_running
+from builders import error
 from hypothesis import Phase, assume, given, settings
 from local_e2b import LocalE2B
 from schemathesis import GenerationMode
 from schemathesis.specs.openapi.checks import ignored_auth
 
 from config import LIFETIME_MARGIN_S, MAX_BODY_BYTES, VERSION
-from conftest import E2B_KEY, OK_RUN, Service, http
+from conftest import OK_RUN, Service, http, one_run_under_way
 
 pytestmark = pytest.mark.usefixtures("untraced")
 
@@ -223,23 +221,6 @@ def test_the_limits_are_those_that_hold(
         created = [each for each in e2b.state()["requests"] if each["kind"] == "create"]
         limit_s = fields.get("timeout", fields_of(served)["timeout"]["default"])
         assert created[-1]["body"]["timeout"] == limit_s + LIFETIME_MARGIN_S
-
-
-@contextmanager
-def one_run_under_way(e2b: LocalE2B, service: Service) -> Iterator[None]:
-    """The only place of the service is taken for as long as the block lasts."""
-    e2b.wait_for(lambda state: state["alive"] == 0)
-    e2b.set_script({"run": {"fault": "silent"}})
-    caller = threading.Thread(target=execute, args=(service, {"code": "1"}))
-    caller.start()
-    try:
-        state = e2b.wait_for(is_running)
-        [sandbox] = [each for each in state["sandboxes"] if each["alive"]]
-        yield
-    finally:
-        address = f"{e2b.url}/sandboxes/{sandbox['id']}"
-        http.delete(address, headers={"X-API-Key": E2B_KEY}, timeout=30)
-        caller.join()
 
 
 def test_each_documented_answer_can_be_had_and_is_as_documented(

@@ -232,7 +232,10 @@ WITHOUT_RIGHTS = (
 
 
 def ended(
-    environ: dict[str, str], *options: str, before: Sequence[str] = ()
+    environ: dict[str, str],
+    *options: str,
+    before: Sequence[str] = (),
+    app: str = "proxy:app",
 ) -> tuple[int, str]:
     """gunicorn that does not come up: its exit code and all that it said."""
     clean = {
@@ -241,7 +244,7 @@ def ended(
         if not k.startswith("E2B") and "proxy" not in k.lower()
     }
     done = subprocess.run(
-        [*before, sys.executable, "-m", "gunicorn", *options, "proxy:app"],
+        [*before, sys.executable, "-m", "gunicorn", *options, app],
         cwd=ROOT,
         env=clean | {"PORT": str(free_port())} | environ,
         capture_output=True,
@@ -283,6 +286,12 @@ def test_bad_settings_end_it_at_once_without_our_configuration_as_well() -> None
     assert code != 0
     assert said.count("Booting worker") <= 1  # no boot loop
     assert "MAX_IMAGES must be" in said
+
+
+def test_a_worker_that_cannot_load_the_service_says_why_and_nothing_else() -> None:
+    _, said = ended({"E2B_API_KEY": E2B_KEY}, app="proxy:nothing")
+    assert "Failed to find attribute 'nothing' in 'proxy'" in said
+    assert "Exception during worker exit" not in said
 
 
 @pytest.mark.parametrize("key", ["", PROXY_KEY])

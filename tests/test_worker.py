@@ -58,7 +58,7 @@ def test_the_base_classes_use_what_the_worker_reads_and_sets() -> None:
             *("self.pending_conns", "self._cap_keepalive(", "result is _DEFER"),
             *("self.get_thread_pool()", "self.wait_for_and_dispatch_events("),
         ),
-        gthread.TConn: ("self.initialized", "self.data_ready", "self.sock"),
+        gthread.TConn: ("self.data_ready", "self.sock"),
         unreader.SocketUnreader: ("self.sock.recv(size)",),
         util.write: ("sock.sendall(data)",),
         glogging.Logger: ("self.error_log",),
