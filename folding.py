@@ -23,12 +23,12 @@ _NOISE = r"""(?mx)
 # Without any of these there is nothing to find, in 50 MB of output either.
 _SIGNS = (";base64,", "UserWarning: ", "WARNING: Running pip")
 # A line 20 times and more; with less, shapes are drawn.
-_PRINTED_AGAIN = r"(?m)^([^\n]*+)\n(?:\1(?:\n|\Z)){19,}"
+_PRINTED_AGAIN = r"(?m)^([^\n]*+)(?:\n\1$){19,}"
 # A line of a log three times and more; a time in it may differ: `03:29:02,164`.
 _TIME = r"(?:(?:\d{4}-\d\d-\d\d[ T])?\d\d:\d\d:\d\d(?:[.,]\d+)?)"
 _LOGGED_AGAIN = (
-    rf"(?m)^(?=.)(?>([^\n]*?)(?:{_TIME}|$))([^\n]*+)\n"
-    rf"(?:\1(?>{_TIME}?)\2(?:\n|\Z)){{2,}}"
+    rf"(?m)^(?=.)(?>([^\n]*?)(?:{_TIME}|$))([^\n]*+)"  # the first of them
+    rf"(?:\n\1(?>{_TIME}?)\2$){{2,}}"
 )
 # `data:image/png;base64,iVBORw0K…`, from a length on at which nobody reads it.
 _DATA_URI = r"(data:\w{1,40}/[\w.+-]{1,80};base64,)([A-Za-z0-9+/]{200,}={0,2})"
@@ -51,19 +51,22 @@ _FRAMES_AGAIN = rf"(?m)^((?:(?:Cell In\[|File )[^\n]*\n{_ROWS}){{1,6}}?)\1{{2,}}
 
 def fold_printed(text: str) -> str:
     """What a program printed."""
-    return re.sub(_PRINTED_AGAIN, _counted, fold_always(text))
+    text = fold_always(text)
+    return re.sub(_PRINTED_AGAIN, _counted, text)
 
 
 def fold_logged(text: str) -> str:
     """What came on stderr: warnings and logs."""
-    return re.sub(_LOGGED_AGAIN, _counted, fold_always(text))
+    text = fold_always(text)
+    return re.sub(_LOGGED_AGAIN, _counted, text)
 
 
 def fold_always(text: str) -> str:
     """What nobody reads, wherever it comes from."""
     if not any(sign in text for sign in _SIGNS):
         return text
-    return re.sub(_DATA_URI, _measured, re.sub(_NOISE, "", text))
+    text = re.sub(_NOISE, "", text)
+    return re.sub(_DATA_URI, _measured, text)
 
 
 def fold_traceback(traceback: str) -> str:
@@ -73,11 +76,9 @@ def fold_traceback(traceback: str) -> str:
 
 
 def _counted(lines: re.Match[str]) -> str:
-    text = lines[0].removesuffix("\n")
-    end = lines[0][len(text) :]
-    first, newline, others = text.partition("\n")
-    count = 2 + others.count(newline)
-    return f"{first} (× {count:,}){end}"
+    first, *others = lines[0].split("\n")
+    count = 1 + len(others)
+    return f"{first} (× {count:,})"
 
 
 def _measured(uri: re.Match[str]) -> str:

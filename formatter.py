@@ -10,7 +10,7 @@ from pictures import Picture, size_in_pixels
 from run import Clipped, Run
 
 # Commands to a terminal.
-_ANSI = re.compile(
+_ANSI = (
     r"\x1b(?:"
     r"\[[0-?]*[ -/]*[@-~]"  # a colour: `\x1b[31m`
     r"|[\]PX^_][^\x07\x1b\n]*(?:\x07|\x1b\\)?"  # a title: `\x1b]0;title\x07`
@@ -18,20 +18,21 @@ _ANSI = re.compile(
     r")"
 )
 # Neither text, tab nor newline: NUL, DEL, line separators, a byte order mark.
-_CONTROL = re.compile(
+_CONTROL = (
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f"
     r"\u2028\u2029"
     r"\ufeff\ufffe\uffff]"
 )
 # They reorder what is read; shown as Python's repr shows them.
-_BIDI = re.compile(r"[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+_BIDI = r"[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]"
+# What a progress bar wrote over on its line: `10%\r20%\r`.
+_OVERWRITTEN = r"(?m)^.*\r(?=[^\r\n])"
 _MAX_LINE_CHARS = 300
 _NO_OUTPUT = "Code executed successfully, without output. Use print() to see a value."
 # Where a syntax error is, for those who do not see its line: ` (723130331.py, line 5)`.
 _LINE_OF_ERROR = r" \(\S+, line \d+\)\Z"
-Parts = dict[str, Clipped]  # by their headings
 # So many that a fence around them would be as long again.
-_MANY_BACKTICKS = re.compile("`{100,}")
+_MANY_BACKTICKS = "`{100,}"
 
 
 def format_run(run: Run, max_output_chars: int) -> str:
@@ -71,21 +72,20 @@ def format_plain(run: Run, max_output_chars: int) -> str:
 
 
 def _joined(run: Run, texts: list[str], notes: list[str]) -> str:
-    texts.append("\n".join(notes))
-    text = "\n\n".join(filter(None, texts))
+    all_notes = "\n".join(notes)
+    paragraphs = filter(None, [*texts, all_notes])
+    text = "\n\n".join(paragraphs)
     if not text and not run.pictures:
         return _NO_OUTPUT
     return text
 
 
-def _parts(run: Run, max_chars: int) -> Parts:
+def _parts(run: Run, max_chars: int) -> dict[str, Clipped]:
     """The texts of a run by their headings, printable, cut to `max_chars` together."""
-    text = _error_text(run)
-    error = Clipped(len(text), text)
+    error = _clean(_error_text(run))
+    stderr = run.stderr.map(_clean)
     usage_error = f"UsageError: {run.error_value}"  # of a magic, is on stderr too
-    stderr = run.stderr.map(_clean).map(
-        lambda text: text.removesuffix(usage_error),
-    )
+    stderr = stderr.map(lambda text: text.removesuffix(usage_error))
     values = run.values
     if not run.pictures and not values.kept:
         values = run.drawings
@@ -93,7 +93,7 @@ def _parts(run: Run, max_chars: int) -> Parts:
         "Console Output": run.stdout.map(_clean).map(fold_printed),
         "Stderr": stderr.map(fold_logged),
         "Result": values.map(_clean).map(fold_always),
-        "Execution Error": error.map(_clean),
+        "Execution Error": Clipped(max_chars, error),
     }
     shown = {}
     for name, part in parts.items():
@@ -103,7 +103,7 @@ def _parts(run: Run, max_chars: int) -> Parts:
     return shown
 
 
-def _cut(parts: Parts, max_chars: int) -> None:
+def _cut(parts: dict[str, Clipped], max_chars: int) -> None:
     """Cut the parts to `max_chars` together, the longest ones most."""
     count = len(parts)
     shortest_first = sorted(
@@ -117,7 +117,7 @@ def _cut(parts: Parts, max_chars: int) -> None:
         count -= 1
 
 
-def _notes(run: Run, parts: Parts) -> list[str]:
+def _notes(run: Run, parts: dict[str, Clipped]) -> list[str]:
     notes = [run.note] if run.note else []
     for name, part in parts.items():
         if part.missing:
@@ -146,59 +146,62 @@ def _drawn(pictures: list[Picture]) -> str:
     """What the model still has of its pictures on the next turn."""
     sizes = []
     for picture in pictures:
-        size = map(str, size_in_pixels(picture))
-        sizes.append(" x ".join(size))
+        width, height = size_in_pixels(picture)
+        sizes.append(f"{width} x {height}")
+    count = len(pictures)
     drawn = "1 picture was drawn and is"
-    if len(sizes) > 1:
-        drawn = f"{len(sizes)} pictures were drawn and are"
-    return f"{drawn} shown to the user: " + ", ".join(sizes)
+    if count > 1:
+        drawn = f"{count} pictures were drawn and are"
+    all_sizes = ", ".join(sizes)
+    return f"{drawn} shown to the user: {all_sizes}"
 
 
 def echo(code: str) -> str:
     shown = _printable(code.removesuffix("\n"))
-    return "**Executed Code:**\n" + fence(shown, "python")
+    quoted = fence(shown, "python")
+    return f"**Executed Code:**\n{quoted}"
 
 
 def fence(text: str, language: str = "") -> str:
     """Quote a text so that nothing in it ends the quotation.
 
     https://spec.commonmark.org/0.31.2/#fenced-code-blocks"""
-    longest = 2  # a fence has three or more
-    for backticks in re.findall("`+", text):
-        longest = max(longest, len(backticks))
-    ticks = "`" * (longest + 1)
+    backticks = re.findall("`+", text)
+    longest = max(backticks, key=len, default="")
+    ticks = max("```", longest + "`")
     return f"{ticks}{language}\n{text}\n{ticks}"
 
 
 def _error_text(run: Run) -> str:
-    lines = [fold_traceback(run.traceback.rstrip())]
+    name = run.error_name
+    traceback = run.traceback
     value = re.sub(_LINE_OF_ERROR, "", run.error_value)
-    is_quoted = run.error_name in run.traceback and value in run.traceback
-    if run.error_name and not is_quoted:
-        lines.append(f"{run.error_name}: {run.error_value}")
+    is_quoted = name in traceback and value in traceback
+    folded = fold_traceback(traceback.rstrip())
+    lines = [folded]
+    if name and not is_quoted:
+        lines.append(f"{name}: {run.error_value}")
     lines.append(run.problem)
     return "\n".join(filter(None, lines))
 
 
 def _clean(text: str) -> str:
     """Printable text, without its last newline, as a terminal shows it in the end."""
-    text = _ANSI.sub("", text)
+    text = re.sub(_ANSI, "", text)
     text = text.removesuffix("\n")
-    lines = []
-    for line in text.split("\n"):
-        # A progress bar writes over its line: `10%\r20%\r`.
-        states = line.rstrip("\r").split("\r")
-        lines.append(states[-1])
-    return _printable("\n".join(lines))
+    text = re.sub(_OVERWRITTEN, "", text)
+    return _printable(text)
 
 
 def _printable(text: str) -> str:
-    text = _CONTROL.sub("", text)
-    text = _MANY_BACKTICKS.sub(
+    text = re.sub(_CONTROL, "", text)
+    text = re.sub(
+        _MANY_BACKTICKS,
         lambda many: f"[{len(many[0]):,} backticks]",
         text,
     )
-    text = _BIDI.sub(
+    text = re.sub(
+        _BIDI,
         lambda character: f"\\u{ord(character[0]):04x}",
         text,
     )

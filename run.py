@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import monotonic
 from typing import Literal, Self
 
@@ -16,15 +16,14 @@ from saved_figures import is_saved_copy
 _MAX_NOTES = 20
 
 
+@dataclass
 class Clipped:
     """Text whose middle is dropped as it grows: `limit` characters of it are kept."""
 
-    def __init__(self, limit: int, text: str = "") -> None:
-        self.head = ""  # all of the text, until something is missing
-        self.tail = ""
-        self.missing = 0  # characters between head and tail
-        self._limit = limit
-        self.add(text)
+    limit: int
+    head: str = ""  # all of the text, until something is missing
+    tail: str = ""
+    missing: int = 0  # characters between head and tail
 
     @property
     def kept(self) -> int:
@@ -36,7 +35,7 @@ class Clipped:
             self.tail += text
         else:
             self.head += text
-        self.cut(self._limit)
+        self.cut(self.limit)
 
     def cut(self, limit: int) -> None:
         """Drop the middle of what is more than `limit` characters."""
@@ -49,13 +48,13 @@ class Clipped:
         self.tail = end[len(end) - half :]
         self.missing += kept - self.kept
 
-    def map(self, change: Callable[[str], str]) -> "Clipped":
+    def map(self, change: Callable[[str], str]) -> Self:
         """A copy in which head and tail are changed."""
-        copy = Clipped(self._limit)
-        copy.head = change(self.head)
-        copy.tail = change(self.tail)
-        copy.missing = self.missing
-        return copy
+        return replace(
+            self,
+            head=change(self.head),
+            tail=change(self.tail),
+        )
 
     def text(self) -> str:
         if not self.missing:
@@ -111,16 +110,17 @@ class Run:
         kept = self._without_saved_copy(picture)
         if picture in kept:
             return
-        if len(kept) >= config.max_images:
+        kept.append(picture)
+        if len(kept) > config.max_images:
             raise BadPicture(f"a reply holds at most {config.max_images} pictures")
         size = len(picture.data)
         limit = config.max_image_bytes
         if size > limit:
             raise BadPicture(f"{size:,} bytes (the limit is {limit:,})")
         limit = MAX_REPLY_IMAGE_BYTES
-        if size + sum(len(other.data) for other in kept) > limit:
+        if sum(len(each.data) for each in kept) > limit:
             raise BadPicture(f"a reply holds at most {limit:,} bytes of pictures")
-        self.pictures = [*kept, picture]
+        self.pictures = kept
 
     def _without_saved_copy(self, figure: Picture) -> list[Picture]:
         """The pictures without the latest one that is `figure`, as it was saved."""

@@ -70,15 +70,17 @@ class StreamReader:
             return
         self._line += piece
         if len(self._line) > self._look_at:
-            self._look_at = 2 * len(self._line)
             self._take_output()
             self._bound()
-        elif len(self._line) > self._max_line_bytes:
-            self._bound()
+            # Not at each piece: a look costs as much as the line is long.
+            next_look_at = min(2 * len(self._line), self._max_line_bytes)
+            self._look_at = max(next_look_at, _LONG_LINE_BYTES)
 
     def _bound(self) -> None:
         """Drop a line that is over every limit, but for its start."""
         size = len(self._line)
+        if size <= _LONG_LINE_BYTES:
+            return
         if size > self._max_line_bytes or is_costly(self._line):
             self._dropped_bytes = size
             del self._line[_LINE_START_BYTES:]
@@ -98,12 +100,10 @@ class StreamReader:
             if not _HALF_A_PAIR.search(text):
                 getattr(self.run, output[1].decode()).add(text)
                 del self._line[start:end]
-                self._look_at = _LONG_LINE_BYTES
                 return
 
     def _end_line(self) -> None:
-        if len(self._line) > _LONG_LINE_BYTES and not self._dropped_bytes:
-            self._bound()
+        self._bound()
         line = self._line
         self._line = bytearray()
         self._look_at = _LONG_LINE_BYTES
@@ -159,10 +159,13 @@ class StreamReader:
         self.run.error_name = name[:200] or "Error"
         self.run.error_value = value[: limit // 4]
         # Much of it goes later: the lines before the first cell, colours.
-        self.run.traceback = Clipped(8 * limit, text).text()
+        traceback = Clipped(8 * limit)
+        traceback.add(text)
+        self.run.traceback = traceback.text()
 
     def _take_result(self, event: Event) -> None:
-        formats = {**(event.get("extra") or {}), **event}
+        extra = event.get("extra") or {}
+        formats = extra | event
         has_picture = self._take_picture(formats)
         text = value_text(formats, has_picture)
         if text:
@@ -190,7 +193,7 @@ class StreamReader:
 
 def is_costly(text: bytes | bytearray) -> bool:
     """Whether UTF-8 JSON has too many tokens; a string is one, however long."""
-    bare = bytes(text).replace(rb"\\", b"").replace(rb"\"", b"")
+    bare = text.replace(rb"\\", b"").replace(rb"\"", b"")
     quotes = bare.count(b'"')
     if quotes > _MAX_TOKENS:
         return True

@@ -61,7 +61,7 @@ class Report(Clipped):
         self._max_file_bytes = max_file_bytes
         self._outputs: dict[str, Output] = {}  # by name
         self._line = ""
-        super().__init__(0)  # adds an empty text
+        super().__init__(limit=0)
 
     def add(self, text: str) -> None:
         if self.problem:

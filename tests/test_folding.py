@@ -112,6 +112,7 @@ def test_what_is_printed_is_counted_only_if_it_is_equal_and_often() -> None:
         "".join(f"2026-11-24 03:29:{n:02} 0\n" for n in range(60)),
         "".join(f"{n}\n" for n in range(60)),
         "# #\n # \n" * 30,
+        "total 3\n\n\n",  # blank lines at the end
     ):
         assert fold_printed(text) == text
 
