@@ -13,7 +13,7 @@ from typing import Any
 
 from config import Config, log
 from drawing.children import rasterize, shrink
-from pictures import JPEG, PNG
+from pictures import JPEG, PNG, Picture
 from run import Run
 
 _SWEEP_INTERVAL_S = 60  # a folder of 50,000 files takes 0.3 s
@@ -35,7 +35,8 @@ class Delivery:
     """What of a run's pictures is in a reply."""
 
     parts: list[dict[str, Any]]  # of the array's or of MCP's content
-    links: list[str]  # addresses of published pictures, for the text
+    # Addresses of published pictures, for the text.
+    links: list[str] = field(default_factory=list)
 
 
 def deliver(run: Run, config: Config, *, over_mcp: bool) -> Delivery:
@@ -44,32 +45,43 @@ def deliver(run: Run, config: Config, *, over_mcp: bool) -> Delivery:
     Over MCP they are image parts, drawn and small enough for a model. The array has
     links to them where they are published, also drawn; otherwise data URIs of what the
     run showed."""
-    publishes = config.image_dir is not None and not over_mcp
-    if over_mcp or publishes:
-        rasterize(run, config)
     if over_mcp:
+        rasterize(run, config)
         shrink(run, config)
-    if publishes:
-        links = publish(run, config)
-        return Delivery([_url_part(link) for link in links], links)
-    parts = []
-    for picture in run.pictures:
-        media_type = picture.media_type
-        if over_mcp:
-            data = Blob(picture.data)
-            parts.append({"type": "image", "data": data, "mimeType": media_type})
-        else:
-            parts.append(_url_part(Blob(picture.data, f"data:{media_type};base64,")))
-    return Delivery(parts, [])
+        parts = [_mcp_part(picture) for picture in run.pictures]
+        return Delivery(parts)
+    if config.image_dir:
+        rasterize(run, config)
+        links = publish(run, config.image_dir, config.image_url)
+        parts = [_url_part(link) for link in links]
+        return Delivery(parts, links)
+    parts = [_url_part(_data_uri(picture)) for picture in run.pictures]
+    return Delivery(parts)
+
+
+def _mcp_part(picture: Picture) -> dict[str, Any]:
+    return {
+        "type": "image",
+        "data": Blob(picture.data),
+        "mimeType": picture.media_type,
+    }
 
 
 def _url_part(url: str | Blob) -> dict[str, Any]:
-    return {"type": "image_url", "image_url": {"url": url}}
+    return {
+        "type": "image_url",
+        "image_url": {"url": url},
+    }
 
 
-def publish(run: Run, config: Config) -> list[str]:
+def _data_uri(picture: Picture) -> Blob:
+    prefix = f"data:{picture.media_type};base64,"
+    return Blob(picture.data, prefix)
+
+
+def publish(run: Run, folder: Path, base_url: str) -> list[str]:
     """Write a run's pictures into IMAGE_DIR. Returns their addresses."""
-    folder = config.image_dir or Path()
+    base_url = base_url.rstrip("/")
     urls = []
     for picture in run.pictures:
         suffix = "png" if picture.media_type == PNG else "jpg"
@@ -80,7 +92,7 @@ def publish(run: Run, config: Config) -> list[str]:
             log.error("a picture could not be published, check IMAGE_DIR: %r", str(exc))
             run.leave_out("picture", "it could not be stored by this service")
         else:
-            urls.append(f"{config.image_url.rstrip('/')}/{name}")
+            urls.append(f"{base_url}/{name}")
     return urls
 
 
@@ -92,26 +104,28 @@ def _write(folder: Path, name: str, data: bytes) -> None:
         part.chmod(0o644)  # whatever the umask: LibreChat runs as another user
         part.rename(folder / name)
     except OSError:
-        with suppress(OSError):
-            part.unlink()
+        part.unlink(missing_ok=True)
         raise
 
 
 def start_removing_old(config: Config) -> None:
     """Remove what is past IMAGE_TTL_HOURS now and each minute, in the background."""
-
-    def keep_removing() -> None:
-        while True:
-            remove_old(config)
-            time.sleep(_SWEEP_INTERVAL_S)
-
-    if config.image_ttl_hours:
-        threading.Thread(target=keep_removing, daemon=True).start()
+    if config.image_dir and config.image_ttl_hours:
+        threading.Thread(
+            target=_keep_removing_old,
+            args=(config.image_dir, config.image_ttl_hours),
+            daemon=True,
+        ).start()
 
 
-def remove_old(config: Config) -> None:
-    oldest = time.time() - config.image_ttl_hours * 3600
-    folder = config.image_dir or Path()
+def _keep_removing_old(folder: Path, ttl_hours: int) -> None:
+    while True:
+        remove_old(folder, ttl_hours)
+        time.sleep(_SWEEP_INTERVAL_S)
+
+
+def remove_old(folder: Path, ttl_hours: int) -> None:
+    oldest = time.time() - ttl_hours * 3600
     for path in folder.glob("e2b-*"):
         if not _NAME.fullmatch(path.name.removesuffix(".part")):
             continue
@@ -127,7 +141,8 @@ def published(name: str, config: Config) -> tuple[bytes, str] | None:
     path = config.image_dir / name
     if path.is_symlink() or not path.is_file():
         return None
-    return path.read_bytes(), PNG if path.suffix == ".png" else JPEG
+    media_type = PNG if path.suffix == ".png" else JPEG
+    return path.read_bytes(), media_type
 
 
 def json_pieces(body: object) -> list[bytes]:

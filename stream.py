@@ -25,10 +25,14 @@ _LINE_START_BYTES = 64 * 1024
 # A value whose JSON is long: `{"type": "result", "text": "[1, 2, …]", "json": [`.
 _JSON_VALUE = re.compile(
     rb'\s*\{\s*"type"\s*:\s*"result"\s*,'
-    rb'\s*"text"\s*:\s*("(?:[^"\\]|\\.)*+")\s*,\s*"json"'
+    rb'\s*"text"\s*:\s*("(?:[^"\\]|\\.)*+")\s*,'
+    rb'\s*"json"'
 )
 # The start of a line of output: `{"type": "stdout", "text": "`.
-_OUTPUT = re.compile(rb'\s*\{\s*"type"\s*:\s*"(stdout|stderr)"\s*,\s*"text"\s*:\s*"')
+_OUTPUT = re.compile(
+    rb'\s*\{\s*"type"\s*:\s*"(stdout|stderr)"\s*,'
+    rb'\s*"text"\s*:\s*"'
+)
 # The first half of a character that JSON writes as two.
 _HALF_A_PAIR = re.compile("[\ud800-\udbff]\\Z")
 _LABEL = re.compile(rb'"(stdout|stderr|error|text|png|jpeg|svg|pdf|html)"')
@@ -52,7 +56,6 @@ class StreamReader:
         self.broken = ""  # what about the stream could not be understood
         self._config = config
         self._line = bytearray()
-        self._look_at = _LONG_LINE_BYTES
         self._dropped_bytes = 0
         # A PIL image carries its png and its jpeg in one line; base64 adds a third.
         self._max_line_bytes = config.max_image_bytes * 3 + 2 * _LONG_LINE_BYTES
@@ -68,18 +71,19 @@ class StreamReader:
         if self._dropped_bytes:
             self._dropped_bytes += len(piece)
             return
+        size_before = len(self._line)
         self._line += piece
-        if len(self._line) > self._look_at:
+        size = len(self._line)
+        # A look costs as much as the line is long, so it is for each power of two.
+        is_due = size.bit_length() > size_before.bit_length()
+        if size >= _LONG_LINE_BYTES and (is_due or size > self._max_line_bytes):
             self._take_output()
             self._bound()
-            # Not at each piece: a look costs as much as the line is long.
-            next_look_at = min(2 * len(self._line), self._max_line_bytes)
-            self._look_at = max(next_look_at, _LONG_LINE_BYTES)
 
     def _bound(self) -> None:
         """Drop a line that is over every limit, but for its start."""
         size = len(self._line)
-        if size <= _LONG_LINE_BYTES:
+        if size < _LONG_LINE_BYTES:
             return
         if size > self._max_line_bytes or is_costly(self._line):
             self._dropped_bytes = size
@@ -90,15 +94,18 @@ class StreamReader:
         output = _OUTPUT.match(self._line)
         if not output:
             return
+        kind = output[1].decode()
         start = output.end()
+        size = len(self._line)
         # The end of what there is may be in the middle of a character.
-        for end in range(len(self._line), len(self._line) - _CHARACTER_BYTES, -1):
+        for end in range(size, size - _CHARACTER_BYTES, -1):
+            written = self._line[start:end]
             try:
-                text = json.loads(b'"' + self._line[start:end] + b'"')
+                text = json.loads(b'"' + written + b'"')
             except ValueError:
                 continue
             if not _HALF_A_PAIR.search(text):
-                getattr(self.run, output[1].decode()).add(text)
+                getattr(self.run, kind).add(text)
                 del self._line[start:end]
                 return
 
@@ -106,7 +113,6 @@ class StreamReader:
         self._bound()
         line = self._line
         self._line = bytearray()
-        self._look_at = _LONG_LINE_BYTES
         if self._dropped_bytes:
             self._note_dropped(line)
         elif line.strip() and not self.broken:
@@ -121,7 +127,8 @@ class StreamReader:
         if label == "error":
             self.run.error_name = "Error"
         if value := _JSON_VALUE.match(line):
-            self.run.add_value(json.loads(value[1]))
+            text = json.loads(value[1])
+            self.run.add_value(text)
 
     def _read(self, line: bytearray) -> None:
         try:
@@ -139,7 +146,8 @@ class StreamReader:
     def _take_event(self, event: Event) -> None:
         match event["type"]:
             case "stdout" | "stderr" as kind:
-                getattr(self.run, kind).add(str(event["text"]))
+                text = str(event["text"])
+                getattr(self.run, kind).add(text)
             case "result":
                 self._take_result(event)
             case "error":
@@ -151,7 +159,8 @@ class StreamReader:
         limit = self._config.max_output_chars
         name = str(event["name"])
         value = str(event["value"])
-        text = split_notes(str(event["traceback"]), f"{name}: {value}")
+        error = f"{name}: {value}"
+        text = split_notes(str(event["traceback"]), error)
         if name == "SystemExit" and text.startswith(_EXIT):
             if value in ("", "0"):
                 return
@@ -181,7 +190,8 @@ class StreamReader:
                 continue
             try:
                 data = decode(label, str(formats[label]))
-                picture = picture_from(data, str(formats.get("text")))
+                shown_as = str(formats.get("text"))
+                picture = picture_from(data, shown_as)
                 self.run.keep(picture, self._config)
                 return True
             except BadPicture as exc:

@@ -82,10 +82,10 @@ def _child(command: list[str], data: bytes, what: str, give_up_at: float) -> byt
     left_s = give_up_at - monotonic()
     if left_s <= 0 or not _children.acquire(timeout=left_s):
         raise BadPicture(f"{what} for which there was no time")
-    script, *arguments = command
     try:
         child = subprocess.run(
-            [sys.executable, "-I", Path(__file__).with_name(script), *arguments],
+            [sys.executable, "-I", *command],
+            cwd=Path(__file__).parent,
             input=data,
             capture_output=True,
             timeout=max(0.1, give_up_at - monotonic()),

@@ -35,7 +35,8 @@ def encodings(image: Image.Image) -> Iterator[bytes]:
         reduced = image.quantize(colours, Image.Quantize.FASTOCTREE)
         shown = reduced.convert("RGB")
         difference = ImageChops.difference(image, shown)
-        if max(ImageStat.Stat(difference).rms) < INVISIBLE:
+        statistics = ImageStat.Stat(difference)
+        if max(statistics.rms) < INVISIBLE:
             yield encoded(reduced, "PNG")
     for quality in QUALITIES:
         yield encoded(image, "JPEG", quality)
@@ -48,8 +49,9 @@ def encoded(image: Image.Image, file_format: str, quality: int = 0) -> bytes:
 
 
 def shrunk(data: bytes, max_bytes: int) -> bytes:
-    file = Image.open(io.BytesIO(data), formats=FORMATS)
-    drawn = file.convert("RGBA")
+    file = io.BytesIO(data)
+    picture = Image.open(file, formats=FORMATS)
+    drawn = picture.convert("RGBA")
     drawn.thumbnail(BOX, Image.Resampling.LANCZOS)
     image = Image.new("RGB", drawn.size, "white")
     image.paste(drawn, mask=drawn)
@@ -70,5 +72,6 @@ for line in sys.stdin:
     with suppress(OSError, ValueError, SyntaxError):  # a broken picture
         data = b64decode(line)
         if len(data) > max_bytes:
-            line = b64encode(shrunk(data, max_bytes)).decode()
+            smaller = shrunk(data, max_bytes)
+            line = b64encode(smaller).decode()
     print(line.strip(), flush=True)

@@ -24,7 +24,14 @@ from PIL import Image
 import images
 from config import Config
 from drawing.children import rasterize
-from images import Blob, json_pieces, publish, published, remove_old
+from images import (
+    Blob,
+    json_pieces,
+    publish,
+    published,
+    remove_old,
+    start_removing_old,
+)
 from pictures import JPEG, PNG, SVG, Picture
 from run import Run
 
@@ -384,10 +391,10 @@ class TestReferences:
 
 
 class TestPublishing:
-    def config(self, folder: Path, **settings: int) -> Config:
-        return Config(
-            image_dir=folder, image_url="http://pictures.example/x", **settings
-        )
+    url = "http://pictures.example/x"
+
+    def config(self, folder: Path) -> Config:
+        return Config(image_dir=folder, image_url=self.url)
 
     def test_a_picture_has_a_name_of_its_own_that_nobody_can_guess(
         self, tmp_path: Path
@@ -397,7 +404,7 @@ class TestPublishing:
         run.pictures.append(Picture(JPEG, png(kind="JPEG")))
         names = [
             url.removeprefix("http://pictures.example/x/")
-            for url in publish(run, config)
+            for url in publish(run, tmp_path, self.url)
         ]
         assert [name.rpartition(".")[2] for name in names] == ["png", "png", "jpg"]
         assert all(re.fullmatch(r"e2b-[\w-]{32}\.(png|jpg)", name) for name in names)
@@ -412,7 +419,7 @@ class TestPublishing:
     ) -> None:
         before = os.umask(umask)
         try:
-            [url] = publish(run_with(png(), kind=PNG), self.config(tmp_path))
+            [url] = publish(run_with(png(), kind=PNG), tmp_path, self.url)
         finally:
             os.umask(before)
         assert (tmp_path / url.rpartition("/")[2]).stat().st_mode & 0o7777 == 0o644
@@ -430,7 +437,7 @@ class TestPublishing:
         watcher = threading.Thread(target=watch)
         watcher.start()
         try:
-            publish(run_with(*[data] * 20, kind=PNG), self.config(tmp_path))
+            publish(run_with(*[data] * 20, kind=PNG), tmp_path, self.url)
         finally:
             done.set()
             watcher.join()
@@ -454,14 +461,19 @@ class TestPublishing:
         for name in (*gone, *kept):
             os.utime(tmp_path / name, (0, time.time() - 2 * 3600 - 60))
         os.utime(tmp_path / young, (0, time.time() - 2 * 3600 + 60))
-        remove_old(self.config(tmp_path, image_ttl_hours=2))
+        remove_old(tmp_path, ttl_hours=2)
         assert sorted(os.listdir(tmp_path)) == sorted([*kept, young])
+
+    def test_without_a_folder_nothing_is_removed(self) -> None:
+        before = threading.active_count()
+        start_removing_old(Config(image_ttl_hours=1))
+        assert threading.active_count() == before
 
     def test_a_folder_that_is_not_there_costs_the_pictures(
         self, tmp_path: Path
     ) -> None:
         run = run_with(png(), png(GREEN), kind=PNG)
-        assert publish(run, self.config(tmp_path / "none")) == []
+        assert publish(run, tmp_path / "none", self.url) == []
         assert run.left_out == {
             ("picture", "it could not be stored by this service"): 2
         }
