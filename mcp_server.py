@@ -26,10 +26,10 @@ INVALID_PARAMS = -32602
 # LibreChat heeds no isError, but what begins so: it shows that in red and in full.
 _FAILED = "Error: tool call failed: "
 
-_Object = dict[str, Any]
+JsonObject = dict[str, Any]
 
 
-def error(message_id: object, code: int, text: str) -> _Object:
+def error(message_id: object, code: int, text: str) -> JsonObject:
     """A JSON-RPC error: the message with that id could not be answered."""
     return {
         "jsonrpc": "2.0",
@@ -38,7 +38,7 @@ def error(message_id: object, code: int, text: str) -> _Object:
     }
 
 
-def tool_result(text: str, images: list[_Object], *, is_error: bool) -> _Object:
+def tool_result(text: str, images: list[JsonObject], *, is_error: bool) -> JsonObject:
     """What a call of the tool gives: a text part, then the image parts."""
     if is_error:
         text = _FAILED + text
@@ -48,10 +48,10 @@ def tool_result(text: str, images: list[_Object], *, is_error: bool) -> _Object:
 
 def handle(
     message: object,
-    tool: _Object,
+    tool: JsonObject,
     instructions: str,
-    call: Callable[[_Object], _Object],
-) -> _Object | None:
+    call: Callable[[JsonObject], JsonObject],
+) -> JsonObject | None:
     """Answer a message, or None when it wants no answer; `call` runs the tool."""
     if isinstance(message, list):
         return error(None, INVALID_REQUEST, "Send one message at a time.")
@@ -86,17 +86,17 @@ def handle(
     return {"jsonrpc": "2.0", "id": message_id, "result": result}
 
 
-def _is_response(message: _Object) -> bool:
+def _is_response(message: JsonObject) -> bool:
     return not message.get("method") and ("result" in message or "error" in message)
 
 
-def _is_request(message: _Object) -> bool:
+def _is_request(message: JsonObject) -> bool:
     has_id_or_none = type(message.get("id")) in (int, str, type(None))
     has_method = isinstance(message.get("method"), str)
     return message.get("jsonrpc") == "2.0" and has_method and has_id_or_none
 
 
-def _initialize(params: _Object, instructions: str) -> _Object:
+def _initialize(params: JsonObject, instructions: str) -> JsonObject:
     """Agree to the version that the client asks for, or offer the newest."""
     asked = params.get("protocolVersion")
     return {

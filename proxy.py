@@ -44,7 +44,14 @@ from code_api.upload import take_form
 from config import MAX_BODY_BYTES, VERSION, Config, log
 from formatter import echo, format_plain, format_run
 from images import Delivery, deliver, json_pieces, published, start_removing_old
-from mcp_server import PARSE_ERROR, PROTOCOL_VERSIONS, error, handle, tool_result
+from mcp_server import (
+    PARSE_ERROR,
+    PROTOCOL_VERSIONS,
+    JsonObject,
+    error,
+    handle,
+    tool_result,
+)
 from metrics import (
     DOWNLOAD_BYTES,
     IDLE_SESSIONS,
@@ -57,7 +64,6 @@ from run import Run
 from sandbox import Unavailable, check_key
 from stream import is_costly
 
-_Object = dict[str, Any]  # of JSON
 _HERE = Path(__file__).parent
 _PAGE_POLICY = (
     "default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; "
@@ -197,7 +203,7 @@ def _milliseconds(duration_s: float) -> float:
 
 
 def _guarded_views(
-    config: Config, pool: Pool, tool: _Object, instructions: str
+    config: Config, pool: Pool, tool: JsonObject, instructions: str
 ) -> Blueprint:
     """The views that need the key, where there is one."""
     views = Blueprint("guarded", __name__)
@@ -244,7 +250,7 @@ def _guarded_views(
             return Response(status=202)
         return _json(reply)
 
-    def call_tool(arguments: _Object) -> _Object:
+    def call_tool(arguments: JsonObject) -> JsonObject:
         try:
             run = _run(arguments, config, pool)
         except (BadRequest, ServiceUnavailable) as exc:
@@ -272,7 +278,7 @@ def _parse_arguments(arguments: object, config: Config) -> tuple[str, int]:
         raise BadRequest('language must be "python", the only one that is served.')
     limit_s = arguments.get("timeout")
     if limit_s is None:
-        return code, config.run_timeout_s
+        limit_s = config.run_timeout_s
     # `true` is an int to isinstance.
     if type(limit_s) is not int or limit_s < 1:
         raise BadRequest("timeout must be a whole number of seconds, 1 or more.")
@@ -285,8 +291,7 @@ def _valid_code(code: object, max_chars: int) -> str:
     if len(code) > max_chars:
         raise BadRequest(f"code has {len(code):,} characters of {max_chars:,}.")
     if re.search("[\ud800-\udfff]", code):
-        text = "code must not hold a lone surrogate, which is no character."
-        raise BadRequest(text)
+        raise BadRequest("code must not hold a lone surrogate, which is no character.")
     return code
 
 
@@ -338,7 +343,9 @@ def _markdown(urls: list[str]) -> str:
 # --- looking at the service
 
 
-def _add_open_views(app: Flask, config: Config, pool: Pool, document: _Object) -> None:
+def _add_open_views(
+    app: Flask, config: Config, pool: Pool, document: JsonObject
+) -> None:
     """The views that need no key."""
     # Without an address of its own, E2B is on the internet.
     e2b_host = urlsplit(config.e2b_api_url or "https://e2b.dev").netloc
@@ -538,18 +545,17 @@ def _code_api(config: Config, pool: Pool) -> Blueprint:
 
     @views.errorhandler(Full)
     def full(_exc: Full) -> Response:
-        return _code_api_error(
-            429,
-            "rate_limited",
-            _FULL,
-            headers={"Retry-After": str(RETRY_AFTER_S)},
-            retry_after_seconds=RETRY_AFTER_S,
-        )
+        body = {
+            "error": "rate_limited",
+            "message": _FULL,
+            "retry_after_seconds": RETRY_AFTER_S,
+        }
+        return _json(body, 429, {"Retry-After": str(RETRY_AFTER_S)})
 
     return views
 
 
-def _load_document(config: Config) -> tuple[_Object, _Object]:
+def _load_document(config: Config) -> tuple[JsonObject, JsonObject]:
     """openapi.json with the limits that are set, and its operation as MCP's tool."""
     document = json.loads((_HERE / "openapi.json").read_bytes())
     operation = document["paths"]["/execute"]["post"]
@@ -610,10 +616,9 @@ def _code_api_error(
     code: str,
     message: str | None,
     headers: Any = None,
-    **more: object,
 ) -> Response:
     """An error in the form that LibreChat reads."""
-    return _json({"error": code, "message": message, **more}, status, headers)
+    return _json({"error": code, "message": message}, status, headers)
 
 
 def _json(body: object, status: int = 200, headers: Any = None) -> Response:
