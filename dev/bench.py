@@ -623,17 +623,17 @@ def _refusal(port: int) -> float:
 def kernel_rows(calls: int) -> list[Row]:
     """What a person waits for is mostly imports: in
     real kernels, on this machine, not at E2B."""
-    with StandIn({}) as e2b:
+    with StandIn({}) as e2b, Generator(clean_environ()) as load:
         environ = clean_environ(e2b.url)
         durations_s = []
         for setting in ({"WARM_IMPORTS": ""}, {}):
             warm = {"WARM_SANDBOXES": "1", **setting}
-            with Service(environ | warm) as service, Generator(environ) as load:
+            with Service(environ | warm) as service:
                 job = {"callers": 1, "calls": calls, "code": SINE, "warm": True}
                 result = load.ask("service", port=service.port, **job)
                 durations_s.append(result["durations_s"])
         setting = {"SESSION_IDLE_S": "60"}
-        with Service(environ | setting) as service, Generator(environ) as load:
+        with Service(environ | setting) as service:
             job = {"callers": 1, "calls": calls, "code": SINE, "port": service.port}
             cold_s = load.ask("service", **job)["durations_s"]
             kept_s = load.ask("service", **job, session="user/1")["durations_s"][1:]

@@ -33,7 +33,7 @@ from bench import (
 from launch import LOOPBACK, clean_environ
 
 # Longer than a kernel takes to start.
-PAUSE_S = 1.5
+PAUSE_S = 0.5
 BARE = (
     "import subprocess\n"
     "done = subprocess.run(['bash', '-c', 'echo hi'], capture_output=True, text=True)\n"

@@ -508,7 +508,9 @@ def test_only_addresses_of_other_machines_may_go_by_a_proxy(
         monkeypatch.delenv(name, raising=False)
     for name in ("http_proxy", "HTTP_PROXY"):
         monkeypatch.setenv(name, played.url)
-    run_check("--url", f"http://{host}:9")
+    url = f"http://{host}:9"
+    played.answers[f"{url}/health"] = Answer(status=500)
+    run_check("--url", url)
     assert bool(played.asked) is by_proxy
 
 

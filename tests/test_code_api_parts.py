@@ -251,7 +251,7 @@ LIES = {
     "a size below 0": line(written="a", size=-1),
     "a size that is none": line(written="a", size="1"),
     "more bytes than the file has": line(written="a", size=1) + chunk("a", b"12"),
-    "a bomb": line(written="a", size=10**8) + chunk("a", bytes(10**8)),
+    "a bomb": line(written="a", size=10**8) + chunk("a", bytes(10**7)),
     "bad base64": line(written="a", size=1) + line(of="a", packed="%"),
     "bad compression": line(written="a", size=1) + line(of="a", packed="YQ=="),
     "a name twice": line(written="a", size=2) * 2,
@@ -334,18 +334,21 @@ def test_the_program_is_python_of_3_8_and_ascii() -> None:
     ast.parse(PROGRAM.read_text("ascii"), feature_version=(3, 8))
 
 
-def runs(python: str) -> bool:
-    """Whether there is such a Python: a version manager's command may lead nowhere."""
+def is_installed(python: str) -> bool:
+    """A version manager's command may lead nowhere."""
     try:
         return not subprocess.run([python, "--version"], capture_output=True).returncode
     except OSError:
         return False
 
 
-@pytest.mark.parametrize(
-    "python", ["python3", *filter(runs, ["python3.8", "python3.9", "python3.10"])]
-)
-def test_the_cells_run_in_any_python(tmp_path: Path, python: str) -> None:
+def test_the_cells_run_in_any_python(tmp_path: Path) -> None:
+    run_cells("python3", tmp_path)
+    for python in filter(is_installed, ["python3.8", "python3.9", "python3.10"]):
+        run_cells(python, tmp_path / python)
+
+
+def run_cells(python: str, tmp_path: Path) -> None:
     data = tmp_path / "data"
     store = store_in(tmp_path)
     ids = add(store, os.urandom(3_000_000))

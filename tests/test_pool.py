@@ -378,16 +378,20 @@ def test_what_e2b_cannot_say_counts_until_the_end_of_its_lifetime(
     assert pool.seconds_spent() >= 2
 
 
-@pytest.mark.parametrize("sandbox_id", [None, 12345678, "", "../v2/sandboxes", "short"])
 def test_an_id_that_is_none_is_a_create_that_failed(
-    e2b: LocalE2B, make_pool: MakePool, quick_search: None, sandbox_id: object
+    e2b: LocalE2B,
+    make_pool: MakePool,
+    quick_search: None,
 ) -> None:
-    created = {"templateID": "t", "sandboxID": sandbox_id, "clientID": "c"}
-    body = created | {"envdVersion": "0.5.9"}
-    e2b.set_script({"run": OK_RUN, "create": {"status": 201, "body": body}})
+    created = {"templateID": "t", "clientID": "c", "envdVersion": "0.5.9"}
+    ids = [None, 12345678, "", "../v2/sandboxes", "short"]
+    creates = [{"status": 201, "body": created | {"sandboxID": id_}} for id_ in ids]
+    e2b.set_script({"run": OK_RUN, "create": creates})
     pool = make_pool()
-    run = pool.run("1", 30)
-    assert (run.outcome, run.problem) == ("unavailable", sandbox_module.FAILED)
+    for _ in ids:
+        run = pool.run("1", 30)
+        assert (run.outcome, run.problem) == ("unavailable", sandbox_module.FAILED)
+    assert len(of_kind(e2b.state(), "create")) == len(ids)
     wait_until(lambda: pool.count("lost") == 0, 10)
     state = e2b.state()
     assert {request["kind"] for request in state["requests"]} == {"create", "list"}

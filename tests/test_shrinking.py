@@ -7,14 +7,17 @@ import io
 import math
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import pytest
 from builders import answer_with, decoded, figure, picture
 from local_e2b import LocalE2B
-from matplotlib.figure import Figure
 from PIL import Image, ImageChops, ImageFilter, ImageStat
 
 from conftest import Service, http, urls_of
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 LIMIT = 50_000
 
@@ -32,6 +35,12 @@ def as_it_is(
     return start(MCP_IMAGE_BYTES="0", IMAGE_DIR=str(folder), IMAGE_URL="/images")
 
 
+def new_drawing(width_in: float, height_in: float) -> Figure:
+    from matplotlib.figure import Figure  # takes long, and every worker collects this
+
+    return Figure(figsize=(width_in, height_in))
+
+
 def png_of(drawing: Figure, dpi: int) -> bytes:
     file = io.BytesIO()
     drawing.savefig(file, dpi=dpi)
@@ -41,7 +50,7 @@ def png_of(drawing: Figure, dpi: int) -> bytes:
 @pytest.fixture(scope="module")
 def plot() -> bytes:
     """Many lines, 340 kB."""
-    drawing = Figure(figsize=(10, 6))
+    drawing = new_drawing(10, 6)
     axes = drawing.subplots()
     for phase in range(8):
         curve = [math.sin(x / 30 + phase) * 1.005 ** -(x * phase) for x in range(500)]
@@ -55,7 +64,7 @@ def plot() -> bytes:
 @pytest.fixture(scope="module")
 def small_text() -> bytes:
     """Forty lines in 6 pt, 350 kB."""
-    drawing = Figure(figsize=(8, 6))
+    drawing = new_drawing(8, 6)
     for line in range(40):
         text = f"{line}: The quick brown fox jumps over the lazy dog 0123456789"
         drawing.text(0.05 + line % 2 * 0.5, 0.95 - line / 45, text, fontsize=6)
