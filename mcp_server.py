@@ -55,19 +55,16 @@ def handle(
     """Answer a message, or None when it wants no answer; `call` runs the tool."""
     if isinstance(message, list):
         return error(None, INVALID_REQUEST, "Send one message at a time.")
-    if not isinstance(message, dict):
-        message = {}
-    if _is_response(message):
+    request = _as_object(message)
+    if _is_response(request):
         return None  # to a request that was never made
-    if not _is_request(message):
+    if not _is_request(request):
         return error(None, INVALID_REQUEST, "Expected one JSON-RPC 2.0 request.")
-    message_id = message.get("id")
+    message_id = request.get("id")
     if message_id is None:
         return None  # a notification
-    params = message.get("params")
-    if not isinstance(params, dict):
-        params = {}
-    match message["method"]:
+    params = _as_object(request.get("params"))
+    match request["method"]:
         case "initialize":
             result = _initialize(params, instructions)
         case "ping":
@@ -78,12 +75,16 @@ def handle(
             if params.get("name") != tool["name"]:
                 text = f"The only tool is {tool['name']}."
                 return error(message_id, INVALID_PARAMS, text)
-            arguments = params.get("arguments")
-            result = call(arguments if isinstance(arguments, dict) else {})
+            result = call(_as_object(params.get("arguments")))
         case _:
             text = "This server has no such method."
             return error(message_id, UNKNOWN_METHOD, text)
     return {"jsonrpc": "2.0", "id": message_id, "result": result}
+
+
+def _as_object(value: object) -> JsonObject:
+    """What is no object has no members."""
+    return value if isinstance(value, dict) else {}
 
 
 def _is_response(message: JsonObject) -> bool:

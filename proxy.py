@@ -183,7 +183,7 @@ def _finish_request(response: Response) -> Response:
     response.headers.setdefault("Cache-Control", "no-store")
     fields = {
         "request_id": g.request_id,
-        "method": request.method[:20],
+        "method": request.method,
         "path": request.path[:200],
         "status": response.status_code,
         "took_ms": _milliseconds(monotonic() - g.started),

@@ -23,7 +23,7 @@ from typing import Any
 from gunicorn import glogging, util
 from gunicorn.workers.gthread import _DEFER, TConn, ThreadWorker
 
-from config import Config
+from config import Config, log
 from json_log import JsonFormatter, StdoutHandler
 
 # Slow is whom a thread waits for longer than
@@ -74,7 +74,7 @@ class JsonLogger(glogging.Logger):
             level=logging.WARNING,
             force=True,
         )
-        logging.getLogger("e2b_proxy").setLevel(level)
+        log.setLevel(level)
         self.error_log.setLevel(level)
         self.error_log.propagate = True
 
