@@ -54,7 +54,8 @@ def with_data_folder(code: str) -> str:
     line that makes it; other code as it is."""
     if DATA_FOLDER not in code:
         return code
-    indentation = code[: len(code) - len(code.lstrip(" \t"))]
+    unindented = code.lstrip(" \t")
+    indentation = code.removesuffix(unindented)
     return f"{indentation}{MAKE_DATA_FOLDER}\n{code}"
 
 
@@ -62,7 +63,9 @@ def _without_fences(code: str) -> str:
     """What stands in fences, or all of the code if nothing does."""
     marked = re.sub(_NO_CODE, lambda text: text[0].replace("\n", _IN_STRING), code)
     kept = re.sub(_AROUND_FENCES, _blank, marked)
-    return kept.replace(_IN_STRING, "\n") if kept.strip() else code
+    if not kept.strip():
+        return code
+    return kept.replace(_IN_STRING, "\n")
 
 
 def _blank(match: re.Match[str]) -> str:

@@ -31,17 +31,27 @@ _LOGGED_AGAIN = (
     rf"(?:\n\1(?>{_TIME}?)\2$){{2,}}"
 )
 # `data:image/png;base64,iVBORw0K…`, from a length on at which nobody reads it.
-_DATA_URI = r"(data:\w{1,40}/[\w.+-]{1,80};base64,)([A-Za-z0-9+/]{200,}={0,2})"
+_DATA_URI = (
+    r"(data:\w{1,40}/[\w.+-]{1,80};base64,)"
+    r"([A-Za-z0-9+/]{200,}={0,2})"
+)
 
-# The code in a frame of a traceback: `   3804
-# try:`, `-> 3805     return x`, `   (...)`.
-_ROWS = r"(?: *(?:-*> )?\d+(?: [^\n]*)?\n| *\(\.\.\.\)\n)*+"
-# A frame in a library: `File /usr/…/dist-packages/pandas/io.py:3, in f`,
-# `File /usr/lib/python3.13/json/…`, `File <frozen importlib…`,
-# `File index.pyx:167, in pandas.…`, `File pandas/_libs/x.pxi:7`.
+# The code in a frame of a traceback.
+_ROWS = (
+    r"(?:"
+    r" *(?:-*> )?\d+(?: [^\n]*)?\n"  # `   3804 try:`, `-> 3805     return x`
+    r"| *\(\.\.\.\)\n"  # `   (...)`
+    r")*+"
+)
+# A frame in a library.
 _LIBRARY = (
-    r"^File (?:\S*?/(?:site|dist)-packages/|\S*?/lib/python3[\d.]*/|<frozen "
-    r"|\w+\.pyx:\d+, in |(?=\w+/[\w/]*\.px[id]:))"
+    r"^File (?:"
+    r"\S*?/(?:site|dist)-packages/"  # `File /usr/…/dist-packages/pandas/io.py:3, in f`
+    r"|\S*?/lib/python3[\d.]*/"  # `File /usr/lib/python3.13/json/…`
+    r"|<frozen "  # `File <frozen importlib…`
+    r"|\w+\.pyx:\d+, in "  # `File index.pyx:167, in pandas.…`
+    r"|(?=\w+/[\w/]*\.px[id]:)"  # `File pandas/_libs/x.pxi:7`
+    r")"
 )
 _FRAME = rf"(?>{_LIBRARY}\w[^\n]*\n{_ROWS})"
 _LIBRARY_FRAMES = rf"(?m)({_FRAME})((?:{_FRAME}){{2,}})(?={_LIBRARY}\w)"
@@ -87,8 +97,9 @@ def _measured(uri: re.Match[str]) -> str:
 
 def _first_only(frames: re.Match[str]) -> str:
     names = re.findall(rf"(?m){_LIBRARY}(\w+)", frames[2])
-    libraries = ", ".join(sorted(set(names)))
-    return f"{frames[1]}[{len(names):,} frames of {libraries} left out]\n"
+    libraries = sorted(set(names))
+    listed = ", ".join(libraries)
+    return f"{frames[1]}[{len(names):,} frames of {listed} left out]\n"
 
 
 def _first_of_equals(frames: re.Match[str]) -> str:

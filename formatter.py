@@ -17,14 +17,19 @@ _ANSI = (
     r"|[ -/]*[0-~]"  # a character set: `\x1b(B`
     r")"
 )
-# Neither text, tab nor newline: NUL, DEL, line separators, a byte order mark.
+# Neither text, tab nor newline.
 _CONTROL = (
-    r"[\x00-\x08\x0b-\x1f\x7f-\x9f"
-    r"\u2028\u2029"
-    r"\ufeff\ufffe\uffff]"
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f"  # NUL and others, DEL
+    r"\u2028\u2029"  # line separators
+    r"\ufeff\ufffe"  # a byte order mark
+    r"\uffff]"
 )
 # They reorder what is read; shown as Python's repr shows them.
-_BIDI = r"[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]"
+_BIDI = (
+    r"[\u061c\u200e\u200f"  # marks
+    r"\u202a-\u202e"  # embeddings and overrides
+    r"\u2066-\u2069]"  # isolates
+)
 # What a progress bar wrote over on its line: `10%\r20%\r`.
 _OVERWRITTEN = r"(?m)^.*\r(?=[^\r\n])"
 _MAX_LINE_CHARS = 300

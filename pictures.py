@@ -10,16 +10,17 @@ JPEG = "image/jpeg"
 SVG = "image/svg+xml"
 MAX_PIXELS = 50_000_000  # decoded by a viewer they take 200 MB
 # The start of an SVG: `<svg `, or what may stand before it: `<?xml version="1.0"?>`.
-_SVG_START = re.compile(rb"\s*(?:<\?xml|<!--|<!DOCTYPE svg|<svg)")
+_SVG_START = rb"\s*(?:<\?xml|<!--|<!DOCTYPE svg|<svg)"
 _PNG_START = b"\x89PNG\r\n\x1a\n\0\0\0\x0dIHDR"
 _JPEG_START = b"\xff\xd8\xff"
 _SIZES = {
-    PNG: re.compile(rb"(?s)\A.{12}IHDR(?P<width>.{0,4})(?P<height>.{0,4})"),
+    PNG: rb"(?s)\A.{12}IHDR(?P<width>.{0,4})(?P<height>.{0,4})",
     # A "start of frame": ff c0, a length of 11 to 20, 8 bits a sample, its size.
-    JPEG: re.compile(
+    JPEG: (
         rb"(?s)\xff[\xc0-\xc3\xc5-\xc7\xc9-\xcb\xcd-\xcf]\0[\x0b\x11\x14]."
         rb"(?P<height>..)(?P<width>..)"
     ),
+    SVG: rb"(?!)",  # nothing: it is drawn in any size
 }
 
 
@@ -50,7 +51,7 @@ def decode(label: str, text: str) -> bytes:
 
 def picture_from(data: bytes, shown_as: str = "") -> Picture:
     """Know a picture by its first bytes. Raises BadPicture."""
-    if _SVG_START.match(data) and b"<svg" in data:
+    if re.match(_SVG_START, data) and b"<svg" in data:
         return Picture(SVG, data, shown_as)
     if data.startswith(_PNG_START):
         picture = Picture(PNG, data, shown_as)
@@ -68,7 +69,8 @@ def picture_from(data: bytes, shown_as: str = "") -> Picture:
 def size_in_pixels(picture: Picture) -> tuple[int, int]:
     """The width and height that a PNG or a JPEG claims, (0, 0) if it has none."""
     sizes = []
-    for match in _SIZES[picture.media_type].finditer(picture.data):
+    pattern = _SIZES[picture.media_type]
+    for match in re.finditer(pattern, picture.data):
         width = int.from_bytes(match["width"])
         height = int.from_bytes(match["height"])
         sizes.append((width, height))

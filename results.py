@@ -26,8 +26,16 @@ _DRAWING = r"""(?sx) Text\(-?[\d.]+,[ ]-?[\d.]+,[ ]['"][^\n]*['"]\)
       .*"""
 # A string as E2B's server sends it, `repr` without its quotes: `a\nb`. Other values
 # may have such a text too, `['a\\nb']`, `Path('a\\nb')`; they have quotes in them.
-_STRING = r"(?!(?:[\[({<]|[\w.]+\()[^\n]*['\"])(?:[^\\\n]|\\[\\'ntrxuU])*+"
-_ESCAPES = {r"\n": "\n", r"\t": "\t", r"\'": "'", r"\\": "\\"}
+_STRING = (
+    r"(?!(?:[\[({<]|[\w.]+\()[^\n]*['\"])"  # not `['`, `Path('`
+    r"(?:[^\\\n]|\\[\\'ntrxuU])*+"
+)
+_ESCAPES = {
+    r"\n": "\n",
+    r"\t": "\t",
+    r"\'": "'",
+    r"\\": "\\",
+}
 # HTML that draws, plays or runs: text would not stand for it.
 _ACTIVE_HTML = r"(?i)<(?:script|svg|img|canvas|video|audio|iframe|object|embed)\b"
 _MAX_HTML_CHARS = 100_000
@@ -53,7 +61,7 @@ def value_text(formats: dict[str, Any], has_picture: bool) -> str:
     if re.fullmatch(_EMPTY_FIGURE, text):
         return ""
     if text and not re.fullmatch(_PLACEHOLDER, text):
-        return _unescaped(text) if re.fullmatch(_STRING, text) else text
+        return _unescaped(text)
     if has_picture:
         return ""
     for label in ("markdown", "latex", "json"):
@@ -72,7 +80,8 @@ def is_lost(formats: dict[str, Any], text: str) -> bool:
     if text or not any(formats.get(label) for label in _PAGES):
         return False
     # Without a text or data of its own it only loads a library, as plotly.js.
-    return "text" in formats or re.search(_DATA, " ".join(formats)) is not None
+    labels = " ".join(formats)
+    return "text" in formats or re.search(_DATA, labels) is not None
 
 
 def is_drawing(text: str) -> bool:
@@ -81,6 +90,9 @@ def is_drawing(text: str) -> bool:
 
 
 def _unescaped(text: str) -> str:
+    """A string as it was; the text of any other value stays."""
+    if not re.fullmatch(_STRING, text):
+        return text
     return re.sub(r"\\[nt'\\]", lambda escape: _ESCAPES[escape[0]], text)
 
 

@@ -6,16 +6,25 @@ or the end of the cell closes it. That one is drawn anew, in another size."""
 
 import re
 
-from pictures import SVG, Picture, size_in_pixels
+from pictures import Picture, size_in_pixels
 
 # Code that names a gif, and makes more than one frame.
 _ANIMATION = r"(?s)(?=.*\.gif\b).*(?:\bsave_all\b|Animation\()"
 # What happens to a figure, in the code's order: `savefig(`, `plt.show(`, `close(`.
-_STEPS = r"\b(savefig|(?:plt|pyplot)\.show|close|clf|cla|clear)\("
+_STEPS = (
+    r"\b(savefig"
+    r"|(?:plt|pyplot)\.show"
+    r"|close|clf|cla|clear"
+    r")\("
+)
 # A figure that is saved and then closed or emptied is not shown again.
 _SAVED_THEN_CLOSED = "savefig c"
 # Code that may save other pictures, or draw figures that pyplot does not know.
-_OTHER_PICTURES = r"\bPIL\b|\bim(?:save|write)\b|\bFigure\("
+_OTHER_PICTURES = (
+    r"\bPIL\b"
+    r"|\bim(?:save|write)\b"
+    r"|\bFigure\("
+)
 # `<PIL.Image.Image image mode=RGBA size=640x480>`: as matplotlib saves.
 _SAVED = "<PIL.Image.Image image mode=RGBA size="
 # `<Figure size 640x480 with 1 Axes>`.
@@ -35,8 +44,8 @@ def figures_are_shown_twice(code: str) -> bool:
         return False
     steps = re.findall(_STEPS, code)
     # Twice, for a loop: what comes first in it comes after the last, too.
-    is_closed = re.search(_SAVED_THEN_CLOSED, " ".join(steps * 2))
-    return "savefig" in steps and not is_closed
+    order = " ".join(steps * 2)
+    return "savefig" in steps and _SAVED_THEN_CLOSED not in order
 
 
 def is_saved_copy(picture: Picture, figure: Picture) -> bool:
@@ -46,7 +55,11 @@ def is_saved_copy(picture: Picture, figure: Picture) -> bool:
     if not drawn or not picture.shown_as.startswith(_SAVED):
         return False
     width, height = size_in_pixels(picture)
-    forms = [(int(drawn[1]), int(drawn[2]))]
-    if figure.media_type != SVG:
-        forms.append(size_in_pixels(figure))
-    return any(abs(width * h - height * w) < _TOLERANCE * height * w for w, h in forms)
+    whole = (int(drawn[1]), int(drawn[2]))
+    without_margins = size_in_pixels(figure)
+    for figure_width, figure_height in (whole, without_margins):
+        expected = height * figure_width
+        difference = abs(width * figure_height - expected)
+        if difference < _TOLERANCE * expected:
+            return True
+    return False

@@ -23,19 +23,19 @@ _CHARACTER_BYTES = 12
 # What is kept of a line that is dropped: it has the text of a value, which is cut.
 _LINE_START_BYTES = 64 * 1024
 # A value whose JSON is long: `{"type": "result", "text": "[1, 2, …]", "json": [`.
-_JSON_VALUE = re.compile(
+_JSON_VALUE = (
     rb'\s*\{\s*"type"\s*:\s*"result"\s*,'
     rb'\s*"text"\s*:\s*("(?:[^"\\]|\\.)*+")\s*,'
     rb'\s*"json"'
 )
 # The start of a line of output: `{"type": "stdout", "text": "`.
-_OUTPUT = re.compile(
+_OUTPUT = (
     rb'\s*\{\s*"type"\s*:\s*"(stdout|stderr)"\s*,'
     rb'\s*"text"\s*:\s*"'
 )
 # The first half of a character that JSON writes as two.
-_HALF_A_PAIR = re.compile("[\ud800-\udbff]\\Z")
-_LABEL = re.compile(rb'"(stdout|stderr|error|text|png|jpeg|svg|pdf|html)"')
+_HALF_A_PAIR = "[\ud800-\udbff]\\Z"
+_LABEL = rb'"(stdout|stderr|error|text|png|jpeg|svg|pdf|html)"'
 # Of plotly, bokeh, an animation as HTML, a gif, a pdf.
 _NO_PICTURE = "only png, jpeg and svg can be shown, so draw it with matplotlib"
 # What IPython says of sys.exit(), instead of a traceback.
@@ -91,7 +91,7 @@ class StreamReader:
 
     def _take_output(self) -> None:
         """Take what there is of a line of output, as if it were a line of its own."""
-        output = _OUTPUT.match(self._line)
+        output = re.match(_OUTPUT, self._line)
         if not output:
             return
         kind = output[1].decode()
@@ -104,7 +104,7 @@ class StreamReader:
                 text = json.loads(b'"' + written + b'"')
             except ValueError:
                 continue
-            if not _HALF_A_PAIR.search(text):
+            if not re.search(_HALF_A_PAIR, text):
                 getattr(self.run, kind).add(text)
                 del self._line[start:end]
                 return
@@ -119,14 +119,15 @@ class StreamReader:
             self._read(line)
 
     def _note_dropped(self, line: bytearray) -> None:
-        labels = [b"an unknown kind", *_LABEL.findall(line)]
+        found = re.findall(_LABEL, line)
+        labels = [b"an unknown kind", *found]
         label = labels[-1].decode()
         size = f"{self._dropped_bytes / 1e6:,.1f} MB of {label}"
         self.run.leave_out("output", f"{size}, which is over every limit")
         self._dropped_bytes = 0
         if label == "error":
             self.run.error_name = "Error"
-        if value := _JSON_VALUE.match(line):
+        if value := re.match(_JSON_VALUE, line):
             text = json.loads(value[1])
             self.run.add_value(text)
 

@@ -33,34 +33,34 @@ _MAX_QUOTED = 1000
 _E2B_CODE = " import os; os.environ['E2B_"
 
 # Where two lines are joined.
-_JOINT = re.compile(
+_JOINT = (
     r"(?<=-{75})(?=\w)"  # `-----ZeroDivisionError`
     r"|(?<=recent call last\))(?=Cell |File )"  # `… last)Cell In[2], line 1`
     r"|(?<=:)(?=-{75})"  # `… another exception occurred:-----`
     r"|(?<=due dynamically evaluated source code\.')(?=\w)"  # `….'File index.pyx:167`
 )
 # A frame of the first cell: its heading, then quoted lines.
-_FRAME = re.compile(
+_FRAME = (
     r"(?m)^Cell In\[1\], line \d.*(?:\n(?:"
     r" *(?:-+> )?\d{1,7}(?: .*)?"  # `----> 5 1/0`
     r"|\s*\(\.\.\.\)\s*"  # `(...)`, for a gap
     r")$)*"
 )
 # The same line in its parts: `----> `, `5`, ` 1/0`.
-_ROW = re.compile(r"(?m)\n( *(?:-+> )?)(\d{1,7})(?= |$)(.*)")
+_ROW = r"(?m)\n( *(?:-+> )?)(\d{1,7})(?= |$)(.*)"
 # A place in the first cell, then its line.
 _PLACE = (
     r"^ *Cell In\[1\], line "  # `Cell In[1], line 5`
     r'|ipykernel_\d+/\d+\.py(?::|", line )'  # `…/ipykernel_304/15.py:6: UserWarning`
 )
 # The same in a text without rows: the next line quotes the code.
-_QUOTING = re.compile(rf"(?m)(?!^Cell)({_PLACE})(\d{{1,7}}).*\n[ |]*(.*)")
-_PRINTED = re.compile(
+_QUOTING = rf"(?m)(?!^Cell)({_PLACE})(\d{{1,7}}).*\n[ |]*(.*)"
+_PRINTED = (
     rf"(?m)({_PLACE}"
     r"|^<>:(?=\d+: \w+Warning)"  # `<>:3: SyntaxWarning: …`
     r")(\d{1,7})"
 )
-_SYNTAX_ERROR = re.compile(
+_SYNTAX_ERROR = (
     r"(?m)("
     r"\(\d+\.py, line "  # `invalid syntax (15.py, line 5)`
     r"|\(detected at line "  # `unterminated string literal (detected at line 5)`
@@ -103,13 +103,15 @@ def renumber_run(
 
 def split_headings(traceback: str) -> str:
     """Give each heading that E2B's server joined to another a line of its own."""
-    return _JOINT.sub("\n", traceback)
+    return re.sub(_JOINT, "\n", traceback)
 
 
 def split_notes(traceback: str, error: str) -> str:
     """Give what E2B's server joined to the error a line of its own: its notes."""
-    frames, error, notes = traceback.rpartition(error)
-    return f"{frames}{error}\n{notes}" if error and notes.strip() else traceback
+    frames, found, notes = traceback.rpartition(error)
+    if not found or not notes.strip():
+        return traceback
+    return f"{frames}{found}\n{notes}"
 
 
 def prefix_lines(code: str, evidence: str) -> int:
@@ -119,16 +121,20 @@ def prefix_lines(code: str, evidence: str) -> int:
     traceback and warnings, is that line of the code."""
     own_lines = map(str.strip, code.split("\n"))
     numbered = set(enumerate(own_lines, 1))
-    frames = "\n".join(_FRAME.findall(evidence))
-    rows = _ROW.findall(frames) + _QUOTING.findall(evidence + "\n")
+    frames = "\n".join(re.findall(_FRAME, evidence))
+    rows = re.findall(_ROW, frames)
+    rows += re.findall(_QUOTING, evidence + "\n")
     quoted = []
     for _, number, text in rows[:_MAX_QUOTED]:
         # Shell commands and magics are quoted as the calls that they became.
         if "get_ipython()." not in text:
-            quoted.append((int(number), text.strip()))
+            row = (int(number), text.strip())
+            quoted.append(row)
     for prefix in _PREFIXES:
-        own = {(number - prefix, text) for number, text in quoted if number > prefix}
-        if own and own <= numbered:
+        own_rows = {
+            (number - prefix, text) for number, text in quoted if number > prefix
+        }
+        if own_rows and own_rows <= numbered:
             return prefix
     return _E2B_LINES
 
@@ -149,26 +155,28 @@ def renumber_traceback(text: str, prefix: int) -> str:
         # As wide as before.
         width = len(margin + number)
         fill = margin[:1] or " "
-        return "\n" + f"{margin}{own_number}".rjust(width, fill) + code
+        start = f"{margin}{own_number}".rjust(width, fill)
+        return f"\n{start}{code}"
 
     def frame_renumbered(frame: re.Match[str]) -> str:
-        return _ROW.sub(renumbered, frame[0])
+        return re.sub(_ROW, renumbered, frame[0])
 
     if prefix:
-        text = _FRAME.sub(frame_renumbered, text)
+        text = re.sub(_FRAME, frame_renumbered, text)
     return renumber_printed(text, prefix)
 
 
 def renumber_syntax_error(text: str, prefix: int) -> str:
     """Renumber a traceback or a message of code that is no Python."""
-    return _subtract(prefix, _SYNTAX_ERROR, renumber_traceback(text, prefix))
+    text = renumber_traceback(text, prefix)
+    return _subtract(prefix, _SYNTAX_ERROR, text)
 
 
-def _subtract(prefix: int, pattern: re.Pattern[str], text: str) -> str:
+def _subtract(prefix: int, pattern: str, text: str) -> str:
     """Subtract `prefix` from each number that is the pattern's second group."""
 
     def renumbered(match: re.Match[str]) -> str:
         number = int(match[2]) - prefix
         return f"{match[1]}{number}" if number > 0 else match[0]
 
-    return pattern.sub(renumbered, text)
+    return re.sub(pattern, renumbered, text)

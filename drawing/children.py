@@ -14,14 +14,16 @@ from run import Run
 
 _BUDGET_S = 5.0  # for all pictures of a reply
 _children = threading.BoundedSemaphore(2)  # each is a process of up to 1 GiB
-_SVG_TEXT = re.compile(rb"<(\w+:)?text")
+_SVG_TEXT = rb"<(\w+:)?text"
 # Anything but a part of the same document or a picture inside it, in attributes and
 # in CSS.
-_REFERS_OUTSIDE = re.compile(
-    r"""(?:href|src)\s*=\s*+(?!["']\s*+(?:\#|data:image/(?:png|jpeg|gif|webp);base64,))
-    |url\s*+\(\s*+(?!["']?\s*+\#)|@import|<!ENTITY|<\?xml-stylesheet""",
-    re.IGNORECASE | re.VERBOSE,
-)
+_REFERS_OUTSIDE = r"""(?ix)
+    (?:href|src)\s*=\s*+
+        (?!["']\s*+(?:\#|data:image/(?:png|jpeg|gif|webp);base64,))
+    | url\s*+\(\s*+(?!["']?\s*+\#)
+    | @import
+    | <!ENTITY
+    | <\?xml-stylesheet"""
 
 
 def rasterize(run: Run, config: Config) -> None:
@@ -67,12 +69,14 @@ def _give_up_at(run: Run) -> float:
 
 
 def _draw(svg: bytes, run: Run, give_up_at: float) -> Picture:
-    if _SVG_TEXT.search(svg):
+    if re.search(_SVG_TEXT, svg):
         why = "text is drawn from paths only (svg.fonttype: path)"
         run.leave_out("SVG text", why)
-    if _REFERS_OUTSIDE.search(svg.decode("utf-8", "replace")):
+    document = svg.decode("utf-8", "replace")
+    if re.search(_REFERS_OUTSIDE, document):
         raise BadPicture("an SVG that refers to something outside itself")
-    return picture_from(_child(["svg_to_png.py"], svg, "an SVG", give_up_at))
+    png = _child(["svg_to_png.py"], svg, "an SVG", give_up_at)
+    return picture_from(png)
 
 
 def _child(command: list[str], data: bytes, what: str, give_up_at: float) -> bytes:
