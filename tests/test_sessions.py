@@ -25,6 +25,12 @@ def service(start: Callable[..., Service]) -> Service:
     return start(SESSION_IDLE_S="60", RUN_TIMEOUT_S="30")
 
 
+@pytest.fixture(scope="module")
+def off(start: Callable[..., Service]) -> Service:
+    """A service that keeps nothing between calls."""
+    return start()
+
+
 @pytest.fixture
 def session(request: pytest.FixtureRequest) -> str:
     """A session of the test's own."""
@@ -224,14 +230,13 @@ def test_neither_e2b_nor_the_log_is_told_the_id(
 
 
 def test_the_tool_says_that_things_are_kept_only_where_they_are(
-    service: Service, start: Callable[..., Service]
+    service: Service, off: Service
 ) -> None:
     def said(of: Service, method: str) -> str:
         params = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {}}
         message = {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}
         return requests.post(f"{of.url}/mcp", json=message, timeout=30).text
 
-    off = start()
     assert "kept within a conversation until 1 minutes" in said(service, "tools/list")
     assert "kept within" not in said(off, "tools/list")
     for method in ("tools/list", "initialize"):
@@ -240,9 +245,8 @@ def test_the_tool_says_that_things_are_kept_only_where_they_are(
 
 
 def test_off_the_same_requests_go_to_e2b_whatever_id_a_call_has(
-    start: Callable[..., Service], e2b: LocalE2B
+    off: Service, e2b: LocalE2B
 ) -> None:
-    off = start()
     e2b.set_script({"run": OK_RUN})
     at_s = time.monotonic()
     call(off, CONVERSATION, "1")
