@@ -81,7 +81,6 @@ _READY_CACHE_S = 30
 _LOOPBACK = re.compile(
     r"(?i)(|(.*\.)?localhost|127(\.\d+){3}|0\.0\.0\.0|\[::1?\])(:\d+)?"
 )
-_TOO_LARGE = "The body has more than {:,} bytes."
 # A script of 10 MiB twice in base64, which is how create_file sends a file.
 MAX_EXEC_BODY_BYTES = 32 * 1024 * 1024
 # As much as the worker sends at once. By smaller pieces a slow client would look quick.
@@ -92,9 +91,8 @@ _NOTHING_IS_KEPT_AND = (
     " Nothing is kept between calls, and no file can be handed to the user."
 )
 _NOTHING_IS_KEPT = (
-    "Nothing is kept between calls: each call must import what it uses and hold all of "
-    "its"
-    " data. Files can be written to /mnt/data, for this call only."
+    "Nothing is kept between calls: each call must import what it uses and hold all of"
+    " its data. Files can be written to /mnt/data, for this call only."
 )
 _SESSIONS_ARE_KEPT = (
     "Variables, imports and files (in /mnt/data) are kept within a conversation until"
@@ -350,7 +348,6 @@ def _add_open_views(
     # Without an address of its own, E2B is on the internet.
     e2b_host = urlsplit(config.e2b_api_url or "https://e2b.dev").netloc
     is_e2b_local = bool(_LOOPBACK.fullmatch(e2b_host))
-    key_check = _KeyCheck(config)
     page_template = (_HERE / "index.html").read_text("utf-8")
 
     @app.get("/health")
@@ -373,11 +370,23 @@ def _add_open_views(
             }
         )
 
+    key_asked_at = -math.inf
+    key_problem = "E2B is being asked. Try again in a moment."
+
     @app.get("/ready")
     def ready() -> Response:
-        problem = key_check.problem()
-        if problem:
-            raise ServiceUnavailable(problem, retry_after=_READY_CACHE_S)
+        """Whether E2B takes this service's key, asked once for many callers."""
+        nonlocal key_asked_at, key_problem
+        if monotonic() - key_asked_at > _READY_CACHE_S:
+            # Before the question: other callers meanwhile do not ask as well.
+            key_asked_at = monotonic()
+            try:
+                check_key(config)
+                key_problem = ""
+            except Unavailable as exc:
+                key_problem = str(exc)
+        if key_problem:
+            raise ServiceUnavailable(key_problem, retry_after=_READY_CACHE_S)
         return _json({"status": "ready"})
 
     @app.get("/openapi.json")
@@ -414,27 +423,6 @@ def _add_open_views(
             headers=_IMAGE_HEADERS,
             content_type=media_type,
         )
-
-
-class _KeyCheck:
-    """Whether E2B takes this service's key, asked once for many callers."""
-
-    def __init__(self, config: Config) -> None:
-        self._config = config
-        self._asked_at = -math.inf
-        self._problem = "E2B is being asked. Try again in a moment."
-
-    def problem(self) -> str:
-        """Empty when E2B takes the key."""
-        if monotonic() - self._asked_at > _READY_CACHE_S:
-            # Before the question: other callers meanwhile do not ask as well.
-            self._asked_at = monotonic()
-            try:
-                check_key(self._config)
-                self._problem = ""
-            except Unavailable as exc:
-                self._problem = str(exc)
-        return self._problem
 
 
 # --- LibreChat's code interpreter
@@ -637,15 +625,16 @@ def _json_body(max_bytes: int = MAX_BODY_BYTES) -> Any:
     """
     if request.mimetype != "application/json":
         raise UnsupportedMediaType("Send the body as Content-Type: application/json.")
+    too_large = RequestEntityTooLarge(f"The body has more than {max_bytes:,} bytes.")
     announced_bytes = request.content_length or 0
     if announced_bytes > max_bytes:
-        raise RequestEntityTooLarge(_TOO_LARGE.format(max_bytes))
+        raise too_large
     try:
         body = request.stream.read(max_bytes + 1)
     except Exception:  # the server's own, for malformed chunks
         raise BadRequest(_UNREADABLE) from None
     if len(body) > max_bytes:
-        raise RequestEntityTooLarge(_TOO_LARGE.format(max_bytes))
+        raise too_large
     if len(body) < announced_bytes:
         raise BadRequest(_UNREADABLE)
     try:
