@@ -123,7 +123,9 @@ def _cut(parts: dict[str, Clipped], max_chars: int) -> None:
 
 
 def _notes(run: Run, parts: dict[str, Clipped]) -> list[str]:
-    notes = [run.note] if run.note else []
+    notes = []
+    if run.note:
+        notes.append(run.note)
     for name, part in parts.items():
         if part.missing:
             notes.append(

@@ -85,7 +85,8 @@ def publish(run: Run, folder: Path, base_url: str) -> list[str]:
     urls = []
     for picture in run.pictures:
         suffix = "png" if picture.media_type == PNG else "jpg"
-        name = f"e2b-{secrets.token_urlsafe(24)}.{suffix}"
+        token = secrets.token_urlsafe(24)  # nobody guesses 192 bits
+        name = f"e2b-{token}.{suffix}"
         try:
             _write(folder, name, picture.data)
         except OSError as exc:
@@ -154,9 +155,10 @@ def json_pieces(body: object) -> list[bytes]:
         blobs.append(blob.data)
         return blob.prefix + _PLACEHOLDER
 
-    first, *others = json.dumps(body, default=placeholder).split(_PLACEHOLDER)
+    text = json.dumps(body, default=placeholder)
+    first, *others = text.split(_PLACEHOLDER)
     pieces = [first.encode()]
-    for blob, text in zip(blobs, others, strict=True):
+    for blob, other in zip(blobs, others, strict=True):
         pieces.append(b64encode(blob))
-        pieces.append(text.encode())
+        pieces.append(other.encode())
     return pieces

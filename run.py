@@ -117,8 +117,9 @@ class Run:
         limit = config.max_image_bytes
         if size > limit:
             raise BadPicture(f"{size:,} bytes (the limit is {limit:,})")
+        total_size = sum(len(each.data) for each in kept)
         limit = MAX_REPLY_IMAGE_BYTES
-        if sum(len(each.data) for each in kept) > limit:
+        if total_size > limit:
             raise BadPicture(f"a reply holds at most {limit:,} bytes of pictures")
         self.pictures = kept
 

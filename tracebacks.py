@@ -82,7 +82,8 @@ def renumber_run(
     `code` is the cell as it was sent; of a later cell
     only the headings are put on lines of their own."""
     run.traceback = split_headings(run.traceback)
-    evidence = f"{run.traceback}\n{run.stderr.text()}"
+    stderr = run.stderr.text()
+    evidence = f"{run.traceback}\n{stderr}"
     prefix = prefix_lines(code, evidence) if is_first_cell else 0
     # With frames in it, the error is in other code that this code ran, by exec or eval.
     is_own_syntax = "(most recent call last)" not in run.traceback

@@ -46,8 +46,9 @@ def shrink(run: Run, config: Config) -> None:
     Each has MCP_IMAGE_BYTES at most, all together twice that. One that cannot be made
     smaller stays as it is: then the user sees it, and the model does not."""
     limit = config.mcp_image_bytes
-    if run.picture_bytes > 2 * limit:
-        limit = min(limit, 2 * limit // len(run.pictures))
+    total_limit = 2 * limit
+    if run.picture_bytes > total_limit:
+        limit = min(limit, total_limit // len(run.pictures))
     sizes = [len(picture.data) for picture in run.pictures]
     if not limit or max(sizes, default=0) <= limit:
         return
@@ -59,7 +60,7 @@ def shrink(run: Run, config: Config) -> None:
         log.warning("pictures stay as large as they are: %s", exc)
         return
     smaller = map(b64decode, answer.split())
-    run.pictures = list(map(picture_from, smaller))
+    run.pictures = [picture_from(data) for data in smaller]
 
 
 def _give_up_at(run: Run) -> float:
