@@ -42,6 +42,9 @@ from conftest import E2B_KEY, OK_RUN, ROOT, Service, e2b_at, free_port, text_of
 PROXY_KEY = "proxy-key-0123456789-abcdef"
 AUTHORIZATION = {"Authorization": f"Bearer {PROXY_KEY}"}
 MAX_GROWTH_MB = 64
+# How often /health is asked: the first answer, before the slow ones are known, may be
+# slow on a busy machine.
+AT_LEAST = 5
 # Their lines are more than a pipe holds.
 REQUESTS = 500
 
@@ -147,7 +150,7 @@ def connected(service: Service) -> socket.socket:
 def test_300_clients_that_do_not_close_leave_health_quick(service: Service) -> None:
     """gunicorn's main thread would wait for each of them, for up to 2 s."""
     with nothing_remains(service), does_not_close(service.port):
-        took_s = health_s(service.port, 1.5)
+        took_s = health_s(service.port, 1.5, AT_LEAST)
     assert median(took_s) < 0.5, took_s[-5:]
 
 
@@ -173,7 +176,7 @@ def test_100_clients_that_send_a_byte_each_half_second_leave_health_quick(
     service: Service, drips: Callable[[int], Attackers]
 ) -> None:
     with nothing_remains(service), drips(service.port):
-        took_s = health_s(service.port, 2.5)
+        took_s = health_s(service.port, 2.5, AT_LEAST)
     assert median(took_s) < 1, took_s[-5:]
 
 
@@ -183,7 +186,7 @@ def test_60_clients_that_do_not_read_a_picture_leave_health_quick(
     (picture,) = images.iterdir()
     path = f"/images/{picture.name}"
     with nothing_remains(service), reads_nothing(service.port, path):
-        took_s = health_s(service.port, 2.5)
+        took_s = health_s(service.port, 2.5, AT_LEAST)
     assert median(took_s) < 1, took_s[-5:]
 
 
@@ -200,7 +203,7 @@ def test_60_clients_that_do_not_read_a_file_leave_health_quick(
     path = f"/v1/download/{uploaded['storage_session_id']}/{file_id}"
     key = f"Authorization: Bearer {PROXY_KEY}"
     with nothing_remains(service), reads_nothing(service.port, path, key):
-        took_s = health_s(service.port, 2.5)
+        took_s = health_s(service.port, 2.5, AT_LEAST)
     assert median(took_s) < 1, took_s[-5:]
 
 
