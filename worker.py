@@ -142,11 +142,12 @@ class PatientWorker(ThreadWorker):
     """A threaded worker that bounds how long
     slow and silent clients hold its threads."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def init_process(self) -> None:
+        """The process's whole life."""
         self._handled: set[ClientSocket] = set()  # each has a thread
         # Clients that are slow to close may keep a quarter of the threads.
         self._may_linger = threading.Semaphore(self.cfg.threads // 4)
+        super().init_process()
 
     def get_thread_pool(self) -> ThreadPoolExecutor:
         """All threads from the start: one that
