@@ -543,6 +543,9 @@ def _code_api(config: Config, pool: Pool) -> Blueprint:
     return views
 
 
+# --- what a model is told
+
+
 def _load_document(config: Config) -> tuple[JsonObject, JsonObject]:
     """openapi.json with the limits that are set, and its operation as MCP's tool."""
     document = json.loads((_HERE / "openapi.json").read_bytes())
