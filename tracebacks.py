@@ -55,11 +55,13 @@ _PLACE = (
 )
 # The same in a text without rows: the next line quotes the code.
 _QUOTING = rf"(?m)(?!^Cell)({_PLACE})(\d{{1,7}}).*\n[ |]*(.*)"
+# What code prints of itself: warnings, and frames in Python's own form.
 _PRINTED = (
     rf"(?m)({_PLACE}"
     r"|^<>:(?=\d+: \w+Warning)"  # `<>:3: SyntaxWarning: …`
     r")(\d{1,7})"
 )
+# What is said of code that is no Python.
 _SYNTAX_ERROR = (
     r"(?m)("
     r"\(\d+\.py, line "  # `invalid syntax (15.py, line 5)`
@@ -87,13 +89,14 @@ def renumber_run(
     prefix = prefix_lines(code, evidence) if is_first_cell else 0
     # With frames in it, the error is in other code that this code ran, by exec or eval.
     is_own_syntax = "(most recent call last)" not in run.traceback
-    renumber_error = renumber_syntax_error if is_own_syntax else renumber_traceback
 
     def error(text: str) -> str:
-        return renumber_error(text, prefix).replace(sandbox_id, "[sandbox id]")
+        text = renumber_error(text, prefix, is_own_syntax)
+        return text.replace(sandbox_id, "[sandbox id]")
 
     def printed(text: str) -> str:
-        return renumber_printed(text, prefix).replace(sandbox_id, "[sandbox id]")
+        text = _renumber(text, prefix, _PRINTED)
+        return text.replace(sandbox_id, "[sandbox id]")
 
     run.traceback = error(run.traceback)
     run.error_value = error(run.error_value)
@@ -140,13 +143,10 @@ def prefix_lines(code: str, evidence: str) -> int:
     return _E2B_LINES
 
 
-def renumber_printed(text: str, prefix: int) -> str:
-    """Renumber what the code printed: warnings, and frames in Python's own form."""
-    return _subtract(prefix, _PRINTED, text)
+def renumber_error(text: str, prefix: int, is_own_syntax: bool) -> str:
+    """Renumber a traceback or a message, and drop the lines that the prefix has in it.
 
-
-def renumber_traceback(text: str, prefix: int) -> str:
-    """Renumber a traceback, and drop the lines that the prefix has in it."""
+    `is_own_syntax`: it may be of code that is no Python."""
 
     def renumbered(row: re.Match[str]) -> str:
         margin, number, code = row.groups()
@@ -164,16 +164,13 @@ def renumber_traceback(text: str, prefix: int) -> str:
 
     if prefix:
         text = re.sub(_FRAME, frame_renumbered, text)
-    return renumber_printed(text, prefix)
+    text = _renumber(text, prefix, _PRINTED)
+    if is_own_syntax:
+        text = _renumber(text, prefix, _SYNTAX_ERROR)
+    return text
 
 
-def renumber_syntax_error(text: str, prefix: int) -> str:
-    """Renumber a traceback or a message of code that is no Python."""
-    text = renumber_traceback(text, prefix)
-    return _subtract(prefix, _SYNTAX_ERROR, text)
-
-
-def _subtract(prefix: int, pattern: str, text: str) -> str:
+def _renumber(text: str, prefix: int, pattern: str) -> str:
     """Subtract `prefix` from each number that is the pattern's second group."""
 
     def renumbered(match: re.Match[str]) -> str:

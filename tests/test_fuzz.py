@@ -24,7 +24,7 @@ from mcp_server import handle
 from pictures import PNG, Picture
 from run import Clipped, Run
 from stream import StreamReader
-from tracebacks import prefix_lines, renumber_syntax_error, split_headings
+from tracebacks import prefix_lines, renumber_error, split_headings
 
 LIMIT = 1_000  # the lowest that can be set
 WHOLE = 300 * LIMIT  # longer than any of `texts` is
@@ -217,7 +217,8 @@ def test_any_code_is_echoed_in_a_fence_of_its_own(code: str) -> None:
 @given(texts, texts)
 def test_any_traceback_can_be_mended(code: str, text: str) -> None:
     text = split_headings(text)
-    mended = renumber_syntax_error(text, prefix_lines(code, text))
+    prefix = prefix_lines(code, text)
+    mended = renumber_error(text, prefix, is_own_syntax=True)
     assert len(mended) <= len(text)
 
 

@@ -25,8 +25,8 @@ import pytest
 from run import Run
 from tracebacks import (
     prefix_lines,
+    renumber_error,
     renumber_run,
-    renumber_syntax_error,
     split_headings,
 )
 
@@ -56,7 +56,8 @@ def quoted(prefix: str) -> str:
 
 def renumbered(code: str, traceback: str) -> str:
     text = split_headings(traceback)
-    return renumber_syntax_error(text, prefix_lines(code, text))
+    prefix = prefix_lines(code, text)
+    return renumber_error(text, prefix, is_own_syntax=True)
 
 
 def renumbered_run(code: str, value: str, traceback: str, stderr: str) -> Run:
