@@ -33,7 +33,16 @@ LONGEST_FILES = (
     "test_faults.py",
     "test_code_api.py",
     "test_process.py",
+    "test_local_e2b.py",
     "test_page.py",
+    "test_packaging.py",
+    "test_demo.py",
+    "test_sessions.py",
+    "test_sandbox.py",
+    "test_librechat.py",
+    "test_shrinking.py",
+    "test_openapi.py",
+    "test_stream.py",
 )
 
 

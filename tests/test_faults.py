@@ -531,9 +531,9 @@ def test_kill_fails_the_result_is_returned_all_the_same_and_it_is_counted_and_lo
 
 # A value as E2B sends it: its text, which is cut, and as JSON, which is not.
 BIG_DICT = [
-    '{"type": "result", "text": "{0: 0, …}", "json": {',
-    ",".join(map('"{:x}":0'.format, range(1_500_000))),  # 15 MB
-    '}, "extra": {}, "is_main_result": true}\n',
+    '{"type": "result", "text": "{0: 0, …}", "json": {"',
+    '":0,"'.join(map(str, range(1_500_000))),  # 16 MB
+    '":0}, "extra": {}, "is_main_result": true}\n',
 ]
 # Asks /health until its stdin ends; prints how long the slowest answer took.
 ASK_HEALTH = """

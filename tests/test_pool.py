@@ -300,11 +300,13 @@ def quick_search(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_sandbox_whose_create_was_not_answered_is_found_and_killed(
     e2b: LocalE2B, make_pool: MakePool, quick_search: None, creates: list[State]
 ) -> None:
-    e2b.set_script({"run": OK_RUN, "create": creates})
+    # It is not found before this test has seen that it is looked for.
+    e2b.set_script({"run": OK_RUN, "create": creates, "list": {"fault": "reset"}})
     pool = make_pool(max_concurrent_runs=1)
     assert pool.run("1", 30).outcome == "unavailable"
     assert pool.count("lost") == 1
     assert pool.seconds_spent() > 0
+    e2b.set_script({"run": OK_RUN})
     state = e2b.wait_for(lambda state: state["killed"] == 1, 10)
     assert (state["created"], state["alive"]) == (1, 0)
     wait_until(lambda: pool.count("lost") == 0)

@@ -76,7 +76,7 @@ def made(lifetime_s: int = 60, budget_s: float = OVERHEAD_S) -> Sandbox:
     return sandbox
 
 
-def run_in(sandbox: Sandbox, code: str = "1", limit_s: int = 1) -> Run:
+def run_in(sandbox: Sandbox, code: str = "1", limit_s: int = 20) -> Run:
     run = Run.empty(1000)
     sandbox.run(code, limit_s, run)
     return run
@@ -139,7 +139,7 @@ def test_the_sdks_own_timeout_still_fires_after_twice_the_time(e2b: LocalE2B) ->
     with ThreadPoolExecutor(3) as threads:
         calls = [lambda: run(sandboxes[0]), lambda: run(sandboxes[1]), create]
         for duration_s in threads.map(took_s, calls):
-            assert 0.9 < duration_s < 1.9
+            assert 0.9 < duration_s < 4
 
 
 # --- run ------------------------------------------------------------------------------
@@ -154,7 +154,7 @@ def test_a_run_ends_exactly_at_its_limit_when_it_hangs_falls_silent_or_never_end
         sandbox = made()
         for _ in range(3):  # something else may have kept this machine busy
             with Timer() as timer:
-                run = run_in(sandbox, f"# answer: {json.dumps(HANGS[name])}")
+                run = run_in(sandbox, f"# answer: {json.dumps(HANGS[name])}", 1)
             if timer.took_s < 1.3:
                 break
         return name, timer.took_s, run
@@ -171,11 +171,11 @@ def test_a_run_ends_exactly_at_its_limit_when_it_hangs_falls_silent_or_never_end
 def test_the_limit_is_of_the_run_as_a_whole_and_not_of_its_silence(
     e2b: LocalE2B,
 ) -> None:
-    e2b.set_script({"run": {"delay_after_headers_s": 0.7, "run_s": 0.7, **PRINTED}})
+    e2b.set_script({"run": {"delay_after_headers_s": 0.9, "run_s": 9, **PRINTED}})
     sandbox = made()
     with Timer() as timer:
-        assert run_in(sandbox).outcome == "timeout"
-    assert timer.took_s < 1.4  # else it was not the limit that ended it
+        assert run_in(sandbox, limit_s=1).outcome == "timeout"
+    assert timer.took_s < 1.8  # else it was the silence that ended it
 
 
 def test_the_code_is_sent_once_exactly_as_it_came_and_unpacked_answers_are_asked_for(
