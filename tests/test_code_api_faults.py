@@ -290,7 +290,7 @@ def test_a_sandbox_that_falls_silent_is_given_up_10_s_after_the_limit(
     long_waits: dict[str, Future[tuple[Any, float]]], slow_e2b: LocalE2B
 ) -> None:
     reply, took_s = long_waits["silent run"].result()
-    assert 11 < took_s < 14
+    assert 11 < took_s < 16
     assert reply["stdout"] == "begun\n"
     assert reply["stderr"] == "the sandbox did not answer in time\n"
     assert len(of_kind(slow_e2b, "run")) == 1

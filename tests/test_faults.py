@@ -513,7 +513,7 @@ def test_kill_fails_the_result_is_returned_all_the_same_and_it_is_counted_and_lo
     before, at = failed(), len(service.lines)
     response, took_s = timed_execute(service, "1")
     assert_reply(response, "ok", "ok\n", e2b=e2b)
-    assert took_s < 1
+    assert took_s < 3  # a kill has 4 s
     e2b.wait_for(
         lambda state: since.count("kill_requests") >= tries and not state["alive"], 10
     )

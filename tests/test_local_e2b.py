@@ -781,8 +781,8 @@ def test_leaving_closes_everything_at_once_even_what_hangs() -> None:
         e2b.wait_for(lambda state: state["requests"])
         leaving_s = time.monotonic()
     with caller:
-        assert time.monotonic() - leaving_s < 2
-        caller.settimeout(2)
+        assert time.monotonic() - leaving_s < 10
+        caller.settimeout(10)
         assert caller.recv(1) == b""
 
 

@@ -145,21 +145,21 @@ def test_a_create_that_failed_leaves_its_slot_free(
 def test_a_caller_who_comes_while_a_kill_is_under_way_waits_for_its_slot(
     e2b: LocalE2B, make_pool: MakePool
 ) -> None:
-    e2b.set_script({"run": OK_RUN, "kill": {"delay_s": 0.6}})
+    e2b.set_script({"run": OK_RUN, "kill": {"delay_s": 1.5}})
     pool = make_pool(max_concurrent_runs=1)
     started = time.monotonic()
     assert pool.run("1", 5).outcome == "ok"
-    assert time.monotonic() - started < 0.5  # the kill is off the caller's path
+    assert time.monotonic() - started < 1.4  # the kill is off the caller's path
     second = pool.run("1", 5)
     assert second.outcome == "ok"
-    assert 0.05 < second.durations_s["queue"] < 2
+    assert 0.05 < second.durations_s["queue"] < 4
     assert e2b.state()["max_alive"] == 1
 
 
 def test_no_more_callers_wait_than_there_are_kills_under_way(
     e2b: LocalE2B, make_pool: MakePool, threads: ThreadPoolExecutor
 ) -> None:
-    e2b.set_script({"run": OK_RUN, "kill": {"delay_s": 0.7}})
+    e2b.set_script({"run": OK_RUN, "kill": {"delay_s": 1.5}})
     pool = make_pool(max_concurrent_runs=2)
     for _ in range(2):
         pool.run("1", 5)
@@ -176,10 +176,10 @@ def test_a_waiter_is_refused_when_the_kill_takes_longer_than_its_budget(
 ) -> None:
     assert pool_module.KILL_BUDGET_S <= 5
     monkeypatch.setattr(pool_module, "KILL_BUDGET_S", 0.5)
-    e2b.set_script({"run": OK_RUN, "kill": {"delay_s": 1.2}})
+    e2b.set_script({"run": OK_RUN, "kill": {"delay_s": 2.2}})
     pool = make_pool(max_concurrent_runs=1)
     pool.run("1", 5)
-    assert 0.4 < refusal_s(pool, tries=1) < 1.1
+    assert 0.4 < refusal_s(pool, tries=1) < 2
 
 
 def test_a_slot_is_held_until_the_lifetimes_end_when_every_kill_fails(
@@ -203,14 +203,14 @@ def test_a_kill_that_fails_is_tried_again_off_the_callers_path(
     e2b: LocalE2B, make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert pool_module._KILL_AGAIN_AFTER_S[0] <= 1
-    monkeypatch.setattr(pool_module, "_KILL_AGAIN_AFTER_S", (1, 0.1, math.inf))
+    monkeypatch.setattr(pool_module, "_KILL_AGAIN_AFTER_S", (1.5, 0.1, math.inf))
     e2b.set_script(
         {"run": OK_RUN, "kill": [{"fault": "ignored"}, {"fault": "reset"}, {}]}
     )
     pool = make_pool()
     started = time.monotonic()
     assert pool.run("1", 5).outcome == "ok"
-    assert time.monotonic() - started < 0.9
+    assert time.monotonic() - started < 1.4
     state = e2b.wait_for(lambda state: state["alive"] == 0, 30)
     assert (state["killed"], state["kill_requests"]) == (1, 3)
 
@@ -535,12 +535,12 @@ def test_one_made_ahead_is_used_once_killed_and_made_again(
 def test_a_caller_is_faster_with_one_made_ahead(
     e2b: LocalE2B, make_pool: MakePool
 ) -> None:
-    e2b.set_script({"run": OK_RUN, "create": {"delay_s": 0.8}})
+    e2b.set_script({"run": OK_RUN, "create": {"delay_s": 1.5}})
     pool = make_pool(warm_sandboxes=1)
     is_ready(pool)
     started = time.monotonic()
     pool.run("1", 5)
-    assert time.monotonic() - started < 0.7
+    assert time.monotonic() - started < 1.4
 
 
 def test_those_made_ahead_count_under_the_cap_and_give_way_to_runs(
@@ -691,24 +691,26 @@ def test_when_e2b_is_short_of_room_making_ahead_backs_off_and_callers_still_run(
 
 
 def test_a_caller_does_not_wait_while_making_ahead_backs_off(
-    e2b: LocalE2B, make_pool: MakePool
+    e2b: LocalE2B, make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(pool_module, "_FIRST_BACK_OFF_S", 5)
     e2b.set_script({"run": OK_RUN, "create": [REFUSED, {}]})
     pool = make_pool(max_concurrent_runs=1, warm_sandboxes=1)
     e2b.wait_for(lambda state: answered(state, "create"), 30)
     run = pool.run("1", 5)
     assert run.outcome == "ok"
-    assert run.durations_s["queue"] < 0.8  # the first back-off is 1 s
+    assert run.durations_s["queue"] < 4.5
 
 
 def test_one_that_cannot_be_primed_is_killed_before_making_ahead_backs_off(
-    e2b: LocalE2B, make_pool: MakePool
+    e2b: LocalE2B, make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(pool_module, "_FIRST_BACK_OFF_S", 5)
     e2b.set_script({"run": {"fault": "reset"}})
     make_pool(warm_sandboxes=1)
     state = e2b.wait_for(lambda state: of_kind(state, "kill"), 30)
     (primed, *_), (killed, *_) = of_kind(state, "run"), of_kind(state, "kill")
-    assert killed["at_s"] - primed["at_s"] < 0.8  # the first back-off is 1 s
+    assert killed["at_s"] - primed["at_s"] < 4.5
 
 
 def test_the_back_off_begins_again_after_a_success(

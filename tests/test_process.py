@@ -380,7 +380,7 @@ def test_sigterm_is_not_held_up_by_a_connection_that_says_nothing(
         started = time.monotonic()
         service.process.send_signal(signal.SIGTERM)
         assert service.process.wait(20) == 0
-        assert time.monotonic() - started < 6
+        assert time.monotonic() - started < 15
 
 
 def test_a_worker_that_dies_is_replaced_and_the_service_goes_on(
