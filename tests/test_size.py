@@ -17,10 +17,10 @@ ROOT = Path(__file__).parents[1]
 counted_sizes = functools.cache(sizes_by_file)
 
 # Raised only by what a new feature is allowed to cost, in the commit that adds it.
-MAX_NODES = 29_500
-# flask has 6.7, httpx 6.1, starlette 7.3: to come down to 7.6 over all, 8.5 in a file.
-MAX_NODES_A_LINE = 8.1
-MAX_NODES_A_LINE_OF_A_FILE = 10.0
+MAX_NODES = 28_600
+# flask has 6.7, httpx 6.1, starlette 7.3, itsdangerous 7.5.
+MAX_NODES_A_LINE = 7.6
+MAX_NODES_A_LINE_OF_A_FILE = 8.5
 SHORT_FILE_LINES = 30  # one regular expression decides the ratio of such a file
 
 
