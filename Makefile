@@ -21,12 +21,12 @@ MISSING := $(shell test -x $(PY) || echo missing)
 demo: $(FOR_DEMO)
 	@exec $(PY) dev/demo.py
 
-# ARGS goes to pytest: make test ARGS="-k health -x". Most tests wait, so six files run at once.
+# ARGS goes to pytest: make test ARGS="-k health -x". Most tests wait, so five files run at once.
 # The service is started dozens of times: its bytecode is kept, whatever the environment says.
 test: $(FOR_ALL)
 	NO_PROXY="127.0.0.1,localhost,$$NO_PROXY" no_proxy="127.0.0.1,localhost,$$no_proxy" \
 		PYTHONDONTWRITEBYTECODE= \
-		$(PY) -m pytest --numprocesses 6 --dist loadfile --no-loadscope-reorder $(ARGS)
+		$(PY) -m pytest --numprocesses 5 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(FOR_ALL)
 	$(PY) -m ruff check .

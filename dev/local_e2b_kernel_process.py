@@ -17,6 +17,7 @@ import signal
 import sys
 from typing import Any
 
+import ipykernel.debugger  # noqa: F401 - each kernel does, at its start
 import IPython
 import orjson
 import zmq
