@@ -234,7 +234,7 @@ def test_a_request_as_a_whole_ends_within_its_overhead_when_the_wait_is_long_and
     create: dict[str, Any],
 ) -> None:
     assert pool_module.OVERHEAD_S == 10
-    monkeypatch.setattr(pool_module, "OVERHEAD_S", 3)
+    monkeypatch.setattr(pool_module, "OVERHEAD_S", 4)
     silent = {"fault": "silent"}
     e2b.set_script(
         {"run": [OK_RUN, silent], "kill": {"delay_s": 0.5}, "create": [{}, create]}
@@ -242,8 +242,8 @@ def test_a_request_as_a_whole_ends_within_its_overhead_when_the_wait_is_long_and
     pool = make_pool(max_concurrent_runs=1)
     pool.run("1", 1)
     started = time.monotonic()
-    run = pool.run("1", 1)  # waits 0.5 s for the kill; then 1 s is left for a sandbox
-    assert time.monotonic() - started <= 1 + 3
+    run = pool.run("1", 1)  # waits 0.5 s for the kill; then 2 s are left for a sandbox
+    assert time.monotonic() - started <= 1 + 4
     assert run.outcome == ("unavailable" if "fault" in create else "timeout")
 
 
