@@ -35,6 +35,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
+from functools import partial
 from itertools import repeat
 from time import monotonic
 from typing import Literal
@@ -101,6 +102,22 @@ def import_cell(modules: str) -> str:
     names = [name.strip() for name in modules.split(",")]
     with_matplotlib = _WITH_MATPLOTLIB if "matplotlib" in modules else []
     return _IMPORT_CELL.format(names=names + with_matplotlib)
+
+
+def latest_start() -> float:
+    """When the sandbox of a call that arrives now has to be there: see `monotonic`."""
+    return monotonic() + OVERHEAD_S - _RESERVE_S
+
+
+def again_when_gone(attempt: Callable[[bool], None]) -> None:
+    """Call it; once more when its sandbox was gone, so that nothing has run.
+
+    Its argument says whether the sandbox must be new:
+    others that were made ahead may be gone as well."""
+    try:
+        attempt(False)
+    except SandboxGone:
+        attempt(True)
 
 
 class Full(Exception):
@@ -377,22 +394,16 @@ class Pool:
                 left_s = math.ceil(limit_s - waited_s)
                 if left_s < min(limit_s, _LEAST_RUN_S):
                     raise Unavailable(_SESSION_BUSY)
-                self._run_twice(code, left_s, run, mark)
+                made_by = latest_start()
+                again_when_gone(
+                    partial(self._run_once, code, left_s, run, made_by, mark)
+                )
         except Unavailable as exc:
             run.problem = str(exc)
         for step, duration_s in run.durations_s.items():
             STEP_SECONDS.labels(step).observe(duration_s)
         RUNS.labels(run.outcome).inc()
         return run
-
-    def _run_twice(self, code: str, limit_s: int, run: Run, mark: str) -> None:
-        """Run it; once more when its sandbox was gone, so that nothing has run."""
-        made_by = monotonic() + OVERHEAD_S - _RESERVE_S
-        try:
-            self._run_once(code, limit_s, run, made_by, mark)
-        except SandboxGone:
-            # Others that were made ahead may be gone as well.
-            self._run_once(code, limit_s, run, made_by, mark, must_be_new=True)
 
     def _run_once(
         self,
@@ -401,11 +412,10 @@ class Pool:
         run: Run,
         made_by: float,
         mark: str,
-        must_be_new: bool = False,
+        must_be_new: bool,
     ) -> None:
-        with self.sandbox(
-            limit_s, made_by, run.durations_s, must_be_new, mark
-        ) as sandbox:
+        lease = self.sandbox(limit_s, made_by, run.durations_s, must_be_new, mark)
+        with lease as sandbox:
             if mark and not sandbox.has_run and self._slots.has_ended(mark):
                 run.note = _SESSION_GONE
             if code.lstrip().startswith("%%"):

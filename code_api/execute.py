@@ -10,12 +10,10 @@ from code_api.request import ExecRequest
 from code_api.store import Store, StoreError
 from config import CARRIED_BYTES_PER_S, OVERHEAD_S, Config
 from metrics import EXECS
-from pool import Pool
+from pool import Pool, again_when_gone, latest_start
 from run import Run
-from sandbox import Sandbox, SandboxGone, Unavailable
+from sandbox import Sandbox, Unavailable
 
-# Of the overhead, for what remains to be done after the script, on a busy machine too.
-_RESERVE_S = 1.5
 _MAX_ERROR_CHARS = 500  # of the notebook's own error, for stderr
 _TOO_LATE = "the sandbox did not answer in time"
 _NO_END = "the sandbox did not report the script's end"
@@ -51,18 +49,14 @@ class _Exec:
         self._report = report
         carry_s = request.input_bytes() // CARRIED_BYTES_PER_S
         self._work_s = request.limit_s + carry_s
-        self._made_by = monotonic() + OVERHEAD_S - _RESERVE_S
+        self._made_by = latest_start()
         self._deadline = monotonic() + OVERHEAD_S + self._work_s
 
     def run(self) -> None:
         """Raises Full, and Unavailable when something fails before or in the script."""
-        try:
-            self._run_in_sandbox()
-        except SandboxGone:
-            # Nothing has run. Others that were made ahead may be gone as well.
-            self._run_in_sandbox(must_be_new=True)
+        again_when_gone(self._run_in_sandbox)
 
-    def _run_in_sandbox(self, must_be_new: bool = False) -> None:
+    def _run_in_sandbox(self, must_be_new: bool) -> None:
         """Raises SandboxGone while the script cannot have begun."""
         lease = self._pool.sandbox(
             self._work_s,
