@@ -187,7 +187,7 @@ class Forks:
             self._parent = asyncio.create_task(self._start_parent())
         await asyncio.shield(self._parent)
         if self._reader.done():
-            raise RuntimeError("the process that forks kernels has ended")
+            raise RuntimeError(self._reader.result())
         started = asyncio.get_running_loop().create_future()
         self._starting.append(started)
         self._requests.write(json.dumps(wanted).encode() + b"\n")
@@ -226,7 +226,8 @@ class Forks:
         self._reader = asyncio.create_task(self._read(reports))
         return parent
 
-    async def _read(self, reports: asyncio.StreamReader) -> None:
+    async def _read(self, reports: asyncio.StreamReader) -> str:
+        """Take in its reports. Returns why there are no more kernels after its end."""
         async for report in reports:
             event, pid = report.split()
             if event == b"started":
@@ -236,10 +237,12 @@ class Forks:
                 self._running.pop(int(pid)).has_ended.set()
         self._log.seek(0)
         said = self._log.read().decode(errors="replace")[-2000:]
+        problem = f"no kernel could be started: {said}"
         for started in self._starting:
-            started.set_exception(RuntimeError(f"no kernel could be started: {said}"))
+            started.set_exception(RuntimeError(problem))
         for process in self._running.values():
             process.has_ended.set()
+        return problem
 
 
 def _kill_at_once(started: asyncio.Future[_Process]) -> None:
@@ -305,11 +308,6 @@ class Kernel:
             ip=str(root / "kernel"),
             key=secrets.token_hex().encode(),
         )
-        client = AsyncKernelClient()
-        # Without a limit: a queue that is full drops
-        # output, and this process may be busy.
-        client.context.setsockopt(zmq.RCVHWM, 0)
-        client.load_connection_info(connection)
         self._process = await self._forks.start(
             connection_file=str(connection_file),
             directory=str(self.home),
@@ -317,6 +315,11 @@ class Kernel:
             environment=_environment_of(self.home, root / "ipython"),
             log=str(root / "log"),
         )
+        client = AsyncKernelClient()
+        # Without a limit: a queue that is full drops
+        # output, and this process may be busy.
+        client.context.setsockopt(zmq.RCVHWM, 0)
+        client.load_connection_info(connection)
         client.start_channels(stdin=False, hb=False)
         self._client = client
         reader = asyncio.create_task(self._read())

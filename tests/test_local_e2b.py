@@ -492,6 +492,22 @@ def test_ten_megabytes_arrive_whole_in_a_few_messages(
     assert len(events) <= 5
 
 
+def test_a_run_is_told_why_no_kernel_can_be_started(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken.py"
+    broken.write_text("raise ImportError('there is no ipykernel')")
+    monkeypatch.setattr(local_e2b_kernels, "_PROCESS", broken)
+    with LocalE2B() as e2b:
+        for _ in range(2):  # one that waits for the process, and one that comes later
+            headers = {"e2b-sandbox-id": create(e2b)}
+            reply = requests.post(
+                f"{e2b.url}/execute", json={"code": "1"}, headers=headers, timeout=60
+            )
+            assert reply.status_code == 500
+            assert "there is no ipykernel" in reply.text
+
+
 def test_a_kernel_that_dies_is_told_after_a_while_and_started_again(
     kernels: LocalE2B,
     first_cells: dict[str, tuple[str, list[Event]]],
