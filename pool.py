@@ -33,9 +33,8 @@ import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
-from functools import partial
 from itertools import repeat
 from time import monotonic
 from typing import Literal
@@ -104,20 +103,22 @@ def import_cell(modules: str) -> str:
     return _IMPORT_CELL.format(names=names + with_matplotlib)
 
 
-def latest_start() -> float:
-    """When the sandbox of a call that arrives now has to be there: see `monotonic`."""
+def _latest_creation() -> float:
+    """Until when what is asked for now may have its sandbox made."""
     return monotonic() + OVERHEAD_S - _RESERVE_S
 
 
-def again_when_gone(attempt: Callable[[bool], None]) -> None:
-    """Call it; once more when its sandbox was gone, so that nothing has run.
+@dataclass(frozen=True)
+class Need:
+    """What a sandbox is needed for.
 
-    Its argument says whether the sandbox must be new:
-    others that were made ahead may be gone as well."""
-    try:
-        attempt(False)
-    except SandboxGone:
-        attempt(True)
+    It is one that was made ahead, unless it `must_be_new`; or one that is made now,
+    until `made_by` on the clock of monotonic(). With a `mark` it is that session's."""
+
+    limit_s: int  # how long the work takes at most
+    mark: str = ""
+    must_be_new: bool = False
+    made_by: float = field(default_factory=_latest_creation)
 
 
 class Full(Exception):
@@ -127,8 +128,8 @@ class Full(Exception):
 @dataclass(eq=False)
 class _Slot:
     sandbox: Sandbox
+    mark: str  # of its session
     state: State = "making"
-    mark: str = ""  # of its session
 
 
 class _Slots:
@@ -158,16 +159,16 @@ class _Slots:
             yield
             return
         with self._changed:
-            if mark in self._marks_in_use:
-                if self._waiting_for_turn > self._config.max_concurrent_runs // 2:
-                    raise Unavailable(_SESSION_BUSY)
-                self._waiting_for_turn += 1
-                is_free = self._changed.wait_for(
-                    lambda: mark not in self._marks_in_use, timeout_s
-                )
-                self._waiting_for_turn -= 1
-                if not is_free:
-                    raise Unavailable(_SESSION_BUSY)
+            most_waiting = self._config.max_concurrent_runs // 2
+            may_wait = self._waiting_for_turn <= most_waiting
+            self._waiting_for_turn += 1
+            is_free = self._changed.wait_for(
+                lambda: mark not in self._marks_in_use,
+                timeout_s if may_wait else 0,
+            )
+            self._waiting_for_turn -= 1
+            if not is_free:
+                raise Unavailable(_SESSION_BUSY)
             self._marks_in_use.add(mark)
         try:
             yield
@@ -176,7 +177,7 @@ class _Slots:
                 self._marks_in_use.remove(mark)
                 self._changed.notify_all()
 
-    def take(self, must_be_new: bool, mark: str) -> _Slot:
+    def take(self, need: Need) -> _Slot:
         """Return a slot for a run: the session's own,
         or with a sandbox made ahead, or a free one.
 
@@ -189,60 +190,60 @@ class _Slots:
             self._waiting += 1
         try:
             while True:
-                slot, is_taken = self._take_or_end(must_be_new, mark, give_up_at)
-                if is_taken:
-                    return slot
+                with self._changed:
+                    slot = self._take_or_end(need, give_up_at)
+                    if slot.state == "running":
+                        return slot
                 self._kill(slot)  # without the lock: it may be done in this thread
         finally:
             with self._changed:
                 self._waiting -= 1
 
-    def _take_or_end(
-        self, must_be_new: bool, mark: str, give_up_at: float
-    ) -> tuple[_Slot, bool]:
-        """Return a slot, and whether it is the caller's.
+    def _take_or_end(self, need: Need, give_up_at: float) -> _Slot:
+        """Return a slot that is the caller's, or
+        was ended for it and has to be killed."""
 
-        One that is not was ended for the caller, and has to be killed."""
-        with self._changed:
-            found = self._find(must_be_new, mark)
-            if not found and self._may_get_one():
-                found = self._changed.wait_for(
-                    lambda: self._find(must_be_new, mark), give_up_at - monotonic()
-                )
-            if found:
-                return found
-            # With more slots lost than at work, the fault is E2B's.
-            if self.count("lost") > self.count("running"):
-                raise Unavailable(FAILED)
-            RUNS.labels("full").inc()
-            raise Full
+        def found() -> _Slot | None:
+            return self._take_now(need) or self._end_one(need)
+
+        left_s = give_up_at - monotonic()
+        may_wait = self._may_get_one()
+        slot = self._changed.wait_for(found, left_s if may_wait else 0)
+        if slot:
+            return slot
+        # With more slots lost than at work, the fault is E2B's.
+        if self.count("lost") > self.count("running"):
+            raise Unavailable(FAILED)
+        RUNS.labels("full").inc()
+        raise Full
 
     def _may_get_one(self) -> bool:
         """Whether a slot is about to be ready or free for each of those who wait."""
         return self._waiting <= self.count("making", "ending")
 
-    def _find(self, must_be_new: bool, mark: str) -> tuple[_Slot, bool] | None:
-        slot = self._take_now(must_be_new, mark)
-        if slot:
-            return slot, True
+    def _take_now(self, need: Need) -> _Slot | None:
+        wanted = "idle" if need.mark else "ready"
+        if not need.must_be_new:
+            for slot in self._slots:
+                if slot.state == wanted and slot.mark == need.mark:
+                    return self._start(slot)
+        if self._free():
+            return self._start(self._add(need.mark))
+        return None
+
+    def _end_one(self, need: Need) -> _Slot | None:
+        """End one that is in the caller's way,
+        unless there is one to wait for."""
         if self._may_get_one():
             return None
         ended = self.end_all("idle", at_most=1)
         # No session takes one made ahead: those would be in its way for good.
-        if not ended and (mark or must_be_new):
+        if not ended and (need.mark or need.must_be_new):
             ended = self.end_all("ready", at_most=1)
-        return (ended[0], False) if ended else None
+        return ended[0] if ended else None
 
-    def _take_now(self, must_be_new: bool, mark: str) -> _Slot | None:
-        wanted = "idle" if mark else "ready"
-        for slot in self._slots:
-            if slot.state == wanted and slot.mark == mark and not must_be_new:
-                return self._start(slot, mark)
-        return self._start(self._add(), mark) if self._free() else None
-
-    def _start(self, slot: _Slot, mark: str) -> _Slot:
+    def _start(self, slot: _Slot) -> _Slot:
         slot.state = "running"
-        slot.mark = mark
         self._changed.notify_all()  # its keeper makes another one
         return slot
 
@@ -259,15 +260,8 @@ class _Slots:
         with self._changed:
             for slot in list(self._slots):
                 if slot.state == "idle" and slot.sandbox.left_s() < left_s:
-                    slot.state = "ending"
-                    self._note_end(slot)
+                    self.end(slot)
                     self.remove(slot)
-
-    def _note_end(self, slot: _Slot) -> None:
-        if slot.mark and slot.sandbox.has_run:
-            self._marks_ended[slot.mark] = slot.mark
-            if len(self._marks_ended) > _MARKS_REMEMBERED:
-                del self._marks_ended[next(iter(self._marks_ended))]
 
     def has_ended(self, mark: str) -> bool:
         """Whether this session's sandbox is known to be gone; True once for each."""
@@ -285,9 +279,10 @@ class _Slots:
     def _free(self) -> int:
         return self._config.max_concurrent_runs - len(self._slots)
 
-    def _add(self) -> _Slot:
-        self._slots.append(_Slot(Sandbox(self._config)))
-        return self._slots[-1]
+    def _add(self, mark: str = "") -> _Slot:
+        slot = _Slot(Sandbox(self._config), mark)
+        self._slots.append(slot)
+        return slot
 
     def reserve(self, is_wanted: Callable[[], bool]) -> _Slot | None:
         """Return a slot for a sandbox made ahead, which no caller is waiting for.
@@ -321,9 +316,13 @@ class _Slots:
             if slot.state in ("ending", "lost"):
                 return False
             slot.state = "ending" if slot.sandbox.exists else "lost"
+            if slot.mark and slot.sandbox.has_run:
+                self._marks_ended[slot.mark] = slot.mark
+                if len(self._marks_ended) > _MARKS_REMEMBERED:
+                    longest_ago = next(iter(self._marks_ended))
+                    del self._marks_ended[longest_ago]
             if not slot.sandbox.may_exist:
                 self.remove(slot)
-            self._note_end(slot)
             self._changed.notify_all()
             return slot.sandbox.may_exist
 
@@ -394,10 +393,7 @@ class Pool:
                 left_s = math.ceil(limit_s - waited_s)
                 if left_s < min(limit_s, _LEAST_RUN_S):
                     raise Unavailable(_SESSION_BUSY)
-                made_by = latest_start()
-                again_when_gone(
-                    partial(self._run_once, code, left_s, run, made_by, mark)
-                )
+                self._run(code, Need(left_s, mark), run)
         except Unavailable as exc:
             run.problem = str(exc)
         for step, duration_s in run.durations_s.items():
@@ -405,56 +401,58 @@ class Pool:
         RUNS.labels(run.outcome).inc()
         return run
 
-    def _run_once(
-        self,
-        code: str,
-        limit_s: int,
-        run: Run,
-        made_by: float,
-        mark: str,
-        must_be_new: bool,
-    ) -> None:
-        lease = self.sandbox(limit_s, made_by, run.durations_s, must_be_new, mark)
-        with lease as sandbox:
-            if mark and not sandbox.has_run and self._slots.has_ended(mark):
+    def _run(self, code: str, need: Need, run: Run) -> None:
+        def run_in(sandbox: Sandbox) -> None:
+            is_new = need.mark and not sandbox.has_run
+            if is_new and self._slots.has_ended(need.mark):
                 run.note = _SESSION_GONE
             if code.lstrip().startswith("%%"):
-                sandbox.prime(min(KILL_BUDGET_S, made_by - monotonic()))
-            sandbox.run(code, limit_s, run)
+                left_s = need.made_by - monotonic()
+                sandbox.prime(min(KILL_BUDGET_S, left_s))
+            sandbox.run(code, need.limit_s, run)
+
+        self.use(run_in, need, run.durations_s)
+
+    def use(
+        self,
+        work: Callable[[Sandbox], None],
+        need: Need,
+        durations_s: dict[str, float],
+    ) -> None:
+        """Do `work` in a `sandbox`; once more, in a
+        new one, after SandboxGone: nothing has run."""
+        try:
+            with self.sandbox(need, durations_s) as sandbox:
+                work(sandbox)
+        except SandboxGone:
+            # Others that were made ahead may be gone as well.
+            need = replace(need, must_be_new=True)
+            with self.sandbox(need, durations_s) as sandbox:
+                work(sandbox)
 
     @contextmanager
-    def sandbox(
-        self,
-        limit_s: int,
-        made_by: float,
-        durations_s: dict[str, float],
-        must_be_new: bool = False,
-        mark: str = "",
-    ) -> Iterator[Sandbox]:
-        """Hand out a sandbox for work of `limit_s`
-        seconds, and have it killed afterwards.
+    def sandbox(self, need: Need, durations_s: dict[str, float]) -> Iterator[Sandbox]:
+        """Hand out a sandbox, and have it killed afterwards;
+        a session's is kept for it if its run ended.
 
-        It is one that was made ahead, unless it `must_be_new`; or one that
-        is made now, until `made_by` on the clock of monotonic(). How long
-        the steps "queue" and "create" took goes into `durations_s`. With a
-        `mark` it is that session's, and kept for it if its run ended. Raises
-        Full, and Unavailable when E2B fails or the budget is spent."""
+        How long the steps "queue" and "create" took goes into `durations_s`.
+        Raises Full, and Unavailable when E2B fails or the budget is spent."""
         if self._budget_is_spent():
             raise Unavailable(_SPENT.format(self._config.sandbox_seconds_per_day))
         asked_at = monotonic()
         self._last_taken_at = asked_at
-        slot = self._slots.take(must_be_new, mark)
+        slot = self._slots.take(need)
         taken_at = monotonic()
         durations_s["queue"] = taken_at - asked_at
         try:
             if not slot.sandbox.exists:
-                self._make(slot.sandbox, limit_s, made_by, mark)
+                self._make(slot.sandbox, need)
                 durations_s["create"] = monotonic() - taken_at
-            elif slot.sandbox.left_s() < limit_s:
-                slot.sandbox.live_for_at_least(self._lifetime_s(limit_s, mark))
+            elif slot.sandbox.left_s() < need.limit_s:
+                slot.sandbox.live_for_at_least(self._lifetime_s(need))
             yield slot.sandbox
         finally:
-            if mark and slot.sandbox.is_reusable:
+            if need.mark and slot.sandbox.is_reusable:
                 self._slots.keep(slot)
                 self._in_background(self._renew, slot)
                 # `close` may have looked for idle ones before this one was.
@@ -463,20 +461,22 @@ class Pool:
             elif self._slots.end(slot):
                 self._kill_in_background(slot)
 
-    def _make(
-        self, sandbox: Sandbox, limit_s: int, made_by: float, mark: str = ""
-    ) -> None:
-        lifetime_s = self._lifetime_s(limit_s, mark)
+    def _make(self, sandbox: Sandbox, need: Need) -> None:
+        mark = need.mark
+        lifetime_s = self._lifetime_s(need)
         # A replica of this service, or this one before its restart, may have made it.
         may_be_there = mark and not self._slots.is_ending(mark)
         if not (may_be_there and sandbox.find(mark, lifetime_s)):
-            sandbox.create(lifetime_s, made_by - monotonic(), mark)
+            left_s = need.made_by - monotonic()
+            sandbox.create(lifetime_s, left_s, mark)
         # Either `close` saw that the sandbox exists, or this sees that it was called.
         if self._closing.is_set():
             raise Unavailable(_STOPPING)
 
-    def _lifetime_s(self, limit_s: int, mark: str) -> int:
-        return self._session_lifetime_s if mark else limit_s + LIFETIME_MARGIN_S
+    def _lifetime_s(self, need: Need) -> int:
+        if need.mark:
+            return self._session_lifetime_s
+        return need.limit_s + LIFETIME_MARGIN_S
 
     def _renew(self, slot: _Slot) -> None:
         """Let an idle session's sandbox live for its whole time from now on."""
@@ -547,12 +547,14 @@ class Pool:
         off until it is taken or wanted no more.
 
         Raises Unavailable. The slot is a caller's then, or it is ending."""
-        run_timeout_s = self._config.run_timeout_s
+        made_by = monotonic() + OVERHEAD_S
+        need = Need(self._config.run_timeout_s, made_by=made_by)
+        imports = import_cell(self._config.warm_imports)
         try:
-            self._make(slot.sandbox, run_timeout_s, monotonic() + OVERHEAD_S)
-            slot.sandbox.prime(_PRIMING_LIMIT_S, import_cell(self._config.warm_imports))
+            self._make(slot.sandbox, need)
+            slot.sandbox.prime(_PRIMING_LIMIT_S, imports)
             while self._slots.offer(slot, _RENEW_AFTER_S) and self._wants_ready():
-                slot.sandbox.live_for_at_least(run_timeout_s + LIFETIME_MARGIN_S)
+                slot.sandbox.live_for_at_least(self._lifetime_s(need))
         finally:
             if self._slots.withdraw(slot):
                 self._kill_in_background(slot)

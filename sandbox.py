@@ -9,7 +9,7 @@ import re
 import threading
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from operator import attrgetter
@@ -113,13 +113,6 @@ def _is_refusal(exc: Exception) -> bool:
     return isinstance(exc, refusals) or 400 <= status < 500
 
 
-def _is_gone(exc: SandboxException) -> bool:
-    """Whether E2B has no such sandbox any more,
-    or ends it by its plan's longest lifetime."""
-    status = exc.status_code or 0
-    return isinstance(exc, NotFoundException) or 400 <= status < 500
-
-
 @contextmanager
 def _in_our_words() -> Iterator[None]:
     """Turn what the SDK raises into Unavailable,
@@ -207,24 +200,33 @@ class Sandbox:
     @_in_our_words()
     def find(self, mark: str, lifetime_s: int) -> bool:
         """Whether E2B has one for the session with this mark: then that is it."""
-        query = SandboxQuery(metadata={"session": mark})
+        # Two replicas may have made one each at the same time.
+        for sandbox_id in self._listed({"session": mark}):
+            self._id = sandbox_id
+            with suppress(SandboxGone):
+                self._connect(lifetime_s)
+                return True
+        return False
+
+    def _listed(self, metadata: dict[str, str]) -> list[str]:
+        """Return the ids that E2B's list has for this, the oldest first."""
+        query = SandboxQuery(metadata=metadata)
         connection = _connection(self._config, KILL_BUDGET_S)
         found = E2BSandbox.list(query, **connection).next_items()
-        # Two replicas may have made one each at the same time.
-        for sandbox in sorted(found, key=attrgetter("started_at")):
-            self._id = _checked(sandbox.sandbox_id)
-            try:
-                e2b = _TappedSandbox.connect(self._id, timeout=lifetime_s, **connection)
-            except SandboxException as exc:
-                if not _is_gone(exc):
-                    raise
-                continue
-            self._e2b = cast(_TappedSandbox, e2b)
-            self._created_at = monotonic()
-            self._ends_at = self._created_at + lifetime_s
-            self.may_exist = self.exists = self.has_run = self.is_reusable = True
-            return True
-        return False
+        found.sort(key=attrgetter("started_at"))
+        return [_checked(sandbox.sandbox_id) for sandbox in found]
+
+    def _connect(self, lifetime_s: int) -> None:
+        connection = _connection(self._config, KILL_BUDGET_S)
+        with self._gone_if_refused():
+            e2b = _TappedSandbox.connect(self._id, timeout=lifetime_s, **connection)
+        self._e2b = cast(_TappedSandbox, e2b)
+        self._created_at = monotonic()
+        self._ends_at = self._created_at + lifetime_s
+        self.may_exist = True
+        self.exists = True
+        self.has_run = True
+        self.is_reusable = True
 
     @_in_our_words()
     def create(self, lifetime_s: int, budget_s: float, mark: str = "") -> None:
@@ -278,15 +280,13 @@ class Sandbox:
 
         None, when it had none twice after OVERHEAD_S, the longest time limit of a
         create: E2B has not made it. Until that is sure, raises Unavailable."""
-        query = SandboxQuery(metadata=self._metadata)
-        connection = _connection(self._config, KILL_BUDGET_S)
-        found = E2BSandbox.list(query, **connection).next_items()
+        found = self._listed(self._metadata)
         if not found:
             self._misses += self.age_s() > OVERHEAD_S
             self.may_exist = self._misses < _MISSES_UNTIL_SURE
             if self.may_exist:
                 raise Unavailable("E2B's list does not have it yet.")
-        return [_checked(sandbox.sandbox_id) for sandbox in found]
+        return found
 
     @_in_our_words()
     def live_for_at_least(self, lifetime_s: int) -> None:
@@ -302,14 +302,22 @@ class Sandbox:
 
     def _set_lifetime(self, lifetime_s: int) -> None:
         connection = _connection(self._config, KILL_BUDGET_S)
-        try:
+        with self._gone_if_refused():
             self._e2b.set_timeout(lifetime_s, **connection)
-        except SandboxException as exc:
-            if not _is_gone(exc):
-                raise
-            self.is_reusable = False
-            raise SandboxGone(FAILED) from exc
         self._ends_at = monotonic() + lifetime_s
+
+    @contextmanager
+    def _gone_if_refused(self) -> Iterator[None]:
+        """Raise SandboxGone when E2B has no such sandbox any
+        more, or ends it by its plan's longest lifetime."""
+        try:
+            yield
+        except SandboxException as exc:
+            status = exc.status_code or 0
+            if isinstance(exc, NotFoundException) or 400 <= status < 500:
+                self.is_reusable = False
+                raise SandboxGone(FAILED) from exc
+            raise
 
     @_in_our_words()
     def prime(self, limit_s: float, code: str = "") -> None:

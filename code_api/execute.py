@@ -10,7 +10,7 @@ from code_api.request import ExecRequest
 from code_api.store import Store, StoreError
 from config import CARRIED_BYTES_PER_S, OVERHEAD_S, Config
 from metrics import EXECS
-from pool import Pool, again_when_gone, latest_start
+from pool import Need, Pool
 from run import Run
 from sandbox import Sandbox, Unavailable
 
@@ -25,7 +25,8 @@ def run_exec(request: ExecRequest, pool: Pool, store: Store, config: Config) -> 
         report = Report(request, session, config.max_file_bytes)
         if request.language:
             with _failures_noted(report):
-                _Exec(request, pool, report).run()
+                work = _Exec(request, report)
+                pool.use(work.run_in, Need(work.limit_s), durations_s={})
         with _failures_noted(report):
             report.publish()
     EXECS.labels(request.language_name, report.outcome).inc()
@@ -43,34 +44,22 @@ def _failures_noted(report: Report) -> Iterator[None]:
 class _Exec:
     """What the cells of an exec share: the report that they fill, and one deadline."""
 
-    def __init__(self, request: ExecRequest, pool: Pool, report: Report) -> None:
+    def __init__(self, request: ExecRequest, report: Report) -> None:
         self._request = request
-        self._pool = pool
         self._report = report
         carry_s = request.input_bytes() // CARRIED_BYTES_PER_S
-        self._work_s = request.limit_s + carry_s
-        self._made_by = latest_start()
-        self._deadline = monotonic() + OVERHEAD_S + self._work_s
+        self.limit_s = request.limit_s + carry_s
+        self._deadline = monotonic() + OVERHEAD_S + self.limit_s
 
-    def run(self) -> None:
-        """Raises Full, and Unavailable when something fails before or in the script."""
-        again_when_gone(self._run_in_sandbox)
-
-    def _run_in_sandbox(self, must_be_new: bool) -> None:
-        """Raises SandboxGone while the script cannot have begun."""
-        lease = self._pool.sandbox(
-            self._work_s,
-            self._made_by,
-            durations_s={},
-            must_be_new=must_be_new,
-        )
-        with lease as sandbox:
-            for code in exec_cells(self._request):
-                self._run_cell(sandbox, code)
-            if self._report.outcome == "unavailable":
-                raise Unavailable(_NO_END)
-            with _failures_noted(self._report):
-                self._fetch(sandbox)
+    def run_in(self, sandbox: Sandbox) -> None:
+        """Raises Unavailable when something fails before or in the script;
+        SandboxGone only while that cannot have begun."""
+        for code in exec_cells(self._request):
+            self._run_cell(sandbox, code)
+        if self._report.outcome == "unavailable":
+            raise Unavailable(_NO_END)
+        with _failures_noted(self._report):
+            self._fetch(sandbox)
 
     def _fetch(self, sandbox: Sandbox) -> None:
         """Have those files reported that did not come with the run."""

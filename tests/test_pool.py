@@ -21,7 +21,7 @@ import sandbox as sandbox_module
 from cell import MAKE_DATA_FOLDER
 from config import Config
 from conftest import E2B_KEY, OK_RUN, Service, use
-from pool import Full, Pool
+from pool import Full, Need, Pool
 from run import Run
 
 State = dict[str, Any]
@@ -265,13 +265,14 @@ def test_a_sandbox_for_longer_work_runs_several_cells_and_lives_long_enough(
     is_ready(pool)
     for is_made_ahead in (True, False):
         steps: dict[str, float] = {}
-        made_by = time.monotonic() + 5
-        with pool.sandbox(100, made_by, steps, not is_made_ahead) as sandbox:
+        need = Need(100, must_be_new=not is_made_ahead)
+        with pool.sandbox(need, steps) as sandbox:
             for _ in range(2):
                 sandbox.run("1", 5, Run.empty(1000))
             assert sandbox.left_s() > 99
             assert ("create" not in steps) == is_made_ahead
-            with pytest.raises(Full), pool.sandbox(1, 0, {}), pool.sandbox(1, 0, {}):
+            need = Need(1, made_by=0)
+            with pytest.raises(Full), pool.sandbox(need, {}), pool.sandbox(need, {}):
                 pass
     state = e2b.wait_for(lambda state: state["killed"] >= 2, 30)
     used = [request["sandbox_id"] for request in callers_runs(state)]
