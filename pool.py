@@ -191,20 +191,21 @@ class _Slots:
         try:
             while True:
                 with self._changed:
-                    slot = self._take_or_end(need, give_up_at)
+                    slot = self._find(need, give_up_at)
                     if slot.state == "running":
                         return slot
-                self._kill(slot)  # without the lock: it may be done in this thread
+                # Without the lock: the kill may be done in this thread.
+                self.end(slot, "idle", "ready")
         finally:
             with self._changed:
                 self._waiting -= 1
 
-    def _take_or_end(self, need: Need, give_up_at: float) -> _Slot:
-        """Return a slot that is the caller's, or
-        was ended for it and has to be killed."""
+    def _find(self, need: Need, give_up_at: float) -> _Slot:
+        """Return a slot that is the caller's now,
+        or else one that is to be ended for it."""
 
         def found() -> _Slot | None:
-            return self._take_now(need) or self._end_one(need)
+            return self._take_now(need) or self._to_end(need)
 
         left_s = give_up_at - monotonic()
         may_wait = self._may_get_one()
@@ -231,16 +232,19 @@ class _Slots:
             return self._start(self._add(need.mark))
         return None
 
-    def _end_one(self, need: Need) -> _Slot | None:
-        """End one that is in the caller's way,
-        unless there is one to wait for."""
+    def _to_end(self, need: Need) -> _Slot | None:
+        """Return the one to end for this caller, unless it may wait for one."""
         if self._may_get_one():
             return None
-        ended = self.end_all("idle", at_most=1)
+        for slot in self._slots:
+            if slot.state == "idle":
+                return slot
         # No session takes one made ahead: those would be in its way for good.
-        if not ended and (need.mark or need.must_be_new):
-            ended = self.end_all("ready", at_most=1)
-        return ended[0] if ended else None
+        if need.mark or need.must_be_new:
+            for slot in self._slots:
+                if slot.state == "ready":
+                    return slot
+        return None
 
     def _start(self, slot: _Slot) -> _Slot:
         slot.state = "running"
@@ -260,8 +264,16 @@ class _Slots:
         with self._changed:
             for slot in list(self._slots):
                 if slot.state == "idle" and slot.sandbox.left_s() < left_s:
-                    self.end(slot)
+                    slot.state = "ending"
+                    self._note_end(slot)
                     self.remove(slot)
+
+    def _note_end(self, slot: _Slot) -> None:
+        if slot.mark and slot.sandbox.has_run:
+            self._marks_ended[slot.mark] = slot.mark
+            if len(self._marks_ended) > _MARKS_REMEMBERED:
+                longest_ago = next(iter(self._marks_ended))
+                del self._marks_ended[longest_ago]
 
     def has_ended(self, mark: str) -> bool:
         """Whether this session's sandbox is known to be gone; True once for each."""
@@ -304,27 +316,21 @@ class _Slots:
                 self._changed.notify_all()
             return not self._changed.wait_for(lambda: slot.state != "ready", for_s)
 
-    def withdraw(self, slot: _Slot) -> bool:
-        """As `end`, for one that was made ahead: unless a caller was faster."""
-        with self._changed:
-            return slot.state != "running" and self.end(slot)
+    def end(self, slot: _Slot, *states: State) -> None:
+        """End it, if it is still in one of these states.
 
-    def end(self, slot: _Slot) -> bool:
-        """Whether there may be a sandbox, to be
-        killed now; without one the slot is free."""
+        Its sandbox is killed; the slot of one that was never made is free."""
         with self._changed:
-            if slot.state in ("ending", "lost"):
-                return False
+            if slot.state not in states:
+                return
             slot.state = "ending" if slot.sandbox.exists else "lost"
-            if slot.mark and slot.sandbox.has_run:
-                self._marks_ended[slot.mark] = slot.mark
-                if len(self._marks_ended) > _MARKS_REMEMBERED:
-                    longest_ago = next(iter(self._marks_ended))
-                    del self._marks_ended[longest_ago]
-            if not slot.sandbox.may_exist:
+            self._note_end(slot)
+            may_exist = slot.sandbox.may_exist
+            if not may_exist:
                 self.remove(slot)
             self._changed.notify_all()
-            return slot.sandbox.may_exist
+        if may_exist:
+            self._kill(slot)
 
     def remove(self, slot: _Slot) -> None:
         """Its sandbox is gone, so that the slot is free."""
@@ -339,16 +345,12 @@ class _Slots:
         with self._changed:
             return sum(slot.state in states for slot in self._slots)
 
-    def end_all(self, *states: State, at_most: int | None = None) -> list[_Slot]:
-        """End those that have a sandbox; return
-        those whose sandbox has to be killed now."""
+    def end_all(self, *states: State) -> None:
+        """End those in these states that have a sandbox."""
         with self._changed:
-            made = [
-                slot
-                for slot in self._slots
-                if slot.state in states and slot.sandbox.exists
-            ]
-            return [slot for slot in made[:at_most] if self.end(slot)]
+            made = [slot for slot in self._slots if slot.sandbox.exists]
+        for slot in made:
+            self.end(slot, *states)
 
     def seconds_today(self) -> float:
         """Seconds of the sandboxes that ended since
@@ -458,8 +460,8 @@ class Pool:
                 # `close` may have looked for idle ones before this one was.
                 if self._closing.is_set():
                     self._slots.forget(math.inf)
-            elif self._slots.end(slot):
-                self._kill_in_background(slot)
+            else:
+                self._slots.end(slot, "running")
 
     def _make(self, sandbox: Sandbox, need: Need) -> None:
         mark = need.mark
@@ -483,8 +485,7 @@ class Pool:
         try:
             slot.sandbox.live_for_at_least(self._session_lifetime_s)
         except SandboxGone:
-            if self._slots.withdraw(slot):
-                self._kill(slot)
+            self._slots.end(slot, "idle")
         except Unavailable:
             pass  # it is logged, and E2B ends it sooner
 
@@ -493,8 +494,7 @@ class Pool:
         while not self._closing.wait(_LOOK_AGAIN_AFTER_S):
             self._slots.forget(0)
             if self._budget_is_spent():
-                for slot in self._slots.end_all("idle"):
-                    self._kill_in_background(slot)
+                self._slots.end_all("idle")
 
     def _kill_in_background(self, slot: _Slot) -> None:
         self._in_background(self._kill, slot)
@@ -556,8 +556,7 @@ class Pool:
             while self._slots.offer(slot, _RENEW_AFTER_S) and self._wants_ready():
                 slot.sandbox.live_for_at_least(self._lifetime_s(need))
         finally:
-            if self._slots.withdraw(slot):
-                self._kill_in_background(slot)
+            self._slots.end(slot, "making", "ready")
 
     def _wants_ready(self) -> bool:
         is_in_use = monotonic() - self._last_taken_at < self._config.warm_idle_s
@@ -572,6 +571,5 @@ class Pool:
         sessions; wait for that within the budget."""
         self._closing.set()
         self._slots.forget(math.inf)
-        for slot in self._slots.end_all("making", "ready", "running"):
-            self._kill_in_background(slot)
+        self._slots.end_all("making", "ready", "running")
         self._slots.wait_until_all_are_free(budget_s)

@@ -298,13 +298,10 @@ class Sandbox:
             return
         with self._renewing:
             if self.left_s() < lifetime_s:
-                self._set_lifetime(lifetime_s)
-
-    def _set_lifetime(self, lifetime_s: int) -> None:
-        connection = _connection(self._config, KILL_BUDGET_S)
-        with self._gone_if_refused():
-            self._e2b.set_timeout(lifetime_s, **connection)
-        self._ends_at = monotonic() + lifetime_s
+                connection = _connection(self._config, KILL_BUDGET_S)
+                with self._gone_if_refused():
+                    self._e2b.set_timeout(lifetime_s, **connection)
+                self._ends_at = monotonic() + lifetime_s
 
     @contextmanager
     def _gone_if_refused(self) -> Iterator[None]:

@@ -32,9 +32,6 @@ class Output:
     size_bytes: int
     file: NewFile  # what has come of it
 
-    def is_whole(self) -> bool:
-        return self.file.size == self.size_bytes
-
 
 class Report(Clipped):
     """Stands where a run's stdout is, and takes the report's lines from it.
@@ -166,7 +163,7 @@ class Report(Clipped):
         """Publish the files that are whole; the rest is left out. Raises StoreError."""
         whole = []
         for name, output in self._outputs.items():
-            if output.is_whole():
+            if output.file.size == output.size_bytes:
                 whole.append(output.file)
             else:
                 self._leave_out(name, "it did not arrive whole")

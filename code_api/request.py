@@ -40,10 +40,13 @@ def parse_exec(body: object, store: Store, run_timeout_s: int) -> ExecRequest:
         raise BadRequest('Expected a JSON object such as {"lang": "bash", "code": …}.')
     name = _text(body, "lang")
     language = LANGUAGES.get(name)
+    code = _text(body, "code")
+    if has_surrogate(code):
+        raise BadRequest("code must not hold a lone surrogate.")
     request = ExecRequest(
         language_name=name if language else "other",
         language=language,
-        code=_code(body),
+        code=code,
         args=_list(body, "args", str),
         limit_s=_limit_s(body, run_timeout_s),
     )
@@ -60,13 +63,6 @@ def _text(body: Fields, field_name: str) -> str:
     if not isinstance(text, str):
         raise BadRequest(f"{field_name} must be a string.")
     return text
-
-
-def _code(body: Fields) -> str:
-    code = _text(body, "code")
-    if has_surrogate(code):
-        raise BadRequest("code must not hold a lone surrogate.")
-    return code
 
 
 def _list(body: Fields, field_name: str, kind: type) -> list[Any]:
@@ -86,7 +82,8 @@ def _limit_s(body: Fields, run_timeout_s: int) -> int:
     timeout_ms = body.get("timeout")
     if type(timeout_ms) is not int or timeout_ms < 1:
         return run_timeout_s
-    return min(max(1, timeout_ms // 1000), run_timeout_s)
+    timeout_s = max(1, timeout_ms // 1000)
+    return min(timeout_s, run_timeout_s)
 
 
 def _mount(request: ExecRequest, ref: Fields, store: Store) -> None:
@@ -104,7 +101,8 @@ def _mount(request: ExecRequest, ref: Fields, store: Store) -> None:
     except NotStored as exc:
         request.leave_out(name, str(exc))
         return
-    if request.input_bytes() + stored.size > MAX_CARRIED_BYTES:
+    total_bytes = request.input_bytes() + stored.size
+    if total_bytes > MAX_CARRIED_BYTES:
         why = f"all inputs are larger than {MAX_CARRIED_BYTES:,} bytes"
         request.leave_out(name, why)
         return
