@@ -960,7 +960,7 @@ def test_a_traceback_of_2_mb_coloured_is_stripped_and_cut_its_last_lines_kept(
 def test_one_more_run_than_the_cap_is_refused_in_under_100_ms_with_retry_after(
     service: Service, e2b: LocalE2B
 ) -> None:
-    e2b.set_script({"run": {"run_s": 4, **OK_RUN}})
+    e2b.set_script({"run": {"run_s": 10, **OK_RUN}})
     with requests.Session() as session, ThreadPoolExecutor(20) as threads:
         session.get(f"{service.url}/health", timeout=30)
         running = [threads.submit(service.execute) for _ in range(20)]
