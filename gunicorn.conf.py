@@ -71,5 +71,7 @@ def when_ready(server):
 
 
 def worker_exit(server, worker):
-    if worker.booted:
-        worker.wsgi.extensions["pool"].close()
+    # None where it could not be loaded; the master's copy of a worker has none, either.
+    app = getattr(worker, "wsgi", None)
+    if app:
+        app.extensions["pool"].close()

@@ -105,7 +105,8 @@ def _write(folder: Path, name: str, data: bytes) -> None:
         part.chmod(0o644)  # whatever the umask: LibreChat runs as another user
         part.rename(folder / name)
     except OSError:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):  # the first error says more
+            part.unlink()
         raise
 
 

@@ -1,22 +1,23 @@
 """The log: lines of JSON in which no key ever
-stands, written to stdout without waiting for its reader."""
+stands, written by a thread of its own."""
 
 import atexit
+import contextlib
 import json
 import logging
 import os
-import select
+import queue
+import threading
 from collections.abc import Iterable
-from contextlib import suppress
 from datetime import UTC, datetime
 
 # A shorter "key" would be found, and hidden, in ordinary words.
 _MIN_HIDDEN_CHARS = 8
+# Half a MB. A burst is shorter; a reader that is so far behind does not read at all.
+_MAX_WAITING_LINES = 1000
 # At the end of the process, for a reader that is slow.
 _DRAIN_S = 2
 _STDOUT = 1
-# What a pipe takes without waiting once it is writable at all: `man 7 pipe`.
-_PIECE_BYTES = select.PIPE_BUF
 
 
 class JsonFormatter(logging.Formatter):
@@ -42,40 +43,55 @@ class JsonFormatter(logging.Formatter):
         return text
 
 
-class StdoutHandler(logging.Handler):
+class QueuedStdout(logging.Handler):
     """Writes to stdout and never has a caller wait for who reads it.
 
-    Lines for which the pipe has no space, of 64 KiB on Linux, are dropped; a later
-    line says how many.
+    Lines that find the queue full are dropped; a later line says how many.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self._dropped = 0
-        atexit.register(self._report_dropped, _DRAIN_S)
+        self._reset()
+        os.register_at_fork(after_in_child=self._reset)
+        atexit.register(self._drain)
+
+    def _reset(self) -> None:
+        """Start empty: a fork takes no thread
+        along, and perhaps a lock that it held."""
+        self._lines: queue.Queue[str] = queue.Queue(_MAX_WAITING_LINES)
+        self._dropped = 0  # in all
+        self._writer = threading.Thread(target=self._write_lines, daemon=True)
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._report_dropped()
-        if not _write(self.format(record)):
+        if not self._writer.ident:
+            self._writer.start()
+        try:
+            self._lines.put_nowait(self.format(record))
+        except queue.Full:
             self._dropped += 1
 
-    def _report_dropped(self, wait_s: float = 0) -> None:
-        if not self._dropped:
-            return
-        text = f"{self._dropped} lines of this log were dropped: nobody read it"
-        record = {"levelname": "WARNING", "msg": text}
-        if _write(self.format(logging.makeLogRecord(record)), wait_s):
-            self._dropped = 0
+    def _drain(self) -> None:
+        """Wait until all is written, for a limited time."""
+        is_written = self._lines.all_tasks_done
+        with is_written:
+            is_written.wait_for(lambda: not self._lines.unfinished_tasks, _DRAIN_S)
+
+    def _write_lines(self) -> None:
+        reported = 0
+        while True:
+            _write(self._lines.get())
+            dropped = self._dropped
+            if dropped > reported:
+                text = f"{dropped - reported} lines of this log were dropped"
+                record = {"levelname": "WARNING", "msg": f"{text}: nobody read it"}
+                _write(self.format(logging.makeLogRecord(record)))
+                reported = dropped
+            self._lines.task_done()
 
 
-def _write(line: str, wait_s: float = 0) -> bool:
-    """Write a line, unless nobody has read what was written before."""
+def _write(line: str) -> None:
     data = f"{line}\n".encode()
     # An error: the reader is gone, and there is nowhere else to say so.
-    with suppress(OSError):
-        for start in range(0, len(data), _PIECE_BYTES):
-            _, is_writable, _ = select.select([], [_STDOUT], [], wait_s)
-            if not is_writable:
-                return False
-            os.write(_STDOUT, data[start : start + _PIECE_BYTES])
-    return True
+    with contextlib.suppress(OSError):
+        while data:
+            data = data[os.write(_STDOUT, data) :]

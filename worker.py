@@ -24,7 +24,7 @@ from gunicorn import glogging, util
 from gunicorn.workers.gthread import _DEFER, TConn, ThreadWorker
 
 from config import Config, log
-from json_log import JsonFormatter, StdoutHandler
+from json_log import JsonFormatter, QueuedStdout
 
 # Slow is whom a thread waits for longer than
 # the bytes that came are worth, at this rate.
@@ -49,7 +49,7 @@ _START_LIMIT_S = 10
 # By these systemd and an old master hand on sockets that listen already.
 _INHERITED = {"LISTEN_FDS", "GUNICORN_FD"}
 # One for the process: gunicorn may set its logger up again.
-_STDOUT = StdoutHandler()
+_STDOUT = QueuedStdout()
 
 
 class JsonLogger(glogging.Logger):

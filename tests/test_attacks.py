@@ -45,8 +45,10 @@ MAX_GROWTH_MB = 64
 # How often /health is asked: the first answer, before the slow ones are known, may be
 # slow on a busy machine.
 AT_LEAST = 5
-# Their lines are more than a pipe holds.
-REQUESTS = 500
+# More than the queue of the log and a pipe hold.
+REQUESTS = 1800
+# More than a pipe alone holds.
+PIPE_FULL = 400
 
 pytestmark = pytest.mark.usefixtures("untraced")
 
@@ -302,8 +304,8 @@ def test_running_out_of_descriptors_is_survived(service: Service) -> None:
 
 
 @contextmanager
-def unread(e2b: LocalE2B, key: str) -> Iterator[subprocess.Popen[str]]:
-    """A service that was asked often, and whose log nobody read meanwhile."""
+def unread(e2b: LocalE2B, key: str, times: int) -> Iterator[subprocess.Popen[str]]:
+    """A service that was asked so many times, and whose log nobody read meanwhile."""
     port = free_port()
     settings = {"E2B_API_KEY": E2B_KEY, "PORT": str(port), "PROXY_API_KEY": key}
     process = subprocess.Popen(
@@ -318,7 +320,7 @@ def unread(e2b: LocalE2B, key: str) -> Iterator[subprocess.Popen[str]]:
         while "Booting worker" not in process.stdout.readline():
             pass
         with requests.Session() as session:
-            for number in range(REQUESTS):
+            for number in range(times):
                 url = f"http://127.0.0.1:{port}/nothing/{number}"
                 assert session.get(url, timeout=20).status_code in (401, 404)
         yield process
@@ -332,7 +334,7 @@ def unread(e2b: LocalE2B, key: str) -> Iterator[subprocess.Popen[str]]:
 def test_a_log_that_nobody_reads_keeps_no_one_waiting_and_says_what_is_missing(
     e2b: LocalE2B, key: str
 ) -> None:
-    with unread(e2b, key) as process:
+    with unread(e2b, key, REQUESTS) as process:
         process.terminate()
         lines = list(process.stdout or [])
         assert process.wait(20) == 0
@@ -350,6 +352,6 @@ def test_a_log_that_nobody_reads_keeps_no_one_waiting_and_says_what_is_missing(
 def test_a_log_that_nobody_reads_does_not_keep_the_service_from_stopping(
     e2b: LocalE2B,
 ) -> None:
-    with unread(e2b, "") as process:
+    with unread(e2b, "", PIPE_FULL) as process:
         process.terminate()
         assert process.wait(20) == 0

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 counted_sizes = functools.cache(sizes_by_file)
 
 # Raised only by what a new feature is allowed to cost, in the commit that adds it.
-MAX_NODES = 28_500
+MAX_NODES = 28_600
 # flask has 6.7, httpx 6.1, starlette 7.3, itsdangerous 7.5.
 MAX_NODES_A_LINE = 7.6
 MAX_NODES_A_LINE_OF_A_FILE = 8.5

@@ -100,7 +100,7 @@ def test_a_line_is_one_json_object_without_a_key_and_with_the_traceback() -> Non
 def test_a_line_longer_than_a_pipe_takes_at_once_arrives_whole() -> None:
     program = (
         "import logging, json_log as log\n"
-        "handler = log.StdoutHandler()\n"
+        "handler = log.QueuedStdout()\n"
         "handler.setFormatter(log.JsonFormatter([]))\n"
         "handler.handle(logging.makeLogRecord({'msg': 20_000 * 'x'}))\n"
     )
