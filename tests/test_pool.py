@@ -420,6 +420,13 @@ def test_a_run_whose_sandbox_cannot_be_killed_in_a_thread_is_answered_all_the_sa
     assert (run.outcome, run.stdout.head) == ("ok", "ok\n")
     assert pool.count("ending") == 0
     assert e2b.state()["killed"] == 1
+    # A thread that can be had later kills it once more; its seconds count once.
+    spent_s = pool.seconds_spent()
+    started_at = time.monotonic()
+    pool.run("1", 5)
+    e2b.wait_for(lambda state: len(of_kind(state, "kill")) == 3, 30)
+    wait_until(lambda: pool.count("ending") == 0)
+    assert pool.seconds_spent() <= spent_s + time.monotonic() - started_at
 
 
 @pytest.mark.parametrize(
