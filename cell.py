@@ -28,8 +28,10 @@ _AROUND_FENCES = r"""(?imsx) (?: \A | ^[ ]{0,3} (?:`{3,}|~{3,}) [ \t\r]*$ )
 _LANGUAGE_LINE = r"(?i)\A(\s*)i?python3?[ \t]*(?=\r?\n\s*\S)"
 # The spaces in `  import math`, the first line, if the next one has none.
 _ONLY_INDENTATION = r"\A((?:[^\S\n]*\n)*)[ \t]+(?=\S[^\n]*\n(?:[^\S\n]*\n)*\S)"
-# Blank lines and comments before a cell magic, as `%%time`, which has to come first.
-_BEFORE_MAGIC = r"\A(?:[ \t]*(?:#[^\n]*)?\r?\n)*(?=[ \t]*%%\w)"
+# Blank lines and comments before a cell magic, as `%%time`, which has to come first. A
+# comment takes the CR of its line along: were that CR also the newline's, n such lines
+# could be matched in 2^n ways.
+_BEFORE_MAGIC = r"\A(?:[ \t]*+(?:#[^\n]*+|\r?+)\n)*+(?=[ \t]*%%\w)"
 # The first line, if it is blank, of code that does not begin with a cell magic.
 _BLANK_FIRST_LINE = r"\A[^\S\n]*(?=\n(?:[^\S\n]*\n)*([ \t]*)(?!%%)\S)"
 

@@ -224,6 +224,31 @@ def test_an_upload_at_a_fair_rate_is_not_cut_off_among_slow_clients(
         assert client.recv(65_536).startswith(b"HTTP/1.1 200")
 
 
+# --- code that keeps a pattern busy --------------------------------------------
+
+# A licence in the head of a file that was written on Windows.
+LICENCE = "# Licensed under the Apache License\r\n" * 2000
+
+
+@pytest.mark.parametrize("path", ["/execute", "/mcp"])
+def test_code_under_a_licence_with_windows_newlines_runs_at_once(
+    service: Service, path: str
+) -> None:
+    """Each of its lines could be matched in two ways: 40 of them ended the worker."""
+    code = f"{LICENCE}print(1)\r\n"
+    body = {"code": code}
+    if path == "/mcp":
+        params = {"name": "execute_python", "arguments": body}
+        body = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}
+    worker = worker_of(service)
+    reply = requests.post(
+        service.url + path, json=body, headers=AUTHORIZATION, timeout=10
+    )
+    assert reply.status_code == 200
+    assert "ok" in reply.text
+    assert worker_of(service) == worker
+
+
 # --- headers of a proxy -----------------------------------------------------
 
 

@@ -75,6 +75,7 @@ class TestFences:
         ("   x = 1\n\n# c\ny = 2", "x = 1\n\n# c\ny = 2"),
         ("# how long\n%%time\nf()", "\n%%time\nf()"),
         ("\n# a\n\n  # b\n%%bash\nls", "\n\n\n\n%%bash\nls"),
+        ("# a\r\n\r\n#\r\n%%bash\r\nls", "\n\n\n%%bash\r\nls"),
         ("\n\n1/0", "#\n\n1/0"),
         ("\n  x = 1\n  x", "  #\n  x = 1\n  x"),
     ],
