@@ -688,10 +688,6 @@ def tracked_files() -> list[str]:
     return names
 
 
-def test_the_top_of_the_repository_fits_on_a_screen() -> None:
-    assert len({name.split("/")[0] for name in tracked_files()}) <= 42
-
-
 def test_no_file_names_a_build_machines_folder_or_a_registry() -> None:
     # In pieces, so that this file holds none of them.
     folders = "|".join(
