@@ -1,39 +1,36 @@
 """The caller's code as a cell that can run: without what models put around it. Pure.
 
 Each line keeps its number: what goes becomes a blank line, so that tracebacks and the
-echo, which shows what the caller sent, agree. The code is never parsed or compiled."""
+echo, which shows what the caller sent, agree. The code is never parsed or compiled: it
+is read line by line, a few times, so that no code can keep the service busy."""
 
 import re
+from collections.abc import Iterator
+from itertools import islice
 
 DATA_FOLDER = "/mnt/data"
 # Leaves no name behind. Where the folder cannot be made, only what needs it fails.
 MAKE_DATA_FOLDER = f"__import__('os').system('mkdir -p {DATA_FOLDER} 2>/dev/null')"
 
-# A comment or a string, up to its end or to where that ought to be: `# it's`, `"a"`,
-# `'''a` and more lines. No text is searched twice for an end that is missing.
-_NO_CODE = r"""(?sx) \#[^\n]*
-    | (?P<quotes>\"{3}|'{3}) (?:\\.|.)*? (?:(?P=quotes)|\Z)
-    | "(?:\\.|[^"\\\n])*+
-    | '(?:\\.|[^'\\\n])*+"""
-_IN_STRING = "\n\0"  # a newline there; Python's code cannot have a NUL
-# What stands before the code in "```python", code, "```", and what between two such
-# fences or after the last one, the fences included. `tool_code` is Gemini's word. Not
-# what may be Python: a line `~~~` after one that ends in an operator or a bracket.
-_AROUND_FENCES = r"""(?imsx) (?: \A | ^[ ]{0,3} (?:`{3,}|~{3,}) [ \t\r]*$ )
-    .*?
-    (?: ^ (?<! [(\[{,=+\-*/%&|^<>~]\n ) [ ]{0,3} (?:`{3,}|~{3,}) [ \t]*+
-        (?: [{.]*+ (?:i?py(?:thon)?3?|tool_code) \b [^\n`]*+ )?+ [ \t\r]*+ (?=\n)
-    | \Z )"""
-# A first line that is `python`, with code after it.
-_LANGUAGE_LINE = r"(?i)\A(\s*)i?python3?[ \t]*(?=\r?\n\s*\S)"
-# The spaces in `  import math`, the first line, if the next one has none.
-_ONLY_INDENTATION = r"\A((?:[^\S\n]*\n)*)[ \t]+(?=\S[^\n]*\n(?:[^\S\n]*\n)*\S)"
-# Blank lines and comments before a cell magic, as `%%time`, which has to come first. A
-# comment takes the CR of its line along: were that CR also the newline's, n such lines
-# could be matched in 2^n ways.
-_BEFORE_MAGIC = r"\A(?:[ \t]*+(?:#[^\n]*+|\r?+)\n)*+(?=[ \t]*%%\w)"
-# The first line, if it is blank, of code that does not begin with a cell magic.
-_BLANK_FIRST_LINE = r"\A[^\S\n]*(?=\n(?:[^\S\n]*\n)*([ \t]*)(?!%%)\S)"
+_FENCES = ("```", "~~~")
+_MOST_FENCE_INDENTATION = 3  # with more it is no fence to Markdown
+# What a fence says of the code below it: "python", "{.python}", "python title='a.py'".
+# `tool_code` is Gemini's word.
+_PYTHON_INFO = r"(?i)[{.]*+(?:i?py(?:thon)?3?|tool_code)\b[^`]*"
+# What the line before ends in where `~~~` is an operator of Python, three times.
+_OPERATORS = tuple("([{,=+-*/%&|^<>~")
+# A first line that names the language, and is no code.
+_LANGUAGE_LINE = r"(?i)i?python3?"
+_CELL_MAGIC = r"%%\w"
+# Where a comment or a string begins, in what is neither.
+_COMMENT_OR_STRING = re.compile(r"""#|'''|\"{3}|['"]""")
+# From inside a string to its end, by the quotes that end it.
+_TO_END_OF_STRING = {
+    "'''": re.compile(r"(?:[^\\]|\\.)*?'''"),
+    '"""': re.compile(r'(?:[^\\]|\\.)*?"""'),
+    "'": re.compile(r"(?:[^'\\]|\\.)*+'"),
+    '"': re.compile(r'(?:[^"\\]|\\.)*+"'),
+}
 
 
 def runnable(code: str) -> str:
@@ -41,19 +38,20 @@ def runnable(code: str) -> str:
 
     What may be the code's own stays: a fence in a string, or in the text that a cell
     magic is given."""
-    code = code.removeprefix("\ufeff")
-    if not re.match(_BEFORE_MAGIC, code):
-        code = _without_fences(code)
-    code = re.sub(_LANGUAGE_LINE, r"\1", code)
-    code = re.sub(_ONLY_INDENTATION, r"\1", code)
-    code = re.sub(_BEFORE_MAGIC, _blank, code)
-    # IPython drops blank lines at the start, and would count from there.
-    return re.sub(_BLANK_FIRST_LINE, r"\1#", code)
+    lines = code.removeprefix("\ufeff").split("\n")
+    has_fence = any(marks in code for marks in _FENCES)
+    if has_fence and _lines_to_magic(lines) is None:
+        lines = _without_fences(lines)
+    _remove_language(lines)
+    _remove_lone_indentation(lines)
+    for number in range(_lines_to_magic(lines) or 0):
+        lines[number] = ""
+    _fill_blank_first_line(lines)
+    return "\n".join(lines)
 
 
 def with_data_folder(code: str) -> str:
-    """Code that names the data folder after a
-    line that makes it; other code as it is."""
+    """Code that names the data folder after a line that makes it; else as it is."""
     if DATA_FOLDER not in code:
         return code
     unindented = code.lstrip(" \t")
@@ -61,14 +59,104 @@ def with_data_folder(code: str) -> str:
     return f"{indentation}{MAKE_DATA_FOLDER}\n{code}"
 
 
-def _without_fences(code: str) -> str:
-    """What stands in fences, or all of the code if nothing does."""
-    marked = re.sub(_NO_CODE, lambda text: text[0].replace("\n", _IN_STRING), code)
-    kept = re.sub(_AROUND_FENCES, _blank, marked)
-    if not kept.strip():
-        return code
-    return kept.replace(_IN_STRING, "\n")
+def _not_blank(lines: list[str]) -> Iterator[int]:
+    """The numbers of the lines that are not blank, the first line's being 0."""
+    return (number for number, line in enumerate(lines) if line and not line.isspace())
 
 
-def _blank(match: re.Match[str]) -> str:
-    return "\n" * match[0].count("\n")
+def _first_two(lines: list[str]) -> list[int]:
+    """The numbers of the first two lines that are not blank, or fewer."""
+    return list(islice(_not_blank(lines), 2))
+
+
+def _lines_to_magic(lines: list[str]) -> int | None:
+    """How many lines, blank or comments, stand before a cell magic such as `%%time`.
+
+    None where other code comes first, or there is none: then no magic is meant."""
+    for number in _not_blank(lines):
+        line = lines[number].lstrip(" \t")
+        if line[0] != "#":
+            return number if re.match(_CELL_MAGIC, line) else None
+    return None
+
+
+def _without_fences(lines: list[str]) -> list[str]:
+    """The lines that stand in fences, the others blank; all lines if none does."""
+    kept = [""] * len(lines)
+    is_code = False
+    quotes = ""  # of the string that a line begins in
+    before = ""
+    for number, line in enumerate(lines):
+        info = None if quotes else _info_of_fence(line)
+        if is_code and info == "":
+            is_code = False
+        elif not is_code and info is not None and _is_before_code(line, info, before):
+            is_code = True
+        else:
+            if is_code:
+                kept[number] = line
+            if line:
+                quotes = _quotes_left_open(line, quotes)
+        before = line
+    return kept if _first_two(kept) else lines
+
+
+def _info_of_fence(line: str) -> str | None:
+    """What stands after a fence's marks, "" if nothing does; None if it is no fence."""
+    unindented = line.lstrip(" ")
+    indentation = len(line) - len(unindented)
+    if not unindented.startswith(_FENCES) or indentation > _MOST_FENCE_INDENTATION:
+        return None
+    return unindented.lstrip(unindented[0]).strip()
+
+
+def _is_before_code(line: str, info: str, before: str) -> bool:
+    """Whether a fence that says `info` opens code; `before` is the line before it."""
+    may_be_operators = line.lstrip().startswith("~")
+    if may_be_operators and before.removesuffix("\r").endswith(_OPERATORS):
+        return False
+    return not info or re.fullmatch(_PYTHON_INFO, info) is not None
+
+
+def _quotes_left_open(line: str, quotes: str) -> str:
+    """The quotes of the string that is open at a line's end, "" for none.
+
+    `quotes` are those of the string that is open at its beginning. Only a string that
+    may span lines counts: in it a fence is no fence."""
+    at = 0
+    while True:
+        if not quotes:
+            start = _COMMENT_OR_STRING.search(line, at)
+            if not start or start[0] == "#":
+                return ""
+            quotes = start[0]
+            at = start.end()
+        end = _TO_END_OF_STRING[quotes].match(line, at)
+        if not end:
+            return quotes if len(quotes) > 1 else ""
+        quotes = ""
+        at = end.end()
+
+
+def _remove_language(lines: list[str]) -> None:
+    """Make a first line blank that is `python`, if code follows it."""
+    numbers = _first_two(lines)
+    if len(numbers) == 2 and re.fullmatch(_LANGUAGE_LINE, lines[numbers[0]].strip()):
+        lines[numbers[0]] = ""
+
+
+def _remove_lone_indentation(lines: list[str]) -> None:
+    """Remove the spaces of `  import math`, the first line, if the next has none."""
+    numbers = _first_two(lines)
+    if len(numbers) == 2 and not lines[numbers[1]][0].isspace():
+        lines[numbers[0]] = lines[numbers[0]].lstrip(" \t")
+
+
+def _fill_blank_first_line(lines: list[str]) -> None:
+    """Make a blank first line a comment, indented as the code below it.
+
+    IPython drops blank lines at the start, and would count from there."""
+    first = next(_not_blank(lines), 0)
+    code = lines[first].lstrip()
+    if first > 0 and not code.startswith("%%"):
+        lines[0] = lines[first].removesuffix(code) + "#"

@@ -1,108 +1,224 @@
 """Text that says nothing, or the same again, made short. Pure.
 
 Each rule has to be sure of what it hides: a program's own text stays, but for equal
-lines in a row, whose number is given. Each pattern takes linear time."""
+lines in a row, whose number is given. Texts are read line by line, each line once."""
 
 import re
+from collections.abc import Callable, Iterator
+from itertools import groupby
+from typing import NamedTuple
 
-# What E2B's server and its packages say of themselves, never of the caller's code:
-# - `…/pydantic/main.py:520: UserWarning: Pydantic serializer warnings:`, lines about
-#   `LineChart` and others, and the line that warned: from E2B's reader of charts;
-# - `…/interactiveshell.py:3756: UserWarning: To exit: use 'exit', …`, after sys.exit();
-# - `WARNING: Running pip as the 'root' user can result in broken permissions …`.
-_NOISE = r"""(?mx)
-    ^ [^\n]*/pydantic/main\.py:\d+:[ ]UserWarning:[ ]Pydantic[ ]serializer[ ]warnings:\n
-    (?: [ ]{2}PydanticSerializationUnexpectedValue\(Expected[ ]`\w*Chart`[ ]-[ ]
-        [^\n]* input_type=\w*Chart\]\)\n )+
-    [ ]{2}return[ ]self\.__pydantic_serializer__\.to_python\(\n?
-    | ^ [^\n]*/IPython/core/interactiveshell\.py:\d+:
-        [ ]UserWarning:[ ]To[ ]exit:[ ][^\n]*\n
-    (?: [ ]{2}warn\("To[ ]exit:[^\n]*\n? )?
-    | ^ WARNING:[ ]Running[ ]pip[ ]as[ ]the[ ]'root'[ ]user[ ]can[ ]result[ ]in[ ][^\n]*
-    https://pip\.pypa\.io/warnings/venv[^\n]*\n?"""
-# Without any of these there is nothing to find, in 50 MB of output either.
-_SIGNS = (";base64,", "UserWarning: ", "WARNING: Running pip")
-# A line 20 times and more; with less, shapes are drawn.
-_PRINTED_AGAIN = r"(?m)^([^\n]*+)(?:\n\1$){19,}"
-# A line of a log three times and more; a time in it may differ: `03:29:02,164`.
-_TIME = r"(?:(?:\d{4}-\d\d-\d\d[ T])?\d\d:\d\d:\d\d(?:[.,]\d+)?)"
-_LOGGED_AGAIN = (
-    rf"(?m)^(?=.)(?>([^\n]*?)(?:{_TIME}|$))([^\n]*+)"  # the first of them
-    rf"(?:\n\1(?>{_TIME}?)\2$){{2,}}"
-)
+# A line that is printed so many times is folded; with fewer, shapes are drawn.
+_LEAST_PRINTED = 20
+# The same for a line of a log, in which a time may differ: `03:29:02,164`.
+_LEAST_LOGGED = 3
+_TIME = r"(?:\d{4}-\d\d-\d\d[ T])?\d\d:\d\d:\d\d(?:[.,]\d+)?"
 # `data:image/png;base64,iVBORw0K…`, from a length on at which nobody reads it.
 _DATA_URI = (
     r"(data:\w{1,40}/[\w.+-]{1,80};base64,)"
     r"([A-Za-z0-9+/]{200,}={0,2})"
 )
 
-# The code in a frame of a traceback.
-_ROWS = (
-    r"(?:"
-    r" *(?:-*> )?\d+(?: [^\n]*)?\n"  # `   3804 try:`, `-> 3805     return x`
-    r"| *\(\.\.\.\)\n"  # `   (...)`
-    r")*+"
+# What E2B's server and its packages say of themselves, never of the caller's code.
+_PIP_WARNING = (
+    r"WARNING: Running pip as the 'root' user can result in .*"
+    r"https://pip\.pypa\.io/warnings/venv.*"
 )
-# A frame in a library.
+# After sys.exit(); the line of code that warned comes next, or is missing.
+_EXIT_WARNING = r".*/IPython/core/interactiveshell\.py:\d+: UserWarning: To exit: .*"
+_EXIT_CODE = '  warn("To exit:'
+# From E2B's reader of charts, with lines about `LineChart` and others, then the code.
+_CHART_WARNING = r".*/pydantic/main\.py:\d+: UserWarning: Pydantic serializer warnings:"
+_CHART = (
+    r"  PydanticSerializationUnexpectedValue\(Expected `\w*Chart` - "
+    r".* input_type=\w*Chart\]\)"
+)
+_CHART_CODE = "  return self.__pydantic_serializer__.to_python("
+
+# The heading of a frame in a traceback: `Cell In[1], line 2`, `File /a/b.py:3, in f`.
+_HEADINGS = ("Cell In[", "File ")
+# The code in a frame: `   3804 try:`, `-> 3805     return x`, and a gap, `   (...)`.
+_ROW = r" *(?:-*> )?\d+(?: .*)?"
+_GAP = r" *\(\.\.\.\)"
+# The heading of a frame in a library, up to the library's name.
 _LIBRARY = (
-    r"^File (?:"
+    r"File (?:"
     r"\S*?/(?:site|dist)-packages/"  # `File /usr/…/dist-packages/pandas/io.py:3, in f`
     r"|\S*?/lib/python3[\d.]*/"  # `File /usr/lib/python3.13/json/…`
     r"|<frozen "  # `File <frozen importlib…`
     r"|\w+\.pyx:\d+, in "  # `File index.pyx:167, in pandas.…`
     r"|(?=\w+/[\w/]*\.px[id]:)"  # `File pandas/_libs/x.pxi:7`
-    r")"
+    r")(\w+)"
 )
-_FRAME = rf"(?>{_LIBRARY}\w[^\n]*\n{_ROWS})"
-_LIBRARY_FRAMES = rf"(?m)({_FRAME})((?:{_FRAME}){{2,}})(?={_LIBRARY}\w)"
-# Up to six frames that are repeated at least twice.
-_FRAMES_AGAIN = rf"(?m)^((?:(?:Cell In\[|File )[^\n]*\n{_ROWS}){{1,6}}?)\1{{2,}}"
+# Of so many frames of libraries in a row, only the first and the last stay.
+_LEAST_LIBRARY_FRAMES = 4
+# Up to so many frames that come again as one group, and how often they have to come.
+_LONGEST_GROUP = 6
+_LEAST_REPEATED = 3
 
 
 def fold_printed(text: str) -> str:
     """What a program printed."""
-    text = fold_always(text)
-    return re.sub(_PRINTED_AGAIN, _counted, text)
+    lines = fold_always(text).split("\n")
+    return "\n".join(_counted(lines, _LEAST_PRINTED))
 
 
 def fold_logged(text: str) -> str:
     """What came on stderr: warnings and logs."""
-    text = fold_always(text)
-    return re.sub(_LOGGED_AGAIN, _counted, text)
+    lines = fold_always(text).split("\n")
+    return "\n".join(_counted(lines, _LEAST_LOGGED, _without_time))
 
 
 def fold_always(text: str) -> str:
     """What nobody reads, wherever it comes from."""
-    if not any(sign in text for sign in _SIGNS):
-        return text
-    text = re.sub(_NOISE, "", text)
-    return re.sub(_DATA_URI, _measured, text)
+    if _may_have_warning(text):
+        lines = text.split("\n")
+        text = "\n".join(_without_warnings(lines))
+    if ";base64," in text:
+        text = re.sub(_DATA_URI, _measured, text)
+    return text
 
 
 def fold_traceback(traceback: str) -> str:
     """All but the first and the last of a library's frames, and repeated ones."""
-    traceback = re.sub(_LIBRARY_FRAMES, _first_only, traceback)
-    return re.sub(_FRAMES_AGAIN, _first_of_equals, traceback)
+    frames = _frames(traceback.split("\n"))
+    frames = _without_library_frames(frames)
+    return "\n".join(_without_repeated(frames))
 
 
-def _counted(lines: re.Match[str]) -> str:
-    first, *others = lines[0].split("\n")
-    count = 1 + len(others)
-    return f"{first} (× {count:,})"
+# --- what is printed and logged -------------------------------------------------------
+
+
+def _counted(
+    lines: list[str], least: int, key: Callable[[str], str] | None = None
+) -> Iterator[str]:
+    """The lines; of `least` and more in a row that are equal by `key`, the first."""
+    for _, group in groupby(lines, key):
+        equal = list(group)
+        # Blank lines part a log, and draw nothing.
+        if len(equal) < (least if equal[0] else _LEAST_PRINTED):
+            yield from equal
+        else:
+            yield f"{equal[0]} (× {len(equal):,})"
+
+
+def _without_time(line: str) -> str:
+    return re.sub(_TIME, "", line, count=1) if ":" in line else line
+
+
+def _may_have_warning(text: str) -> bool:
+    """A quick look, for 50 MB of output too."""
+    return "UserWarning: " in text or "WARNING: Running pip" in text
+
+
+def _without_warnings(lines: list[str]) -> Iterator[str]:
+    number = 0
+    while number < len(lines):
+        length = _length_of_warning(lines, number)
+        if length == 0:
+            yield lines[number]
+            length = 1
+        number += length
+
+
+def _length_of_warning(lines: list[str], start: int) -> int:
+    """How many lines from `start` on are one of E2B's warnings: 0 if none is."""
+    line = lines[start]
+    if not _may_have_warning(line):
+        return 0
+    end = start + 1
+    if re.fullmatch(_PIP_WARNING, line):
+        return 1
+    if re.fullmatch(_EXIT_WARNING, line):
+        has_code = end < len(lines) and lines[end].startswith(_EXIT_CODE)
+        return 2 if has_code else 1
+    if re.fullmatch(_CHART_WARNING, line):
+        while end < len(lines) and re.fullmatch(_CHART, lines[end]):
+            end += 1
+        has_charts = end > start + 1
+        if has_charts and lines[end : end + 1] == [_CHART_CODE]:
+            return end + 1 - start
+    return 0
 
 
 def _measured(uri: re.Match[str]) -> str:
     return f"{uri[1]}[{len(uri[2]):,} characters of base64]"
 
 
-def _first_only(frames: re.Match[str]) -> str:
-    names = re.findall(rf"(?m){_LIBRARY}(\w+)", frames[2])
-    libraries = sorted(set(names))
-    listed = ", ".join(libraries)
-    return f"{frames[1]}[{len(names):,} frames of {listed} left out]\n"
+# --- frames ---------------------------------------------------------------------------
 
 
-def _first_of_equals(frames: re.Match[str]) -> str:
-    lines = frames[1].count("\n")
-    times = len(frames[0]) // len(frames[1]) - 1
-    return f"{frames[1]}[the same {lines} lines {times:,} more times]\n"
+class _Frame(NamedTuple):
+    """A frame of a traceback: its heading and its code; or lines that are of none."""
+
+    text: str
+    is_frame: bool = False
+    library: str | None = None  # the name of the one that a frame is in
+
+
+def _frames(lines: list[str]) -> list[_Frame]:
+    frames = []
+    start = 0
+    while start < len(lines):
+        end = start + 1
+        is_frame = lines[start].startswith(_HEADINGS)
+        library = None
+        if is_frame:
+            while end < len(lines) and _is_code(lines[end]):
+                end += 1
+            found = re.match(_LIBRARY, lines[start])
+            library = found and found[1]
+        else:
+            while end < len(lines) and not lines[end].startswith(_HEADINGS):
+                end += 1
+        text = "\n".join(lines[start:end])
+        frames.append(_Frame(text, is_frame, library))
+        start = end
+    return frames
+
+
+def _is_code(line: str) -> bool:
+    return bool(re.fullmatch(_ROW, line) or re.fullmatch(_GAP, line))
+
+
+def _without_library_frames(frames: list[_Frame]) -> list[_Frame]:
+    kept = []
+    for is_library, group in groupby(frames, lambda frame: frame.library is not None):
+        same = list(group)
+        if is_library and len(same) >= _LEAST_LIBRARY_FRAMES:
+            first, *others, last = same
+            names = {frame.library or "" for frame in others}
+            listed = ", ".join(sorted(names))
+            left_out = f"[{len(others):,} frames of {listed} left out]"
+            same = [first, _Frame(left_out), last]
+        kept += same
+    return kept
+
+
+def _without_repeated(frames: list[_Frame]) -> Iterator[str]:
+    """The frames' texts; of a group that comes again at once, the first and a count."""
+    start = 0
+    while start < len(frames):
+        length, times = _repetition(frames, start)
+        group = [frame.text for frame in frames[start : start + length]]
+        yield from group
+        if times > 1:
+            lines = "\n".join(group).count("\n") + 1
+            yield f"[the same {lines} lines {times - 1:,} more times]"
+        start += length * times
+
+
+def _repetition(frames: list[_Frame], start: int) -> tuple[int, int]:
+    """How many frames from `start` on are a group that is repeated, and how often."""
+    for length in range(1, _LONGEST_GROUP + 1):
+        group = frames[start : start + length]
+        if not group[-1].is_frame:
+            break
+        times = 1
+        end = start + length
+        while frames[end : end + length] == group:
+            times += 1
+            end += length
+        if times >= _LEAST_REPEATED:
+            return length, times
+    return 1, 1

@@ -17,19 +17,16 @@ _ANSI = (
     r"|[ -/]*[0-~]"  # a character set: `\x1b(B`
     r")"
 )
-# Neither text, tab nor newline.
-_CONTROL = (
-    r"[\x00-\x08\x0b-\x1f\x7f-\x9f"  # NUL and others, DEL
-    r"\u2028\u2029"  # line separators
-    r"\ufeff\ufffe"  # a byte order mark
-    r"\uffff]"
-)
-# They reorder what is read; shown as Python's repr shows them.
-_BIDI = (
-    r"[\u061c\u200e\u200f"  # marks
-    r"\u202a-\u202e"  # embeddings and overrides
-    r"\u2066-\u2069]"  # isolates
-)
+# Neither text, tab nor newline: C0 and C1 but for these two, line separators, a byte
+# order mark and what is no character.
+_CONTROLS = [*range(0x09), *range(0x0B, 0x20), *range(0x7F, 0xA0)]
+_CONTROLS += [0x2028, 0x2029, 0xFEFF, 0xFFFE, 0xFFFF]
+# Marks, embeddings, overrides and isolates: they reorder what is read.
+_BIDI = [0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)]
+# The first go, the others are shown as Python's repr shows them.
+_PRINTED_AS = dict.fromkeys(_CONTROLS, "") | {
+    character: f"\\u{character:04x}" for character in _BIDI
+}
 # What a progress bar wrote over on its line: `10%\r20%\r`.
 _OVERWRITTEN = r"(?m)^.*\r(?=[^\r\n])"
 _MAX_LINE_CHARS = 300
@@ -201,15 +198,10 @@ def _clean(text: str) -> str:
 
 
 def _printable(text: str) -> str:
-    text = re.sub(_CONTROL, "", text)
+    text = text.translate(_PRINTED_AS)
     text = re.sub(
         _MANY_BACKTICKS,
         lambda many: f"[{len(many[0]):,} backticks]",
-        text,
-    )
-    text = re.sub(
-        _BIDI,
-        lambda character: f"\\u{ord(character[0]):04x}",
         text,
     )
     # Lone surrogates cannot be sent.

@@ -12,6 +12,8 @@ from results import is_lost, value_text
 from run import Clipped, Run
 from tracebacks import split_notes
 
+# As many as a reply may show at most: reading 8 million line by line takes seconds.
+_MAX_TRACEBACK_CHARS = 1_000_000
 # Quotes, separators and brackets: a JSON of so many takes 50 ms, in which no other
 # thread runs, and 30 MB.
 _MAX_TOKENS = 200_000
@@ -168,8 +170,8 @@ class StreamReader:
             text = ""
         self.run.error_name = name[:200] or "Error"
         self.run.error_value = value[: limit // 4]
-        # Much of it goes later: the lines before the first cell, colours.
-        traceback = Clipped(8 * limit)
+        # Much of it goes later: the lines before the first cell, colours, frames.
+        traceback = Clipped(min(8 * limit, _MAX_TRACEBACK_CHARS))
         traceback.add(text)
         self.run.traceback = traceback.text()
 

@@ -22,6 +22,8 @@ and leaves as
 A cell run beforehand would take those lines, and cost a round trip; this costs none."""
 
 import re
+from collections.abc import Iterator
+from itertools import islice, pairwise
 
 from run import Run
 
@@ -39,22 +41,18 @@ _JOINT = (
     r"|(?<=:)(?=-{75})"  # `… another exception occurred:-----`
     r"|(?<=due dynamically evaluated source code\.')(?=\w)"  # `….'File index.pyx:167`
 )
-# A frame of the first cell: its heading, then quoted lines.
-_FRAME = (
-    r"(?m)^Cell In\[1\], line \d.*(?:\n(?:"
-    r" *(?:-+> )?\d{1,7}(?: .*)?"  # `----> 5 1/0`
-    r"|\s*\(\.\.\.\)\s*"  # `(...)`, for a gap
-    r")$)*"
-)
-# The same line in its parts: `----> `, `5`, ` 1/0`.
-_ROW = r"(?m)\n( *(?:-+> )?)(\d{1,7})(?= |$)(.*)"
+# A frame of the first cell: its heading, then code in rows, and gaps: `(...)`.
+_HEADING = "Cell In[1], line "
+_GAP = "(...)"
+# A row in its parts: `----> `, `5`, ` 1/0`.
+_ROW = r"( *(?:-+> )?)(\d{1,7})((?: .*)?)"
 # A place in the first cell, then its line.
 _PLACE = (
     r"^ *Cell In\[1\], line "  # `Cell In[1], line 5`
     r'|ipykernel_\d+/\d+\.py(?::|", line )'  # `…/ipykernel_304/15.py:6: UserWarning`
 )
-# The same in a text without rows: the next line quotes the code.
-_QUOTING = rf"(?m)(?!^Cell)({_PLACE})(\d{{1,7}}).*\n[ |]*(.*)"
+# A place in a text without rows: the next line quotes the code.
+_QUOTING = rf"({_PLACE})(\d{{1,7}})"
 # What code prints of itself: warnings, and frames in Python's own form.
 _PRINTED = (
     rf"(?m)({_PLACE}"
@@ -123,51 +121,84 @@ def prefix_lines(code: str, evidence: str) -> int:
 
     It is the number for which each line that is quoted in `evidence`, the cell's
     traceback and warnings, is that line of the code."""
-    own_lines = map(str.strip, code.split("\n"))
-    numbered = set(enumerate(own_lines, 1))
-    frames = "\n".join(re.findall(_FRAME, evidence))
-    rows = re.findall(_ROW, frames)
-    rows += re.findall(_QUOTING, evidence + "\n")
-    quoted = []
-    for _, number, text in rows[:_MAX_QUOTED]:
-        # Shell commands and magics are quoted as the calls that they became.
-        if "get_ipython()." not in text:
-            row = (int(number), text.strip())
-            quoted.append(row)
+    own_lines = code.split("\n")
+    quoted = list(islice(_quoted(evidence), _MAX_QUOTED))
     for prefix in _PREFIXES:
-        own_rows = {
-            (number - prefix, text) for number, text in quoted if number > prefix
-        }
-        if own_rows and own_rows <= numbered:
+        if _is_prefix(prefix, quoted, own_lines):
             return prefix
     return _E2B_LINES
+
+
+def _quoted(evidence: str) -> Iterator[tuple[int, str]]:
+    """The number and the text, without blanks around it, of each line that is quoted.
+
+    Shell commands and magics are quoted as the calls that they became: they are left
+    out."""
+    lines = evidence.split("\n")
+    rows = _rows_of_first_cell(lines) if _HEADING in evidence else []
+    for row in rows:
+        if row and "get_ipython()." not in row[3]:
+            yield int(row[2]), row[3].strip()
+    for line, next_line in pairwise([*lines, ""]):
+        has_place = "ipykernel_" in line or line.startswith(" ")
+        place = re.search(_QUOTING, line) if has_place else None
+        if place and "get_ipython()." not in next_line:
+            yield int(place[2]), next_line.lstrip(" |").rstrip()
+
+
+def _rows_of_first_cell(lines: list[str]) -> Iterator[re.Match[str] | None]:
+    """For each line, its parts if it is a row in a frame of the first cell, or None."""
+    is_in_frame = False
+    for line in lines:
+        row = re.fullmatch(_ROW, line) if is_in_frame else None
+        yield row
+        if line.startswith(_HEADING):
+            is_in_frame = True
+        elif not row and line.strip() != _GAP:
+            is_in_frame = False
+
+
+def _is_prefix(
+    prefix: int, quoted: list[tuple[int, str]], own_lines: list[str]
+) -> bool:
+    """Whether each line that is quoted, but for the prefix's own, is that of the code.
+
+    There has to be one."""
+    own_numbers = [
+        (number - prefix, text) for number, text in quoted if number > prefix
+    ]
+    for own_number, text in own_numbers:
+        is_there = own_number <= len(own_lines)
+        if not is_there or own_lines[own_number - 1].strip() != text:
+            return False
+    return bool(own_numbers)
 
 
 def renumber_error(text: str, prefix: int, is_own_syntax: bool) -> str:
     """Renumber a traceback or a message, and drop the lines that the prefix has in it.
 
     `is_own_syntax`: it may be of code that is no Python."""
-
-    def renumbered(row: re.Match[str]) -> str:
-        margin, number, code = row.groups()
-        own_number = int(number) - prefix
-        if own_number < 1 or code.startswith(_E2B_CODE):
-            return ""
-        # As wide as before.
-        width = len(margin + number)
-        fill = margin[:1] or " "
-        start = f"{margin}{own_number}".rjust(width, fill)
-        return f"\n{start}{code}"
-
-    def frame_renumbered(frame: re.Match[str]) -> str:
-        return re.sub(_ROW, renumbered, frame[0])
-
-    if prefix:
-        text = re.sub(_FRAME, frame_renumbered, text)
+    if prefix and _HEADING in text:
+        text = "\n".join(_renumbered_rows(text.split("\n"), prefix))
     text = _renumber(text, prefix, _PRINTED)
     if is_own_syntax:
         text = _renumber(text, prefix, _SYNTAX_ERROR)
     return text
+
+
+def _renumbered_rows(lines: list[str], prefix: int) -> Iterator[str]:
+    for line, row in zip(lines, _rows_of_first_cell(lines), strict=True):
+        if not row:
+            yield line
+            continue
+        margin, number, code = row.groups()
+        own_number = int(number) - prefix
+        if own_number < 1 or code.startswith(_E2B_CODE):
+            continue
+        # As wide as before.
+        width = len(margin + number)
+        fill = margin[:1] or " "
+        yield f"{margin}{own_number}".rjust(width, fill) + code
 
 
 def _renumber(text: str, prefix: int, pattern: str) -> str:
