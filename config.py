@@ -127,7 +127,7 @@ class Config:
     # "/images/e2b", "https://code.example.com/images": nothing that could end a link
     image_url: str = _setting(
         "",
-        r"(https?:/)?(/[\w.:%~-]+)+/?",
+        r"(https?:/)?(?=/[^/])([\w.:%~-]|/(?!/))+",
         "/a/path or http(s)://an/address",
     )
     image_ttl_hours: int = _whole_number(0, 0, 100_000)

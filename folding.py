@@ -20,15 +20,13 @@ _DATA_URI = (
 )
 
 # What E2B's server and its packages say of themselves, never of the caller's code.
-_PIP_WARNING = (
-    r"WARNING: Running pip as the 'root' user can result in .*"
-    r"https://pip\.pypa\.io/warnings/venv.*"
-)
+_PIP_WARNING = "WARNING: Running pip as the 'root' user can result in "
+_PIP_PAGE = "https://pip.pypa.io/warnings/venv"
 # After sys.exit(); the line of code that warned comes next, or is missing.
-_EXIT_WARNING = r".*/IPython/core/interactiveshell\.py:\d+: UserWarning: To exit: .*"
+_EXIT_WARNING = r"/IPython/core/interactiveshell\.py:\d+: UserWarning: To exit: "
 _EXIT_CODE = '  warn("To exit:'
 # From E2B's reader of charts, with lines about `LineChart` and others, then the code.
-_CHART_WARNING = r".*/pydantic/main\.py:\d+: UserWarning: Pydantic serializer warnings:"
+_CHART_WARNING = r"/pydantic/main\.py:\d+: UserWarning: Pydantic serializer warnings:\Z"
 _CHART = (
     r"  PydanticSerializationUnexpectedValue\(Expected `\w*Chart` - "
     r".* input_type=\w*Chart\]\)"
@@ -108,7 +106,7 @@ def _without_time(line: str) -> str:
 
 def _may_have_warning(text: str) -> bool:
     """A quick look, for 50 MB of output too."""
-    return "UserWarning: " in text or "WARNING: Running pip" in text
+    return "UserWarning: " in text or _PIP_WARNING in text
 
 
 def _without_warnings(lines: list[str]) -> Iterator[str]:
@@ -127,12 +125,12 @@ def _length_of_warning(lines: list[str], start: int) -> int:
     if not _may_have_warning(line):
         return 0
     end = start + 1
-    if re.fullmatch(_PIP_WARNING, line):
+    if line.startswith(_PIP_WARNING) and _PIP_PAGE in line:
         return 1
-    if re.fullmatch(_EXIT_WARNING, line):
+    if re.search(_EXIT_WARNING, line):
         has_code = end < len(lines) and lines[end].startswith(_EXIT_CODE)
         return 2 if has_code else 1
-    if re.fullmatch(_CHART_WARNING, line):
+    if re.search(_CHART_WARNING, line):
         while end < len(lines) and re.fullmatch(_CHART, lines[end]):
             end += 1
         has_charts = end > start + 1
