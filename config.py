@@ -136,6 +136,9 @@ class Config:
     max_file_bytes: int = _whole_number(150 * 1024 * 1024, 1, MAX_CARRIED_BYTES)
     files_ttl_hours: int = _whole_number(26, 1, 100_000)
     files_total_bytes: int = _whole_number(10 * 1024**3, 1, 10**12 - 1)
+    # 100,000 sessions of one file each. A disk of 10 GiB with ext4, which makes one for
+    # each 16 KiB, has twice as many.
+    files_total_inodes: int = _whole_number(300_000, 1, 10**9)
     sandbox_seconds_per_day: int = _whole_number(0, 0, 10**9)
     warm_sandboxes: int = _whole_number(0, 0, 100)
     warm_idle_s: int = _whole_number(600, 1, 86_400)

@@ -40,6 +40,7 @@ from code_api.execute import run_exec
 from code_api.reply import reply_body
 from code_api.request import parse_exec
 from code_api.store import Store, StoreError
+from code_api.sweeper import Sweeper
 from code_api.upload import take_form
 from config import MAX_BODY_BYTES, VERSION, Config, log
 from formatter import echo, format_plain, format_run
@@ -439,8 +440,8 @@ def _code_api(config: Config, pool: Pool) -> Blueprint:
 
         return views
     views.before_request(partial(_require_key, config))
-    store = Store(config.files_dir, config)
-    store.start_sweeping()
+    store = Store(config.files_dir)
+    Sweeper(config.files_dir, config).start()
     object_path = "/sessions/<session_id>/objects/<file_id>"
 
     @views.post("/exec")

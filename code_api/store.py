@@ -7,28 +7,24 @@ what can be found is whole. Several processes, and replicas, may share FILES_DIR
 """
 
 import json
+import os
 import shutil
-import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import BinaryIO
 
 from werkzeug.exceptions import NotFound
 
 from code_api.names import is_id, new_id
-from config import Config, log
+from config import log
 
 _INDEX = "index.json"
 # Before an id, this is a session that is being written or removed.
-_HIDDEN = "."
-# What nobody has written to for so long was left behind by a process that died: longer
-# than any request may be silent.
-_ABANDONED_AFTER_S = 3600
-_SWEEP_EVERY_S = 60
+HIDDEN = "."
 _CHECK = "This service could not store the files. Its operator has to check FILES_DIR"
 
 
@@ -98,7 +94,7 @@ class NewSession:
 
     def __init__(self, root: Path) -> None:
         self.id = new_id()
-        self.hidden_folder = root / f"{_HIDDEN}{self.id}"
+        self.hidden_folder = root / f"{HIDDEN}{self.id}"
         self._folder = root / self.id
 
     @_as_store_error()
@@ -125,12 +121,11 @@ class NewSession:
 
 
 class Store:
-    """The sessions below `config.files_dir`."""
+    """The sessions below FILES_DIR. What belongs to another user is none of them."""
 
-    def __init__(self, root: Path, config: Config) -> None:
+    def __init__(self, root: Path) -> None:
         self._root = root
-        self._ttl_s = config.files_ttl_hours * 3600
-        self._total_bytes = config.files_total_bytes
+        self._owner = owner_of_new_files(root)
 
     @contextmanager
     def new_session(self) -> Iterator[NewSession]:
@@ -148,13 +143,14 @@ class Store:
         folder = self._root / str(session_id)
         path = folder / str(file_id)
         try:
+            owner = folder.stat().st_uid
             index = json.loads((folder / _INDEX).read_bytes())
             size = index["sizes"][file_id]
             read_only = index["read_only"]
             status = path.stat()
         except (OSError, ValueError, LookupError, TypeError):
             raise NotStored from None
-        if status.st_size != size:
+        if owner != self._owner or status.st_size != size:
             raise NotStored
         return StoredFile(
             path,
@@ -173,48 +169,25 @@ class Store:
             path.unlink()
             left = list(folder.iterdir())
             if left == [folder / _INDEX]:
-                self._remove(folder)
-
-    def start_sweeping(self) -> None:
-        threading.Thread(target=self._keep_sweeping, daemon=True).start()
-
-    def _keep_sweeping(self) -> None:
-        while True:
-            try:
-                self.sweep()
-            except OSError as exc:
-                log.error("FILES_DIR could not be swept: %s", exc.strerror)
-            time.sleep(_SWEEP_EVERY_S)
-
-    def sweep(self) -> None:
-        """Remove sessions that are too old, then the oldest while there is too much."""
-        found = sorted(_session_folders(self._root))
-        total_bytes = sum(size for _, size, _ in found)
-        now = time.time()
-        for modified_at, size, folder in found:
-            is_hidden = folder.name.startswith(_HIDDEN)
-            ttl_s = _ABANDONED_AFTER_S if is_hidden else self._ttl_s
-            is_too_much = total_bytes > self._total_bytes and not is_hidden
-            if is_too_much or modified_at < now - ttl_s:
-                self._remove(folder)
-                total_bytes -= size
-
-    def _remove(self, folder: Path) -> None:
-        """Remove it whole: it cannot be found any more before its first file goes."""
-        hidden_folder = self._root / f"{_HIDDEN}{new_id()}"
-        with suppress(FileNotFoundError):  # another process was faster
-            folder.rename(hidden_folder)
-            shutil.rmtree(hidden_folder, ignore_errors=True)
+                remove_session(folder)
 
 
-def _session_folders(root: Path) -> Iterator[tuple[float, int, Path]]:
-    """(when it was last written, its bytes, the folder), hidden ones of ours too."""
-    for folder in root.iterdir():
-        if not is_id(folder.name.removeprefix(_HIDDEN)):
-            continue
-        with suppress(OSError):  # another process removes it
-            statuses = [path.stat() for path in folder.iterdir()]
-            statuses = statuses or [folder.stat()]
-            modified_at = max(status.st_mtime for status in statuses)
-            size = sum(status.st_size for status in statuses)
-            yield modified_at, size, folder
+def owner_of_new_files(root: Path) -> int:
+    """The user to whom the files of this process belong there. Raises OSError.
+
+    A file system may have its own: a network share often gives all files to one user.
+    """
+    with TemporaryFile(dir=root) as file:
+        return os.fstat(file.fileno()).st_uid
+
+
+def remove_session(folder: Path) -> None:
+    """Remove it whole: it cannot be found any more before its first file goes.
+
+    Raises OSError; another process that does the same meanwhile is no error."""
+    with suppress(FileNotFoundError):
+        if not folder.name.startswith(HIDDEN):
+            folder = folder.rename(folder.with_name(f"{HIDDEN}{new_id()}"))
+        for path in folder.iterdir():
+            path.unlink(missing_ok=True)
+        folder.rmdir()

@@ -429,6 +429,32 @@ def test_files_outlive_a_restart(
     assert not left_behind.exists()
 
 
+@pytest.mark.skipif(
+    os.getuid() != 0, reason="only root can give a folder to another user"
+)
+def test_files_of_another_user_are_one_warning_and_not_served(
+    start: Callable[..., Service], service: Service, api: CodeApi, tmp_path: Path
+) -> None:
+    """As after a change of the container's user."""
+    first = CodeApi(start(FILES_DIR=str(tmp_path), RUN_TIMEOUT_S="2"))
+    foreign, own = first.upload("a", b"1"), first.upload("b", b"2")
+    os.chown(tmp_path / foreign["storage_session_id"], 65534, -1)
+    second = start(FILES_DIR=str(tmp_path), RUN_TIMEOUT_S="2")
+    second.wait_for_log("1 folders in FILES_DIR belong to another user")
+    api = CodeApi(second)
+    path = f"{foreign['storage_session_id']}/{foreign['id']}"
+    answers = [
+        api.probe(foreign),
+        http.get(f"{api.url}/download/{path}"),
+        http.delete(f"{api.url}/files/{path}"),
+    ]
+    assert [answer.status_code for answer in answers] == [404, 404, 404]
+    reply = api.exec("cat a; cat b", files=[foreign, own])
+    assert reply["stdout"] == "2"
+    assert "input a was left out: it is not there any more\n" in reply["stderr"]
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 def test_a_download_that_has_begun_is_read_to_its_end(api: CodeApi) -> None:
     data = os.urandom(20_000_000)
     ref = api.upload("a", data)

@@ -5,12 +5,16 @@ from __future__ import annotations
 import ast
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import tracemalloc
 import zlib
 from base64 import b64encode
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -25,6 +29,7 @@ from code_api.names import is_id, name_problem, new_id
 from code_api.report import Report
 from code_api.request import ExecRequest, parse_exec
 from code_api.store import NewSession, NotStored, Store, StoreError
+from code_api.sweeper import Sweeper
 from code_api.upload import take_form
 from config import Config
 
@@ -64,8 +69,14 @@ def test_what_is_a_name(name: str) -> None:
 # --- the store ------------------------------------------------------------------------
 
 
-def store_in(folder: Path, **settings: Any) -> Store:
-    return Store(folder, Config(**settings))
+def store_in(folder: Path) -> Store:
+    folder.mkdir(exist_ok=True)
+    return Store(folder)
+
+
+def sweep(folder: Path, **settings: Any) -> None:
+    """As a service does that has just been started."""
+    Sweeper(folder, Config(**settings)).sweep()
 
 
 def add(store: Store, data: bytes = b"1", age_s: float = 0) -> tuple[str, str]:
@@ -138,22 +149,6 @@ def test_an_open_file_is_read_to_its_end(tmp_path: Path) -> None:
         stored.open()
 
 
-def test_old_sessions_are_removed_and_others_are_not(tmp_path: Path) -> None:
-    store = store_in(tmp_path, files_ttl_hours=2)
-    old, new = add(store, age_s=7300), add(store, age_s=7100)
-    store.sweep()
-    assert not can_be_found(store, old)
-    assert can_be_found(store, new)
-    assert len(list(tmp_path.iterdir())) == 1
-
-
-def test_the_oldest_go_first_when_there_is_too_much(tmp_path: Path) -> None:
-    store = store_in(tmp_path, files_total_bytes=25_000)
-    sessions = [add(store, bytes(10_000), age_s) for age_s in (10, 30, 20)]
-    store.sweep()
-    assert [can_be_found(store, ids) for ids in sessions] == [True, False, True]
-
-
 def form_of(sizes: list[int]) -> bytes:
     """A multipart form (of boundary x) of files with so many bytes each."""
     head = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
@@ -167,7 +162,7 @@ def test_a_form_larger_than_all_files_may_be_is_413_and_leaves_nothing(
 ) -> None:
     """What is being written cannot be evicted: everybody else's files would be."""
     config = Config(files_total_bytes=5_000_000, max_file_bytes=2_000_000)
-    store = Store(tmp_path, config)
+    store = Store(tmp_path)
     good = BytesIO(form_of([1_500_000] * 2))
     _, size = take_form(store, config, good, FORM, is_batch)
     assert size == 3_000_000
@@ -175,6 +170,131 @@ def test_a_form_larger_than_all_files_may_be_is_413_and_leaves_nothing(
     with pytest.raises(RequestEntityTooLarge, match="form was not taken"):
         take_form(store, config, too_large, FORM, is_batch)
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_folder_that_is_gone_is_an_error_in_words(tmp_path: Path) -> None:
+    store = store_in(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    expected = pytest.raises(StoreError, match="has to check FILES_DIR")
+    with expected, store.new_session() as session:
+        session.new_file("a")
+
+
+# --- what is removed -----------------------------------------------------------------
+
+
+def on_disk(folder: Path) -> tuple[int, int]:
+    """The bytes and the inodes of what lies in a folder."""
+    du = ["du", "--block-size=1", "--separate-dirs", *folder.iterdir()]
+    lines = subprocess.check_output(du, text=True).splitlines()
+    paths = list(folder.rglob("*"))
+    return sum(int(line.split()[0]) for line in lines), len(paths)
+
+
+def test_old_sessions_are_removed_and_others_are_not(tmp_path: Path) -> None:
+    store = store_in(tmp_path)
+    old, new = add(store, age_s=7300), add(store, age_s=7100)
+    sweep(tmp_path, files_ttl_hours=2)
+    assert not can_be_found(store, old)
+    assert can_be_found(store, new)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_the_oldest_go_first_when_there_is_too_much(tmp_path: Path) -> None:
+    store = store_in(tmp_path)
+    sessions = [add(store, bytes(100_000), age_s) for age_s in (10, 30, 20)]
+    sweep(tmp_path, files_total_bytes=250_000)
+    assert [can_be_found(store, ids) for ids in sessions] == [True, False, True]
+
+
+def test_what_is_counted_is_what_the_disk_gave(tmp_path: Path) -> None:
+    """Files of one byte, their index and their folder take blocks of some 4 kB."""
+    store = store_in(tmp_path)
+    for age_s in range(100):
+        last = add(store, age_s=100 - age_s)
+    assert on_disk(tmp_path)[0] > 400_000
+    sweep(tmp_path, files_total_bytes=200_000)
+    size_bytes, inodes = on_disk(tmp_path)
+    assert 150_000 < size_bytes <= 200_000
+    assert inodes % 3 == 0  # whole sessions
+    assert can_be_found(store, last)
+
+
+def test_inodes_are_bounded_too(tmp_path: Path) -> None:
+    store = store_in(tmp_path)
+    sessions = [add(store, b"", age_s) for age_s in range(20)]
+    sweep(tmp_path, files_total_inodes=31)
+    kept = [can_be_found(store, ids) for ids in sessions]
+    assert kept == [True] * 10 + [False] * 10
+    assert on_disk(tmp_path)[1] == 30
+
+
+def test_a_later_sweep_counts_what_came_and_what_was_deleted(tmp_path: Path) -> None:
+    store = store_in(tmp_path)
+    sweeper = Sweeper(tmp_path, Config(files_total_bytes=500_000))
+    with store.new_session() as session:
+        files = [session.new_file("a"), session.new_file("b")]
+        for file in files:
+            file.write(bytes(200_000))
+        session.publish(files)
+    sweeper.sweep()
+    store.delete(session.id, files[0].id)
+    second = add(store, bytes(200_000), age_s=-10)
+    sweeper.sweep()
+    assert can_be_found(store, (session.id, files[1].id))
+    third = add(store, bytes(200_000), age_s=-20)
+    sweeper.sweep()
+    assert not can_be_found(store, (session.id, files[1].id))
+    assert can_be_found(store, second)
+    assert can_be_found(store, third)
+
+
+def test_a_later_sweep_looks_into_those_only_that_are_new_or_have_changed(
+    tmp_path: Path,
+) -> None:
+    """A sweep of 100,000 sessions would take seconds, each minute."""
+    program = """
+import sys
+from pathlib import Path
+from code_api.store import Store
+from code_api.sweeper import Sweeper
+from config import Config
+
+def add():
+    with store.new_session() as session:
+        files = [session.new_file("a"), session.new_file("b")]
+        session.publish(files)
+    return session.id, files[0].id
+
+def looked_into():
+    before = len(scans)
+    sweeper.sweep()
+    return len(scans) - before - 1  # FILES_DIR itself
+
+root = Path(sys.argv[1])
+store, sweeper = Store(root), Sweeper(root, Config())
+scans = []
+sys.addaudithook(lambda event, args: event == "os.scandir" and scans.append(args))
+sessions = [add() for _ in range(50)]
+counts = [looked_into(), looked_into()]
+add()
+counts += [looked_into(), looked_into()]
+store.delete(*sessions[7])
+counts += [looked_into(), looked_into()]
+print(*counts)
+"""
+    ran = in_another_process(program, tmp_path)
+    assert ran.stdout.split() == ["50", "0", "1", "0", "1", "0"]
+
+
+def in_another_process(program: str, *args: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", program, *map(str, args)],
+        cwd=PROGRAM.parents[1],
+        check=True,
+        text=True,
+        capture_output=True,
+    )
 
 
 def test_what_a_process_left_behind_is_removed_and_what_is_written_is_not(
@@ -190,37 +310,141 @@ def test_what_a_process_left_behind_is_removed_and_what_is_written_is_not(
     (tmp_path / "lost+found").mkdir()
     with store.new_session() as session:
         file = session.new_file("a")
-        store.sweep()
+        sweep(tmp_path)
         session.publish([file])
     # One of the two, what is no session of ours, and the one that was written.
     assert len(list(tmp_path.iterdir())) == 3
 
 
-def test_two_processes_may_remove_the_same_session(tmp_path: Path) -> None:
-    store = store_in(tmp_path, files_ttl_hours=1)
-    for _ in range(20):
+def test_a_session_that_is_still_written_is_not_taken_for_an_abandoned_one(
+    tmp_path: Path,
+) -> None:
+    """An upload of hours: its folder's own time stays that of its first file."""
+    sweeper = Sweeper(tmp_path, Config())
+    with store_in(tmp_path).new_session() as session:
+        file = session.new_file("a")
+        sweeper.sweep()
+        os.utime(session.hidden_folder, (time.time() - 4000,) * 2)
+        file.write(b"1")
+        sweeper.sweep()
+        session.publish([file])
+    assert (tmp_path / session.id).exists()
+
+
+def test_two_processes_may_remove_the_same_sessions(tmp_path: Path) -> None:
+    store = store_in(tmp_path)
+    for _ in range(300):
         add(store, age_s=4000)
+    program = (
+        "import sys; from pathlib import Path; from config import Config;"
+        " from code_api.sweeper import Sweeper;"
+        " print('ready', flush=True); sys.stdin.readline();"
+        " Sweeper(Path(sys.argv[1]), Config(files_ttl_hours=1)).sweep()"
+    )
     with subprocess.Popen(
-        [
-            sys.executable,
-            "-c",
-            "import sys; from pathlib import Path; from config import Config;"
-            " from code_api.store import Store;"
-            " Store(Path(sys.argv[1]), Config(files_ttl_hours=1)).sweep()",
-            str(tmp_path),
-        ],
+        [sys.executable, "-c", program, str(tmp_path)],
         cwd=PROGRAM.parents[1],
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     ) as other:
-        store.sweep()
+        assert other.stdout and other.stdin and other.stderr
+        other.stdout.readline()
+        other.stdin.write("\n")
+        other.stdin.flush()
+        sweep(tmp_path, files_ttl_hours=1)
+        assert other.stderr.read() == ""
     assert other.returncode == 0
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_that_is_gone_is_an_error_in_words(tmp_path: Path) -> None:
-    store = store_in(tmp_path / "gone")
-    expected = pytest.raises(StoreError, match="has to check FILES_DIR")
-    with expected, store.new_session() as session:
-        session.new_file("a")
+# --- folders of another user ----------------------------------------------------------
+
+
+NOBODY = 65534
+only_as_root = pytest.mark.skipif(
+    os.getuid() != 0, reason="only root can give a folder to another user"
+)
+
+
+@contextmanager
+def as_nobody() -> Iterator[None]:
+    """Without root's right to do everything, all threads of this process."""
+    os.seteuid(NOBODY)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@pytest.fixture
+def shared_folder() -> Iterator[Path]:
+    """One that each user may write to, as /tmp is: nobody may rename what is another's.
+
+    pytest's own folders cannot be reached by other users."""
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o1777)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@only_as_root
+def test_folders_of_another_user_do_not_keep_the_others(
+    shared_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """After a change of the container's user, say."""
+    of_root = add(store_in(shared_folder), bytes(500_000), age_s=7200)
+    (shared_folder / of_root[0]).chmod(0o755)
+    with as_nobody():
+        store = store_in(shared_folder)
+        old, new = add(store, age_s=7200), add(store, bytes(100_000))
+        sweeper = Sweeper(
+            shared_folder, Config(files_ttl_hours=1, files_total_bytes=300_000)
+        )
+        for _ in range(2):
+            sweeper.sweep()
+        found = [can_be_found(store, ids) for ids in (of_root, old, new)]
+    assert found == [False, False, True]
+    assert {path.name for path in shared_folder.iterdir()} == {of_root[0], new[0]}
+    [record] = caplog.records
+    assert record.getMessage().startswith("1 folders in FILES_DIR belong to another")
+
+
+@only_as_root
+def test_what_root_could_remove_is_left_to_its_owner_too(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = store_in(tmp_path)
+    foreign, own = add(store, age_s=7200), add(store, age_s=7200)
+    os.chown(tmp_path / foreign[0], NOBODY, -1)
+    with pytest.raises(NotStored):
+        store.delete(*foreign)
+    sweep(tmp_path, files_ttl_hours=1)
+    assert [path.name for path in tmp_path.iterdir()] == [foreign[0]]
+    assert not can_be_found(store, foreign)
+    assert not can_be_found(store, own)
+    assert len(caplog.records) == 1
+
+
+@only_as_root
+def test_a_session_that_cannot_be_removed_does_not_keep_the_others(
+    shared_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with as_nobody():
+        store = store_in(shared_folder)
+        stuck = add(store, bytes(500_000), age_s=30)
+        (shared_folder / stuck[0]).chmod(0o500)
+        unreadable = add(store, age_s=20)
+        (shared_folder / unreadable[0]).chmod(0)
+        old, new = add(store, bytes(300_000), age_s=20), add(store, bytes(300_000))
+        sweep(shared_folder, files_total_bytes=400_000)
+        found = [can_be_found(store, ids) for ids in (stuck, old, new)]
+    assert found == [False, False, True]
+    [record] = caplog.records
+    assert record.getMessage() == (
+        "2 sessions in FILES_DIR could not be read or removed: Permission denied"
+    )
 
 
 # --- the report of a sandbox that lies ------------------------------------------------
@@ -388,7 +612,6 @@ def test_a_script_runs_as_user_where_the_program_is_root(tmp_path: Path) -> None
         "id -un; echo $HOME; touch new; echo 2 >>in/a.txt; stat -c %U new in in/a.txt"
     )
     store = store_in(tmp_path / "store")
-    (tmp_path / "store").mkdir()
     ids = add(store, b"1\n")
     ref = {"name": "in/a.txt", "storage_session_id": ids[0], "id": ids[1]}
     request = parse_exec({"lang": "bash", "code": code, "files": [ref]}, store, 20)
