@@ -44,7 +44,50 @@ MAX_NAMED = 1000  # files that were written and are reported by name
 SMALL_BYTES = 1024 * 1024
 DRAIN_S = 1.0  # how long pipes are read that outlive the script
 KILL_ROUNDS = 50
-SKIPPED_FOLDERS = ("node_modules", "__pycache__")
+MAX_NAMED_CACHES = 20
+# What a script leaves here is no result of its own, and there may be a lot of it:
+# it is counted in stderr instead. Inputs come back from here, too.
+CACHES = (
+    ".DS_Store",
+    ".git",
+    ".hg",
+    ".hypothesis",
+    ".ipynb_checkpoints",
+    ".mypy_cache",
+    ".next",
+    ".nox",
+    ".parcel-cache",
+    ".pytest_cache",
+    ".ruff_cache",
+    ".svn",
+    ".tox",
+    ".venv",
+    "__MACOSX",
+    "__pycache__",
+    "node_modules",
+)
+# The same for folders right below DATA, where a program took that for its user's home.
+HOME_CACHES = (
+    ".bun",
+    ".cache",
+    ".cargo",
+    ".conda",
+    ".config",
+    ".dotnet",
+    ".gem",
+    ".gradle",
+    ".ipython",
+    ".java",
+    ".jupyter",
+    ".keras",
+    ".local",
+    ".m2",
+    ".matplotlib",
+    ".npm",
+    ".nv",
+    ".rustup",
+    ".yarn",
+)
 # What a notebook sets for itself, and what would put colours into output.
 NOTEBOOK = (
     "JPY_",
@@ -93,17 +136,16 @@ def report(**line: Any) -> None:
 
 
 def data_files() -> dict[str, Stamp]:
-    """The regular files below DATA by name;
-    neither hidden ones nor caches, no links."""
+    """The regular files below DATA by their names, which are paths; no links."""
     found = {}
-    for folder, subfolders, names in os.walk(DATA):
-        subfolders[:] = filter(is_shown, subfolders)
-        for name in filter(is_shown, names):
+    for folder, _, names in os.walk(DATA):
+        for name in names:
             path = os.path.join(folder, name)
             with suppress(OSError):
                 status = os.lstat(path)
                 if stat.S_ISREG(status.st_mode):
-                    found[os.path.relpath(path, DATA)] = Stamp(
+                    name = path[len(DATA) + 1 :]
+                    found[name] = Stamp(
                         inode=status.st_ino,
                         size=status.st_size,
                         written_ns=status.st_mtime_ns,
@@ -112,8 +154,19 @@ def data_files() -> dict[str, Stamp]:
     return found
 
 
-def is_shown(name: str) -> bool:
-    return not name.startswith(".") and name not in SKIPPED_FOLDERS
+def cache_of(name: str) -> str:
+    """The folder, as a path, that keeps a file from coming back; "" if none does."""
+    parts = name.split("/")
+    if len(parts) > 1 and parts[0] in HOME_CACHES:
+        return parts[0]
+    for depth, part in enumerate(parts, 1):
+        if part in CACHES:
+            return "/".join(parts[:depth])
+    return ""
+
+
+def is_hidden(name: str) -> bool:
+    return name.startswith(".") or "/." in name
 
 
 def marked_processes() -> list[int]:
@@ -214,6 +267,17 @@ def send(name: str, start: int) -> None:
             report(of=name, packed=packed.decode())
 
 
+def report_caches(files: dict[str, int]) -> None:
+    """Report how many files stay behind in each cache, as far as it can be named."""
+    caches = sorted(files)
+    for cache in caches[:MAX_NAMED_CACHES]:
+        report(cache=cache, files=files[cache])
+    others = caches[MAX_NAMED_CACHES:]
+    if others:
+        count = sum(files[cache] for cache in others)
+        report(note=f"{len(others):,} caches more: {count:,} files were left out")
+
+
 class Exec:
     """One exec, which is all that this sandbox ever runs."""
 
@@ -223,6 +287,7 @@ class Exec:
         os.environ["IPYKERNEL_CELL_NAME"] = "exec"
         self.script = ""
         self._plan = plan
+        self._inputs: set[str] = set()  # their names
         # What the script writes has a later time.
         self._inputs_time = time.time() - 3600
         os.makedirs(DATA, exist_ok=True)
@@ -230,12 +295,13 @@ class Exec:
         folder = DATA if plan["beside_data"] else self._folder
         name = plan["script_name"]
         if plan["beside_data"]:
-            # A hidden one, which is no file of the script's.
+            # A hidden one, which `ls` does not show to the script.
             name = f".{secrets.token_hex(8)}-{name}"
         self._script_path = os.path.join(folder, name)
 
     def receive(self, name: str, packed: str) -> None:
         """Append a piece to an input."""
+        self._inputs.add(name)
         path = os.path.join(DATA, name)
         try:
             os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -295,13 +361,28 @@ class Exec:
     def _report_files(self, before: dict[str, Stamp]) -> None:
         """Report what was deleted and written, and what that holds if it is small."""
         after = data_files()
-        # What happens to these stays in the sandbox.
-        for name in self._plan["read_only"]:
+        # What happens to these stays in the sandbox; the script is among them if it
+        # lies in DATA.
+        for name in [
+            *self._plan["read_only"],
+            os.path.relpath(self._script_path, DATA),
+        ]:
             before.pop(name, None)
             after.pop(name, None)
-        for name in sorted(before.keys() - after.keys()):
+        for name in sorted(self._inputs & before.keys() - after.keys()):
             report(deleted=name)
-        written = [name for name in sorted(after) if after[name] != before.get(name)]
+        written = []
+        in_caches: dict[str, int] = {}
+        # Hidden ones come last: where there are too many files, the others are kept.
+        for name in sorted(after, key=lambda name: (is_hidden(name), name)):
+            if after[name] == before.get(name):
+                continue
+            cache = cache_of(name)
+            if cache and name not in self._inputs:
+                in_caches[cache] = in_caches.get(cache, 0) + 1
+            else:
+                written.append(name)
+        report_caches(in_caches)
         report(written_files=len(written))
         for name in written[:MAX_NAMED]:
             report(written=name, size=after[name].size)

@@ -11,6 +11,15 @@ MAX_PART_BYTES = 255
 _ID = re.compile(r"[A-Za-z0-9_-]{21}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
+# What has a name read as another one, or as two lines. Joiners, which emoji and Persian
+# need, are none of these, nor the marks that Windows puts before Hebrew names.
+_MISLEADING = re.compile(
+    "[\u2028\u2029"  # line and paragraph separators
+    "\u202a-\u202e"  # embeddings and overrides
+    "\u2066-\u206f"  # isolates, and controls that are deprecated
+    "\ufff9-\ufffb]"  # annotations between lines
+)
+_NO_PLAIN_TEXT = (_CONTROL, _SURROGATE, _MISLEADING)
 
 
 def new_id() -> str:
@@ -50,8 +59,27 @@ def name_problem(name: object) -> str:
     return ""
 
 
+def display_problem(name: str) -> str:
+    """Why a new file is not to be shown under this name; "" when it can be."""
+    found = _MISLEADING.search(name)
+    if not found:
+        return ""
+    return f"its name has U+{ord(found[0]):04X}, which misleads: rename the file"
+
+
 def printable(name: object) -> str:
     """A name from outside as one harmless line of bounded length."""
     if name_problem(name):
         return ascii(name)[:100]
-    return str(name)
+    return escaped(str(name))
+
+
+def escaped(text: str) -> str:
+    """A text as one line of plain characters: others become `\\u202e`."""
+    for pattern in _NO_PLAIN_TEXT:
+        text = pattern.sub(_escape, text)
+    return text
+
+
+def _escape(found: re.Match[str]) -> str:
+    return f"\\u{ord(found[0]):04x}"

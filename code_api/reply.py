@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from code_api.names import printable
 from code_api.report import Report
 
 
@@ -24,7 +25,7 @@ def reply_body(report: Report) -> dict[str, Any]:
         body["files"].append(ref)
     if delivered and not body["stdout"]:
         # The model sees no other names of files.
-        names = ", ".join(file.name for file in delivered)
+        names = ", ".join(printable(file.name) for file in delivered)
         body["stdout"] = f"Files written: {names}\n"
     if report.deleted:
         body["deleted_files"] = sorted(report.deleted)

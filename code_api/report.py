@@ -9,7 +9,7 @@ from io import StringIO
 from typing import Any
 
 from code_api.in_sandbox import CHUNK_BYTES, MAX_FILES, OUTPUT_BYTES, PIECE_BYTES
-from code_api.names import name_problem, printable
+from code_api.names import display_problem, escaped, name_problem, printable
 from code_api.request import MAX_ENTRIES, ExecRequest
 from code_api.store import NewFile, NewSession, StoreError
 from config import MAX_CARRIED_BYTES
@@ -21,8 +21,8 @@ _MAX_NOTES = 2 * MAX_ENTRIES  # the request's own, and one for each input
 _MAX_NOTE_CHARS = 500
 # Files that are left out and named; the others are counted.
 _MAX_LEFT_OUT = 50
-# More files than a sandbox has.
-_MAX_WRITTEN_FILES = 10**9
+# More files than a sandbox has, and more bytes than any file.
+_MAX_COUNT = 10**19
 
 
 @dataclass
@@ -84,16 +84,19 @@ class Report(Clipped):
                 self._take_text("stdout", self.stdout, text)
             case {"stderr": str(text)}:
                 self._take_text("stderr", self.stderr, text)
-            case {"note": str(text)} if len(self.notes) < _MAX_NOTES:
-                self.notes.append(text[:_MAX_NOTE_CHARS])
+            case {"note": str(text)}:
+                self._take_note(escaped(text[:_MAX_NOTE_CHARS]))
+            case {"cache": str(name), "files": count} if is_count(count):
+                files = "file was" if count == 1 else "files were"
+                why = "caches and the like do not come back"
+                self._take_note(f"{printable(name)}: {count:,} {files} left out: {why}")
             case {"ended": "ok" | "error" | "timeout" as outcome}:
                 self._take_end(outcome)
             case {"deleted": str(name)}:
-                if name in self._inputs:
-                    self.deleted.add(name)
-            case {"written_files": int(count)} if 0 <= count < _MAX_WRITTEN_FILES:
+                self._take_deleted(name)
+            case {"written_files": count} if is_count(count):
                 self.written_files = count
-            case {"written": str(name), "size": int(size)} if size >= 0:
+            case {"written": str(name), "size": size} if is_count(size):
                 self._take_name(name, size)
             case {"of": str(name), "packed": str(packed)}:
                 self._take_chunk(name, packed)
@@ -110,10 +113,31 @@ class Report(Clipped):
             raise ValueError("a second end")
         self.outcome = outcome
 
-    def _take_name(self, name: str, size: int) -> None:
+    def _take_note(self, note: str) -> None:
+        if len(self.notes) >= _MAX_NOTES:
+            raise ValueError("notes without an end")
+        self.notes.append(note)
+
+    def _take_deleted(self, name: str) -> None:
+        """Only an input's can be told to anybody."""
+        stored = self._inputs.get(name)
         if name in self._outputs:
+            raise ValueError("a file that was written")
+        if stored and stored.read_only:
+            raise ValueError("a read-only input is never deleted")
+        if stored:
+            self.deleted.add(name)
+
+    def _take_name(self, name: str, size: int) -> None:
+        if name in self._outputs or name in self.deleted:
             raise ValueError("a name twice")
-        problem = name_problem(name) or self._size_problem(size)
+        stored = self._inputs.get(name)
+        if stored and stored.read_only:
+            raise ValueError("a read-only input is never written")
+        problem = name_problem(name)
+        if not stored:  # else LibreChat has that name already
+            problem = problem or display_problem(name)
+        problem = problem or self._size_problem(size)
         if problem:
             self._leave_out(name, problem)
             return
@@ -169,3 +193,8 @@ class Report(Clipped):
                 self._leave_out(name, "it did not arrive whole")
         self._session.publish(whole)
         self.delivered = whole
+
+
+def is_count(value: object) -> bool:
+    """Whether it is a number of files or bytes; `true` is an int to isinstance."""
+    return type(value) is int and 0 <= value < _MAX_COUNT

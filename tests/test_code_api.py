@@ -287,12 +287,82 @@ def test_files_that_are_read_only_never_come_back(api: CodeApi) -> None:
 
 
 def test_what_is_no_plain_file_is_skipped(api: CodeApi) -> None:
-    reply = api.exec(
-        "ln -s /etc/passwd link; mkfifo fifo; touch .hidden; mkdir -p .git node_modules"
-        " __pycache__; touch .git/x node_modules/x __pycache__/x; touch real"
-    )
+    reply = api.exec("ln -s /etc/passwd link; mkfifo fifo; mkdir folder; touch real")
     assert list(named(reply)) == ["real"]
     assert reply["stderr"] == ""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [".env", "conf/.htaccess", ".config/app.ini", ".git/config", "node_modules/a"],
+)
+def test_an_input_keeps_its_edits_whatever_its_name(api: CodeApi, name: str) -> None:
+    ref = api.upload(name, b"KEY=old\n")
+    untouched = api.exec(f"cat {name}", files=[ref])
+    assert (untouched["stdout"], untouched["files"]) == ("KEY=old\n", [])
+    reply = api.exec(f"sed -i s/old/new/ {name}", files=[ref])
+    assert reply["stderr"] == ""
+    edited = named(reply)[name]
+    assert api.exec(f"cat {name}", files=[edited])["stdout"] == "KEY=new\n"
+    assert api.exec(f"rm {name}", files=[edited])["deleted_files"] == [name]
+
+
+def test_new_hidden_files_come_back_after_the_others(api: CodeApi) -> None:
+    reply = api.exec(
+        "mkdir -p conf .github/workflows; echo 1 >.env; echo 2 >conf/.htaccess;"
+        " echo 3 >.gitignore; echo 4 >.github/workflows/ci.yml; echo 5 >zebra"
+    )
+    assert [ref["name"] for ref in reply["files"]] == [
+        "zebra",
+        ".env",
+        ".github/workflows/ci.yml",
+        ".gitignore",
+        "conf/.htaccess",
+    ]
+    assert api.download(named(reply)["conf/.htaccess"]) == b"2\n"
+    assert reply["stderr"] == ""
+
+
+def test_caches_are_left_out_and_counted(api: CodeApi) -> None:
+    reply = api.exec(
+        "mkdir -p .git/objects .cache/pip a/node_modules __pycache__ .npm;"
+        " touch .git/config .git/objects/{1..213} .cache/pip/x a/node_modules/{1,2};"
+        " touch .config; touch real"
+    )
+    assert list(named(reply)) == ["real", ".config"]
+    why = "left out: caches and the like do not come back"
+    assert reply["stderr"].splitlines() == [
+        f".cache: 1 file was {why}",
+        f".git: 214 files were {why}",
+        f"a/node_modules: 2 files were {why}",
+    ]
+    assert "artifact_delivery" not in reply
+
+
+def test_caches_without_end_are_some_lines(api: CodeApi) -> None:
+    reply = api.exec(
+        "for n in {10..59}; do mkdir -p $n/.git; touch $n/.git/{1,2}; done"
+    )
+    lines = reply["stderr"].splitlines()
+    assert len(lines) == 21
+    assert lines[0].startswith("10/.git: 2 files were left out")
+    assert lines[-1] == "30 caches more: 60 files were left out"
+
+
+@pytest.mark.parametrize("lang", ["js", "py"])
+def test_the_script_itself_never_comes_back(api: CodeApi, lang: str) -> None:
+    """Node's lies in /mnt/data, under a hidden name."""
+    code = {
+        "js": "fs.appendFileSync(__filename, '//'); fs.writeFileSync('.new', 'x')",
+        "py": "open(__file__, 'a').write('#'); open('.new', 'w').write('x')",
+    }[lang]
+    if lang == "js":
+        code = f"const fs = require('fs'); {code}"
+    reply = api.exec(code, lang)
+    if "is not part of" in reply["stderr"]:
+        pytest.skip(reply["stderr"])
+    assert (list(named(reply)), reply["stderr"]) == ([".new"], "")
+    assert "deleted_files" not in reply
 
 
 def test_names_that_cannot_be_kept_are_left_out_with_a_line(api: CodeApi) -> None:
@@ -308,6 +378,52 @@ def test_names_that_cannot_be_kept_are_left_out_with_a_line(api: CodeApi) -> Non
         r"file 'b\nc' was left out: its name has control characters",
         r"file 'd\\e' was left out: its name has a backslash",
     ]
+
+
+def test_a_name_that_misleads_is_left_out_and_shown_with_escapes(api: CodeApi) -> None:
+    reply = api.exec(
+        r"touch $'user\u202egnp.exe' $'two\u2028lines' $'iso\u2066late' good"
+    )
+    assert list(named(reply)) == ["good"]
+    why = "which misleads: rename the file"
+    assert sorted(reply["stderr"].splitlines()) == [
+        rf"file iso\u2066late was left out: its name has U+2066, {why}",
+        rf"file two\u2028lines was left out: its name has U+2028, {why}",
+        rf"file user\u202egnp.exe was left out: its name has U+202E, {why}",
+    ]
+
+
+def test_an_upload_with_a_name_that_misleads_can_be_used(api: CodeApi) -> None:
+    """What Windows copies from a file's properties begins so. LibreChat has it already;
+    what this service says itself is escaped."""
+    ref = api.upload("\u202areport.csv", b"1\n")
+    reply = api.exec("cat *.csv; echo 2 >>*.csv", files=[ref])
+    assert reply["stdout"] == "1\n"
+    [edited] = reply["files"]
+    assert edited["name"] == ref["name"]
+    reply = api.exec("echo 3 >>*.csv", files=[edited])
+    assert reply["stdout"] == "Files written: \\u202areport.csv\n"
+    gone = {**ref, "id": "a" * 21}
+    reply = api.exec("true", files=[gone])
+    assert reply["stderr"].startswith("input \\u202areport.csv was left out")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645.txt",  # Persian needs U+200C
+        "\U0001f468\u200d\U0001f469\u200d\U0001f467.png",  # a family, joined
+        "\u200f\u200f\u05dc\u05db\u05d9\u05d3\u05d4.PNG",  # Windows, in Hebrew
+        "\u062a\u0642\u0631\u064a\u0631 2025.xlsx",
+        "Jahres\u00adbericht\u202f2025.pdf",  # of a page's title
+    ],
+)
+def test_names_that_people_use_come_and_go_as_they_are(api: CodeApi, name: str) -> None:
+    ref = api.upload(name, b"1")
+    reply = api.exec(f"mv '{name}' x; mv x '{name}'", files=[ref])
+    assert list(named(reply)) == [name]
+    assert reply["stdout"] == f"Files written: {name}\n"
+    assert list(named(api.exec(f"echo 1 >'{name}'"))) == [name]
 
 
 def test_more_files_than_are_taken_are_counted(api: CodeApi) -> None:

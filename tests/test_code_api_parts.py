@@ -15,6 +15,7 @@ import zlib
 from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,12 @@ from local_e2b_kernels import own_mount_command
 from werkzeug.exceptions import RequestEntityTooLarge
 
 from code_api.cells import exec_cells, send_cell
+from code_api.in_sandbox import CACHES, HOME_CACHES, cache_of
 from code_api.languages import LANGUAGES
 from code_api.names import is_id, name_problem, new_id
 from code_api.report import Report
 from code_api.request import ExecRequest, parse_exec
-from code_api.store import NewSession, NotStored, Store, StoreError
+from code_api.store import NewSession, NotStored, Store, StoredFile, StoreError
 from code_api.sweeper import Sweeper
 from code_api.upload import take_form
 from config import Config
@@ -460,6 +462,9 @@ def chunk(name: str, data: bytes) -> str:
 
 def report_in(session: NewSession, max_file_bytes: int) -> Report:
     request = ExecRequest("py", LANGUAGES["py"], code="", args=[], limit_s=1)
+    stored = StoredFile(session.hidden_folder, 1, read_only=False, modified_at=0)
+    request.inputs["in"] = stored
+    request.inputs["read-only"] = replace(stored, read_only=True)
     return Report(request, session, max_file_bytes)
 
 
@@ -482,6 +487,14 @@ LIES = {
     "a count below 0": line(written_files=-1),
     "a count without end": '{"written_files":' + "9" * 5000 + "}\n",
     "notes without end": line(note="x") * 2001,
+    "caches without end": line(cache="x", files=1) * 2001,
+    "a count that is none": line(written_files=True),
+    "a size that is true": line(written="a", size=True),
+    "a cache's count that is none": line(cache="a", files=False),
+    "a read-only input that is deleted": line(deleted="read-only"),
+    "a read-only input that is written": line(written="read-only", size=1),
+    "a file that is there and is not": line(deleted="in") + line(written="in", size=1),
+    "and the other way round": line(written="in", size=1) + line(deleted="in"),
 }
 
 
@@ -511,6 +524,26 @@ def test_a_bad_name_is_left_out_whatever_comes_for_it(
         assert [file.name for file in report.delivered] == ["b"]
         assert len(report.left_out) == 1
     assert len(list((tmp_path / session.id).iterdir())) == 2
+
+
+def test_what_a_report_says_of_inputs_is_of_those_that_may_change(
+    tmp_path: Path,
+) -> None:
+    with store_in(tmp_path).new_session() as session:
+        report = report_in(session, 100)
+        report.add(ENDED + line(deleted="in") + line(deleted="of the template's"))
+        assert (report.problem, report.deleted) == ("", {"in"})
+
+
+def test_notes_are_lines_of_plain_characters(tmp_path: Path) -> None:
+    with store_in(tmp_path).new_session() as session:
+        report = report_in(session, 100)
+        report.add(line(note="input \u202ea\nb \ud800é was left out"))
+        report.add(line(cache="\u2028", files=2))
+    assert report.notes == [
+        r"input \u202ea\u000ab \ud800é was left out",
+        r"\u2028: 2 files were left out: caches and the like do not come back",
+    ]
 
 
 def test_a_report_is_the_same_however_it_is_cut(tmp_path: Path) -> None:
@@ -549,6 +582,48 @@ def test_a_report_of_100_mb_takes_little_memory(tmp_path: Path) -> None:
         report.publish()
         assert len(report.delivered) == 1
     assert peak < 2_000_000
+
+
+# --- what of a script's files comes back ----------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "cache"),
+    [
+        (".git/config", ".git"),
+        ("repository/.git/objects/a", "repository/.git"),
+        (".git", ".git"),  # of a worktree: it leads to a folder elsewhere
+        (".cache/pip/a", ".cache"),
+        (".local/share/a", ".local"),
+        ("a/node_modules/b/node_modules/c", "a/node_modules"),
+        ("a/__pycache__/b.pyc", "a/__pycache__"),
+        ("__MACOSX/._a.csv", "__MACOSX"),
+        ("a/.DS_Store", "a/.DS_Store"),
+        # Near, and what people want:
+        (".env", ""),
+        (".gitignore", ""),
+        (".github/workflows/ci.yml", ""),
+        (".gitattributes", ""),
+        (".npmrc", ""),
+        (".config", ""),
+        (".cache", ""),
+        ("app/.config/settings.ini", ""),
+        ("app/.local/a", ""),
+        ("a.git/config", ""),
+        ("cache/a", ""),
+        ("node_modules.txt", ""),
+        ("conf/.htaccess", ""),
+        (".vscode/settings.json", ""),
+    ],
+)
+def test_what_lies_in_a_cache(name: str, cache: str) -> None:
+    assert cache_of(name) == cache
+
+
+def test_the_pages_name_each_cache() -> None:
+    page = (PROGRAM.parents[1] / "docs/librechat.md").read_text("utf-8")
+    missing = [name for name in CACHES + HOME_CACHES if f"`{name}`" not in page]
+    assert not missing
 
 
 # --- what runs in the sandbox, in another Python --------------------------------------
