@@ -14,7 +14,7 @@ PICTURE_BYTES = Counter("e2b_proxy_picture_bytes", "Pictures sent back, decoded"
 EXECS = Counter("e2b_proxy_execs", "Execs of the code API", ["language", "outcome"])
 UPLOADS = Counter("e2b_proxy_uploads", "Files uploaded, by outcome", ["outcome"])
 UPLOAD_BYTES = Counter("e2b_proxy_upload_bytes", "Bytes of files uploaded")
-DOWNLOAD_BYTES = Counter("e2b_proxy_download_bytes", "Bytes of files downloaded")
+DOWNLOAD_BYTES = Counter("e2b_proxy_download_bytes", "Bytes of files sent")
 STEP_SECONDS = Histogram(
     "e2b_proxy_step_seconds",
     "Time of: queue, create, run, kill",

@@ -7,10 +7,11 @@ import math
 import os
 import re
 import secrets
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from time import monotonic
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
 from flask import Blueprint, Flask, Response, g, request
@@ -26,7 +27,6 @@ from werkzeug.exceptions import (
     Unauthorized,
     UnsupportedMediaType,
 )
-from werkzeug.wsgi import wrap_file
 
 from access import (
     bearer_of_basic,
@@ -509,18 +509,18 @@ def _code_api(config: Config, pool: Pool) -> Blueprint:
     @views.get("/download/<session_id>/<file_id>")
     def download(session_id: str, file_id: str) -> Response:
         stored = store.find(session_id, file_id)
-        file = wrap_file(request.environ, stored.open(), _DOWNLOAD_PIECE_BYTES)
-        DOWNLOAD_BYTES.inc(stored.size)
+        file = stored.open()
         headers = {
             "Content-Disposition": "attachment",
             "Content-Length": str(stored.size),
         }
-        return Response(
-            file,
+        response = Response(
+            _counted_pieces(file),
             headers=headers,
             mimetype="application/octet-stream",
-            direct_passthrough=True,
         )
+        response.call_on_close(file.close)
+        return response
 
     @views.delete(object_path)
     @views.delete("/files/<session_id>/<file_id>")
@@ -542,6 +542,13 @@ def _code_api(config: Config, pool: Pool) -> Blueprint:
         return _json(body, 429, {"Retry-After": str(RETRY_AFTER_S)})
 
     return views
+
+
+def _counted_pieces(file: BinaryIO) -> Iterator[bytes]:
+    """A file for a reply; a piece of it is counted once it has been sent."""
+    while piece := file.read(_DOWNLOAD_PIECE_BYTES):
+        yield piece
+        DOWNLOAD_BYTES.inc(len(piece))
 
 
 # --- what a model is told

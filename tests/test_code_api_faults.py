@@ -468,6 +468,35 @@ def test_a_download_that_has_begun_is_read_to_its_end(api: CodeApi) -> None:
         assert first + b"".join(pieces) == data
 
 
+def test_a_download_is_counted_as_it_is_sent(api: CodeApi, service: Service) -> None:
+    def counted_bytes() -> int:
+        metrics = http.get(f"{service.url}/metrics").text
+        name = "e2b_proxy_download_bytes_total "
+        return int(float(metrics.partition(f"\n{name}")[2].partition("\n")[0]))
+
+    def wait_until_counted(size_bytes: int) -> None:
+        deadline_s = time.monotonic() + 20
+        while counted_bytes() - before < size_bytes and time.monotonic() < deadline_s:
+            time.sleep(0.05)
+
+    size_bytes = 60_000_000
+    ref = api.upload("a", bytes(size_bytes))
+    url = f"{api.url}/download/{ref['storage_session_id']}/{ref['id']}"
+    before = counted_bytes()
+    head = http.head(url)
+    assert head.headers["Content-Length"] == str(size_bytes)
+    assert counted_bytes() == before
+    with requests.get(url, stream=True, timeout=30) as response:
+        assert len(next(response.iter_content(65536))) == 65536
+    wait_until_counted(65536)
+    # What was read, and what the system's buffers hold.
+    assert 65536 <= counted_bytes() - before < size_bytes / 2
+    before = counted_bytes()
+    assert len(api.download(ref)) == size_bytes
+    wait_until_counted(size_bytes)
+    assert counted_bytes() == before + size_bytes
+
+
 def test_an_input_evicted_meanwhile_is_a_line_in_stderr(
     api: CodeApi, script: Callable[..., None], e2b: LocalE2B, files_dir: Path
 ) -> None:
