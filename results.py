@@ -24,12 +24,17 @@ _DRAWING = r"""(?sx) Text\(-?[\d.]+,[ ]-?[\d.]+,[ ]['"][^\n]*['"]\)
         | <\w{1,20}Container[ ]object[ ]of[ ] | <a[ ]list[ ]of[ ]\d
         | <seaborn\.axisgrid\. )
       .*"""
-# A string as E2B's server sends it, `repr` without its quotes: `a\nb`. Other values
-# may have such a text too, `['a\\nb']`, `Path('a\\nb')`; they have quotes in them.
-_STRING = (
-    r"(?!(?:[\[({<]|[\w.]+\()[^\n]*['\"])"  # not `['`, `Path('`
-    r"(?:[^\\\n]|\\[\\'ntrxuU])*+"
+# A string as E2B's server sends it, `repr` without its quotes: `a\nb`. Nothing in the
+# message says that it is a string. So what may be the `repr` of something else stays:
+# bytes, `b'a\nb'`; a call or brackets around it all, `Path(a\nb)`, `<C:\new>`; and what
+# begins so and has quotes in it, `['a\nb'] and 3`.
+_OTHER_VALUE = (
+    r"b'[^\n]*'"
+    r'|b"[^\n]*"'
+    r"|[\w.]*[(\[{<][^\n]*[)\]}>]"
+    r"|(?:[\[({<]|[\w.]+\()[^\n]*['\"][^\n]*"
 )
+_STRING = r"(?:[^\\\n]|\\[\\'ntrxuU])*+"
 _ESCAPES = {
     r"\n": "\n",
     r"\t": "\t",
@@ -91,7 +96,7 @@ def is_drawing(text: str) -> bool:
 
 def _unescaped(text: str) -> str:
     """A string as it was; the text of any other value stays."""
-    if not re.fullmatch(_STRING, text):
+    if re.fullmatch(_OTHER_VALUE, text) or not re.fullmatch(_STRING, text):
         return text
     return re.sub(r"\\[nt'\\]", lambda escape: _ESCAPES[escape[0]], text)
 
