@@ -6,6 +6,9 @@ RUNS = Counter("e2b_proxy_runs", "Runs, by outcome; full: refused", ["outcome"])
 IN_FLIGHT = Gauge("e2b_proxy_in_flight", "Runs in flight")
 WARM_READY = Gauge("e2b_proxy_warm_ready", "Sandboxes kept ready")
 IDLE_SESSIONS = Gauge("e2b_proxy_idle_sessions", "Sandboxes kept for a session")
+LOST_SANDBOXES = Gauge(
+    "e2b_proxy_lost_sandboxes", "Slots held for a create that E2B did not answer"
+)
 KILLS_FAILED = Counter("e2b_proxy_kills_failed", "Kills that E2B did not confirm")
 SANDBOX_SECONDS = Counter(
     "e2b_proxy_sandbox_seconds", "Lifetime of the sandboxes that ended"

@@ -57,6 +57,7 @@ from metrics import (
     DOWNLOAD_BYTES,
     IDLE_SESSIONS,
     IN_FLIGHT,
+    LOST_SANDBOXES,
     PICTURE_BYTES,
     WARM_READY,
 )
@@ -127,6 +128,7 @@ def create_app(config: Config) -> Flask:
     IN_FLIGHT.set_function(lambda: pool.count("running"))
     WARM_READY.set_function(lambda: pool.count("ready"))
     IDLE_SESSIONS.set_function(lambda: pool.count("idle"))
+    LOST_SANDBOXES.set_function(lambda: pool.count("lost"))
     start_removing_old(config)
     return app
 
@@ -366,6 +368,7 @@ def _add_open_views(
                 "max_concurrent_runs": config.max_concurrent_runs,
                 "warm_ready": pool.count("ready"),
                 "idle_sessions": pool.count("idle"),
+                "lost_sandboxes": pool.count("lost"),
                 "sandbox_seconds_today": round(pool.seconds_spent(), 1),
                 "sandbox_seconds_per_day": config.sandbox_seconds_per_day,
             }

@@ -7,6 +7,7 @@ after twice the time, its parser keeps everything in memory."""
 
 import re
 import threading
+import traceback
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -19,14 +20,9 @@ from typing import Any, cast
 import httpx
 from e2b import Sandbox as BaseSandbox
 from e2b import SandboxQuery
+from e2b.api.client.types import Response
 from e2b.api.client_sync import get_transport
-from e2b.exceptions import (
-    AuthenticationException,
-    NotFoundException,
-    RateLimitException,
-    SandboxException,
-    ServiceBusyException,
-)
+from e2b.exceptions import NotFoundException, SandboxException
 from e2b_code_interpreter.code_interpreter_sync import Sandbox as E2BSandbox
 
 from cell import MAKE_DATA_FOLDER, with_data_folder
@@ -89,28 +85,45 @@ def _short(exc: BaseException) -> str:
     return f"{type(exc).__name__} {words[:200]!r}"
 
 
+def _status_of(exc: BaseException) -> int:
+    """The HTTP status of the answer after which the SDK raised this; 0: there is none.
+
+    The exception itself often lacks it. Where a body is no JSON of E2B's, such as the
+    HTML page of a load balancer, the SDK's parser fails before the SDK looks at the
+    status. The answer is then among the local variables of the frames that failed."""
+    for frame, _line in traceback.walk_tb(exc.__traceback__):
+        for value in frame.f_locals.values():
+            if isinstance(value, (httpx.Response, Response)):
+                return int(value.status_code)
+    return 0
+
+
 def _explain(exc: BaseException) -> str:
     """Say in our own words what it means that the SDK raised this."""
-    status = getattr(exc, "status_code", None)
-    if isinstance(exc, AuthenticationException) or status in (401, 403):
-        return "E2B refused this service's key. Its operator has to check E2B_API_KEY."
-    if isinstance(exc, (RateLimitException, ServiceBusyException)):
-        return "E2B is at its limit of sandboxes or requests. Try again in a minute."
     if isinstance(exc, httpx.TimeoutException):
         return "E2B did not answer in time. Try again in a minute."
     if isinstance(exc, httpx.TransportError):
         return "E2B could not be reached. Try again in a minute."
-    if status in (400, 404):
-        return "E2B refused to make a sandbox. Its operator has to check E2B_TEMPLATE."
+    match _status_of(exc):
+        case 401 | 403:
+            return (
+                "E2B refused this service's key. Its operator has to check E2B_API_KEY."
+            )
+        case 429 | 503:
+            return (
+                "E2B is at its limit of sandboxes or requests. Try again in a minute."
+            )
+        case 400 | 404:
+            return (
+                "E2B refused to make a sandbox. Its operator has to check E2B_TEMPLATE."
+            )
     return FAILED
 
 
 def _is_refusal(exc: Exception) -> bool:
     """Whether E2B has certainly made no sandbox:
     it answered 4xx, or there was no connection."""
-    status = getattr(exc, "status_code", None) or 0
-    refusals = (AuthenticationException, RateLimitException, httpx.ConnectError)
-    return isinstance(exc, refusals) or 400 <= status < 500
+    return isinstance(exc, httpx.ConnectError) or 400 <= _status_of(exc) < 500
 
 
 @contextmanager

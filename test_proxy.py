@@ -918,6 +918,7 @@ def test_health_tells_the_version_the_keys_and_how_full_it_is(
         "max_concurrent_runs": 20,
         "warm_ready": 0,
         "idle_sessions": 0,
+        "lost_sandboxes": 0,
         "sandbox_seconds_per_day": 0,
     }
     health = http.get(f"{service.url}/health", timeout=30).json()
@@ -1030,6 +1031,7 @@ METRICS = {
     "e2b_proxy_in_flight": "gauge",
     "e2b_proxy_warm_ready": "gauge",
     "e2b_proxy_idle_sessions": "gauge",
+    "e2b_proxy_lost_sandboxes": "gauge",
     "e2b_proxy_kills_failed": "counter",
     "e2b_proxy_sandbox_seconds": "counter",
     "e2b_proxy_picture_bytes": "counter",

@@ -337,17 +337,70 @@ def test_the_slot_of_a_create_that_made_nothing_is_free_and_costs_nothing_in_the
     assert pool.run("1", 5).outcome == "ok"
 
 
-def test_a_create_that_was_refused_frees_its_slot_without_a_search(
-    e2b: LocalE2B, make_pool: MakePool
+# What E2B, and what stands before it, may send with a status.
+BODIES = {
+    "E2B's JSON": '{"code": 1, "message": "no"}',
+    "JSON without a code": '{"message": "Forbidden"}',
+    "a list": "[]",
+    "a string": '"no"',
+    "HTML": "<html><head><title>Too Many Requests</title></head></html>",
+    "nothing": "",
+}
+NO_RETRY = {"Retry-After": "99"}  # or the SDK asks three times more
+
+
+@pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
+def test_a_create_that_was_refused_frees_its_slot_without_a_search_whatever_its_body(
+    e2b: LocalE2B, make_pool: MakePool, body: str
 ) -> None:
-    statuses = (400, 401, 403, 404)
-    refusals = [REFUSED | {"status": status} for status in statuses]
-    e2b.set_script({"run": OK_RUN, "create": refusals})
+    words = dict.fromkeys((401, 403), "E2B_API_KEY")
+    words |= dict.fromkeys((400, 404), "E2B_TEMPLATE")
+    words |= dict.fromkeys((405, 409, 413, 418, 422, 451), "E2B failed")
+    words[429] = "at its limit"
+    answers = [{"status": each, "body": body, "headers": NO_RETRY} for each in words]
+    e2b.set_script({"run": OK_RUN, "create": answers})
     pool = make_pool(max_concurrent_runs=1)
-    for _ in refusals:
-        assert pool.run("1", 5).outcome == "unavailable"
-        assert pool.count("lost") == 0
+    for status, said in words.items():
+        run = pool.run("1", 5)
+        assert (run.outcome, pool.count("lost")) == ("unavailable", 0), status
+        assert said in run.problem, status
     assert not of_kind(e2b.state(), "list")
+
+
+def test_any_other_answer_than_a_refusal_holds_its_slot_whatever_its_body(
+    e2b: LocalE2B, make_pool: MakePool, quick_search: None
+) -> None:
+    answers = [
+        {"status": status, "body": body, "headers": NO_RETRY}
+        for status in (200, 201, 302, 500, 502, 503, 504)
+        for body in BODIES.values()
+    ]
+    e2b.set_script({"run": OK_RUN, "create": answers, "list": {"fault": "reset"}})
+    pool = make_pool(max_concurrent_runs=len(answers))
+    for number, answer in enumerate(answers, 1):
+        assert pool.run("1", 30).outcome == "unavailable", answer
+        assert pool.count("lost") == number, answer
+    e2b.set_script({"run": OK_RUN})
+    wait_until(lambda: pool.count("lost") == 0, 20)
+
+
+def test_health_and_metrics_tell_of_lost_sandboxes(
+    scripted_e2b: LocalE2B, service: Service
+) -> None:
+    def lost() -> tuple[int, float]:
+        health = requests.get(f"{service.url}/health", timeout=30).json()
+        metrics = requests.get(f"{service.url}/metrics", timeout=30).text
+        [line] = [
+            line
+            for line in metrics.splitlines()
+            if line.startswith("e2b_proxy_lost_sandboxes ")
+        ]
+        return health["lost_sandboxes"], float(line.split()[1])
+
+    assert lost() == (0, 0)
+    scripted_e2b.set_script({"create": {"status": 500, "body": "<html>"}})
+    assert "E2B failed" in service.execute("1").text
+    assert lost() == (1, 1)
 
 
 def test_an_outage_of_e2b_never_reads_as_full(
