@@ -17,9 +17,10 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
+from functools import reduce
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from importlib.metadata import PackageNotFoundError, distribution
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -494,44 +495,125 @@ def uncommented(text: str) -> str:
     return re.sub(setting, r"\1\2", text, flags=re.M)
 
 
+def normal(value: Any, key: str = "") -> Any:
+    """What Compose merges by name, as it stands in these files, with its names."""
+    if isinstance(value, dict):
+        return {name: normal(each, name) for name, each in value.items()}
+    if key == "depends_on":
+        return {name: {"condition": "service_started"} for name in value}
+    if key == "environment":
+        return dict(line.split("=", 1) for line in value)
+    if key == "volumes":
+        return {target_of(entry): entry for entry in value}
+    return value
+
+
+def target_of(volume: Any) -> str:
+    return str(volume["target"] if isinstance(volume, dict) else volume.split(":")[1])
+
+
 def merge(base: Any, over: Any, key: str = "") -> Any:
     """How Compose merges an override, for what stands in these files."""
-    if key == "depends_on":
-        base, over = (
-            {name: {"condition": "service_started"} for name in each}
-            if isinstance(each, list)
-            else each
-            for each in (base, over)
-        )
-    if isinstance(base, dict):
-        return {
-            name: merge(base[name], over[name], name)
-            if name in base and name in over
-            else {**base, **over}[name]
-            for name in {**base, **over}
-        }
-    if isinstance(base, list):
-        # Compose takes volumes with one target for one, which does not occur here.
-        return base + over
-    return over
-
-
-def test_the_merged_api_waits_for_us_and_keeps_what_librechat_gave_it() -> None:
-    librechat = yaml.safe_load(LIBRECHAT)
-    before, api = (
-        librechat["services"]["api"],
-        merge(librechat, compose())["services"]["api"],
-    )
-    assert api["depends_on"] == {
-        "mongodb": {"condition": "service_started"},
-        "rag_api": {"condition": "service_started"},
-        "e2b-proxy": {"condition": "service_healthy"},
+    if not isinstance(base, dict):
+        return over
+    if key == "volumes":  # one of the same target is replaced as a whole
+        return base | over
+    changed = {
+        name: merge(base[name], each, name) if name in base else each
+        for name, each in over.items()
     }
-    assert api["volumes"][:-1] == before["volumes"]
-    assert api["volumes"][-1]["source"] == "./librechat.yaml"
-    assert api["volumes"][-1]["target"] == "/app/librechat.yaml"
+    return base | changed
+
+
+# The forms are those of LibreChat's docker-compose.override.yml.example.
+OWN_OVERRIDE = """
+services:
+  api:
+    image: my-librechat
+    depends_on:
+      - redis
+    volumes:
+      - ./librechat.yaml:/app/librechat.yaml
+      - ./mine:/mine
+  redis:
+    image: redis
+  e2b-proxy:
+    environment:
+      - ALLOW_INTERNET=false
+      - FILES_DIR=
+    stop_grace_period: 90s
+"""
+
+
+def compose_file_on_the_pages() -> str:
+    """COMPOSE_FILE as each page has it."""
+    pages = ("README.md", "docs/librechat.md", "compose.yaml")
+    texts = [(ROOT / page).read_text("utf-8") for page in pages]
+    found = [re.findall(r"COMPOSE_FILE=([\w.:/-]+)", text) for text in texts]
+    assert all(found)
+    [value] = set(chain(*found))
+    return str(value)
+
+
+def command_that_makes_an_override() -> str:
+    """The command for those who have no override, as each page has it."""
+    pages = ("README.md", "docs/librechat.md")
+    texts = [(ROOT / page).read_text("utf-8") for page in pages]
+    [command] = {re.findall("test -e .*override.yml", text)[0] for text in texts}
+    return str(command)
+
+
+def merged(override: str) -> dict[str, Any]:
+    """The services of the model, merged in the order of COMPOSE_FILE."""
+    documents = {
+        "docker-compose.yml": yaml.safe_load(LIBRECHAT),
+        "e2b-proxy/compose.yaml": compose(),
+        "docker-compose.override.yml": yaml.safe_load(override),
+    }
+    names = compose_file_on_the_pages().split(":")
+    in_order = [normal(documents[name]) for name in names]
+    return dict(reduce(merge, in_order)["services"])
+
+
+def test_the_merged_api_starts_after_us_and_keeps_what_librechat_gave_it() -> None:
+    before = normal(yaml.safe_load(LIBRECHAT))["services"]["api"]
+    api = merged("services: {}")["api"]
+    # No other condition: a service that does not come up keeps LibreChat down by it.
+    assert api["depends_on"] == {
+        name: {"condition": "service_started"}
+        for name in ("mongodb", "rag_api", "e2b-proxy")
+    }
+    ours = api["volumes"].pop("/app/librechat.yaml")
+    assert ours["source"] == "./librechat.yaml"
+    assert api["volumes"] == before["volumes"]
     changed = {name for name in api if api[name] != before.get(name)}
-    assert changed == {"depends_on", "volumes"}
+    assert changed == {"depends_on"}
+
+
+def test_the_operators_override_has_the_last_word() -> None:
+    services = merged(OWN_OVERRIDE)
+    ours = services["e2b-proxy"]
+    assert ours["environment"]["ALLOW_INTERNET"] == "false"
+    assert ours["environment"]["FILES_DIR"] == ""
+    assert ours["environment"].keys() >= {"E2B_API_KEY", "PROXY_API_KEY"}
+    assert ours["stop_grace_period"] == "90s"
+    api = services["api"]
+    assert api["image"] == "my-librechat"
+    assert api["depends_on"].keys() == {"mongodb", "rag_api", "e2b-proxy", "redis"}
+    assert api["volumes"].keys() >= {"/app/librechat.yaml", "/mine", "/app/.env"}
+
+
+def test_an_override_is_made_where_there_is_none_and_left_alone_where_there_is(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "docker-compose.override.yml"
+    for before, after in ((None, "services: {}\n"), (OWN_OVERRIDE, OWN_OVERRIDE)):
+        if before:
+            file.write_text(before)
+        subprocess.run(
+            ["sh", "-c", command_that_makes_an_override()], cwd=tmp_path, check=True
+        )
+        assert file.read_text() == after
 
 
 def test_our_service_is_the_popular_one_locked_down() -> None:
@@ -598,20 +680,11 @@ def docker_compose(folder: Path, *arguments: str) -> subprocess.CompletedProcess
     )
 
 
-OWN_OVERRIDE = """
-services:
-  api:
-    image: my-librechat
-    volumes:
-      - ./mine:/mine
-"""
-
-
 @pytest.mark.parametrize(
     "pictures", [False, True], ids=["as it is", "published pictures"]
 )
 @pytest.mark.parametrize(
-    "override", ["", "docker-compose.override.yml:"], ids=["alone", "with an override"]
+    "override", ["", OWN_OVERRIDE], ids=["alone", "with an override"]
 )
 def test_docker_compose_itself_merges_it_like_that(
     tmp_path: Path, pictures: bool, override: str
@@ -622,35 +695,43 @@ def test_docker_compose_itself_merges_it_like_that(
         )
     text = (ROOT / "compose.yaml").read_text()
     (tmp_path / "docker-compose.yml").write_text(LIBRECHAT)
-    (tmp_path / "docker-compose.override.yml").write_text(OWN_OVERRIDE)
     (tmp_path / "e2b-proxy").mkdir()
     ours_at = tmp_path / "e2b-proxy" / "compose.yaml"
     ours_at.write_text(uncommented(text) if pictures else text)
-    files = f"COMPOSE_FILE=docker-compose.yml:{override}e2b-proxy/compose.yaml\n"
-    (tmp_path / ".env").write_text(LIBRECHATS_ENV + files)
+    env = f"{LIBRECHATS_ENV}COMPOSE_FILE={compose_file_on_the_pages()}\n"
+    (tmp_path / ".env").write_text(env)
+    refused = docker_compose(tmp_path, "config")
+    assert refused.returncode != 0
+    assert "docker-compose.override.yml: no such file" in refused.stderr
+    if override:
+        (tmp_path / "docker-compose.override.yml").write_text(override)
+    subprocess.run(
+        ["sh", "-c", command_that_makes_an_override()], cwd=tmp_path, check=True
+    )
     refused = docker_compose(tmp_path, "config")
     assert refused.returncode != 0
     assert "put E2B_API_KEY=... into the .env file" in refused.stderr
-    (tmp_path / ".env").write_text(f"{LIBRECHATS_ENV}{files}E2B_API_KEY=the-key\n")
+    (tmp_path / ".env").write_text(f"{env}E2B_API_KEY=the-key\n")
     finished = docker_compose(tmp_path, "config", "--format=json")
     assert finished.returncode == 0, finished.stderr
     services = json.loads(finished.stdout)["services"]
+    model = merged(override or "services: {}")
     api = services["api"]
     conditions = {k: v["condition"] for k, v in api["depends_on"].items()}
-    model = merge(yaml.safe_load(LIBRECHAT), compose())["services"]["api"]
-    assert conditions == {k: v["condition"] for k, v in model["depends_on"].items()}
-    assert len(api["volumes"]) == len(model["volumes"]) + bool(override)
-    assert api["image"] == ("my-librechat" if override else "librechat")
+    assert set(conditions) == set(model["api"]["depends_on"])
+    assert set(conditions.values()) == {"service_started"}
+    targets = [volume["target"] for volume in api["volumes"]]
+    assert sorted(targets) == sorted(model["api"]["volumes"])
+    assert api["image"] == model["api"]["image"]
     ours = services["e2b-proxy"]
-    pictures_environ = (
-        {"IMAGE_DIR": "/images", "IMAGE_URL": "/images/e2b"} if pictures else {}
-    )
-    assert ours["environment"] == {
+    environ = model["e2b-proxy"]["environment"] | {
         "E2B_API_KEY": "the-key",
         "PROXY_API_KEY": "",
-        "FILES_DIR": "/files",
-        **pictures_environ,
     }
+    if pictures:
+        environ |= {"IMAGE_DIR": "/images", "IMAGE_URL": "/images/e2b"}
+    assert ours["environment"] == environ
+    assert ours["stop_grace_period"] == ("1m30s" if override else "8m15s")
     assert ours["build"]["context"] == str(tmp_path / "e2b-proxy")
     assert ours["networks"] == api["networks"]
     assert ours.get("user") == ("1000:1000" if pictures else None)
