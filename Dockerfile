@@ -13,6 +13,8 @@ COPY --from=build /venv /venv
 WORKDIR /app
 # What .dockerignore lets in: the service and nothing else.
 COPY . .
+# After a clone with a umask of 027 or 077 its files are its owner's alone, and COPY keeps that.
+RUN chmod -R a+rX /app
 ENV PATH=/venv/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \

@@ -301,7 +301,7 @@ def test_the_image_is_two_stages_of_one_exact_slim_python() -> None:
     assert re.fullmatch(r"python:3\.\d+\.\d+-slim-bookworm AS build", build)
     assert final == build.removesuffix(" AS build")
     minor = f"python{'.'.join(image_python()[:2])}"
-    install, remove, _ = arguments_of("RUN")
+    install, remove, *_ = arguments_of("RUN")
     assert "--require-hashes" in install
     assert "--only-binary :all:" in install
     assert "pip uninstall" in remove
@@ -367,7 +367,7 @@ def test_the_images_healthcheck_fails_when_nothing_listens() -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can start it as another user")
 def test_the_images_command_boots_as_another_user_read_only_and_without_home() -> None:
-    with read_only_tree() as tree:
+    with tree_of_the_image() as tree:
         port = free_port()
         program, *arguments = exec_form(arguments_of("CMD")[0])
         assert program == "gunicorn"
@@ -410,18 +410,63 @@ def test_the_images_command_boots_as_another_user_read_only_and_without_home() -
 
 
 @contextmanager
-def read_only_tree() -> Iterator[str]:
-    """A folder with what the image copies, that
-    every user can read and none can write."""
+def tree_of_the_image() -> Iterator[str]:
+    """A folder as the image's /app is, from a clone that was made with a umask of 077:
+    with what it copies, and after what it does to that."""
     with tempfile.TemporaryDirectory() as tree:
         for name in files_in_context():
             copy = Path(tree, name)
             copy.parent.mkdir(exist_ok=True)
             shutil.copyfile(ROOT / name, copy)
-            copy.chmod(0o444)
+            copy.chmod(0o600)
         for folder, _, _ in os.walk(tree):
-            Path(folder).chmod(0o555)
+            Path(folder).chmod(0o700)
+        for command in arguments_of("RUN"):
+            if " /app" in command:
+                subprocess.run(["sh", "-c", command.replace("/app", tree)], check=True)
         yield tree
+
+
+def not_readable(folder: str | Path) -> list[str]:
+    """What of a folder another user than its owner cannot read, or cannot enter."""
+    found = []
+    for parent, _, names in os.walk(folder):
+        for path in (Path(parent), *(Path(parent, name) for name in names)):
+            wanted = 0o005 if path.is_dir() else 0o004
+            if path.stat().st_mode & wanted != wanted:
+                found.append(str(path))
+    return found
+
+
+def test_any_user_can_read_the_image_of_a_clone_that_only_root_could() -> None:
+    with tree_of_the_image() as tree:
+        assert not_readable(tree) == []
+
+
+def test_any_user_can_read_what_a_vm_has_of_it_but_for_the_clones_own_settings(
+    tmp_path: Path,
+) -> None:
+    """A token of the clone's address would be in .git/config."""
+    if not shutil.which("git"):
+        pytest.skip("git is not installed: no clone was made")
+    page = (ROOT / "docs/operating.md").read_text("utf-8")
+    steps = page.split("```bash\n", 1)[1].split("```", 1)[0].splitlines()
+    [first] = [line for line in steps if line.startswith("chmod ")]
+    [update] = re.findall(r"&& (chmod [^&`]*)", page.split("## Updating", 1)[1])
+    clone = tmp_path / "clone"
+    make = (
+        "umask 077; git -c safe.directory='*' clone -q --no-hardlinks "
+        f"'{ROOT}' '{clone}' && cd '{clone}' && mkdir venv && touch venv/python"
+    )
+    subprocess.run(["sh", "-c", make], check=True, env={"PATH": os.environ["PATH"]})
+    assert len(not_readable(clone)) > 100
+    subprocess.run(["sh", "-c", first], cwd=clone, check=True)
+    left = [Path(path).relative_to(clone) for path in not_readable(clone)]
+    assert Path(".git/config") in left
+    assert all(path.parts[0].startswith(".") for path in left)
+    (clone / "pulled.py").touch(0o600)
+    subprocess.run(["sh", "-c", update], cwd=clone, check=True)
+    assert str(clone / "pulled.py") not in not_readable(clone)
 
 
 def as_another_user() -> list[str]:
