@@ -26,6 +26,14 @@ _REFERS_OUTSIDE = r"""(?ix)
     | <\?xml-stylesheet"""
 
 
+class ChildBroke(BadPicture):
+    """A child did not end well; `output` is what it had written until then."""
+
+    def __init__(self, why: str, output: bytes = b"") -> None:
+        super().__init__(why)
+        self.output = output
+
+
 def rasterize(run: Run, config: Config) -> None:
     """Replace a run's SVGs by PNGs; one that cannot be drawn is left out."""
     give_up_at = _give_up_at(run)
@@ -44,7 +52,8 @@ def shrink(run: Run, config: Config) -> None:
     """Replace a run's PNGs and JPEGs by smaller ones that a model can be shown.
 
     Each has MCP_IMAGE_BYTES at most, all together twice that. One that cannot be made
-    smaller stays as it is: then the user sees it, and the model does not."""
+    smaller, or breaks the child, stays as it is: then the user sees it, and the model
+    does not."""
     limit = config.mcp_image_bytes
     total_limit = 2 * limit
     if run.picture_bytes > total_limit:
@@ -52,15 +61,34 @@ def shrink(run: Run, config: Config) -> None:
     sizes = [len(picture.data) for picture in run.pictures]
     if not limit or max(sizes, default=0) <= limit:
         return
-    command = ["shrink_pictures.py", str(limit)]
-    lines = [b64encode(picture.data) for picture in run.pictures]
+    give_up_at = _give_up_at(run)
+    done: list[Picture] = []
+    waiting = run.pictures
+    while waiting:
+        smaller = _made_smaller(waiting, limit, give_up_at)
+        done += smaller
+        waiting = waiting[len(smaller) :]
+        # The first without an answer broke the child: the others are tried without it.
+        done += waiting[:1]
+        waiting = waiting[1:]
+    run.pictures = done
+
+
+def _made_smaller(
+    pictures: list[Picture], limit_bytes: int, give_up_at: float
+) -> list[Picture]:
+    """The first of these pictures made smaller: all, or those before one at which the
+    child broke or the time was over."""
+    command = ["shrink_pictures.py", str(limit_bytes), str(give_up_at)]
+    data = b"\n".join(b64encode(picture.data) for picture in pictures)
     try:
-        answer = _child(command, b"\n".join(lines), "a picture", _give_up_at(run))
-    except BadPicture as exc:
-        log.warning("pictures stay as large as they are: %s", exc)
-        return
-    smaller = map(b64decode, answer.split())
-    run.pictures = [picture_from(data) for data in smaller]
+        answer = _child(command, data, "a picture", give_up_at)
+    except ChildBroke as exc:
+        log.warning("a picture stays as large as it is: %s", exc)
+        answer = exc.output
+    # What follows the last end of a line is the start of one that was not finished.
+    lines = answer.split(b"\n")[:-1]
+    return [picture_from(b64decode(line)) for line in lines]
 
 
 def _give_up_at(run: Run) -> float:
@@ -83,10 +111,10 @@ def _draw(svg: bytes, run: Run, give_up_at: float) -> Picture:
 def _child(command: list[str], data: bytes, what: str, give_up_at: float) -> bytes:
     """What a script of ours, with its arguments, makes of `data`.
 
-    Raises BadPicture, which names `what` was not made."""
+    Raises ChildBroke, which names `what` was not made."""
     left_s = give_up_at - monotonic()
     if left_s <= 0 or not _children.acquire(timeout=left_s):
-        raise BadPicture(f"{what} for which there was no time")
+        raise ChildBroke(f"{what} for which there was no time")
     try:
         child = subprocess.run(
             [sys.executable, "-I", *command],
@@ -96,13 +124,14 @@ def _child(command: list[str], data: bytes, what: str, give_up_at: float) -> byt
             timeout=max(0.1, give_up_at - monotonic()),
             env={},
         )
-    except subprocess.TimeoutExpired:
-        raise BadPicture(f"{what} that takes too long to draw") from None
+    except subprocess.TimeoutExpired as exc:
+        why = f"{what} that takes too long to draw"
+        raise ChildBroke(why, exc.stdout or b"") from None
     except OSError as exc:  # no descriptors, no processes
         log.error("a picture could not be drawn: %r", str(exc))
-        raise BadPicture(f"{what} that could not be drawn at the moment") from None
+        raise ChildBroke(f"{what} that could not be drawn at the moment") from None
     finally:
         _children.release()
     if child.returncode:
-        raise BadPicture(f"{what} that cannot be drawn")
+        raise ChildBroke(f"{what} that cannot be drawn", child.stdout)
     return child.stdout

@@ -1,8 +1,10 @@
 """A child process: pictures on stdin, smaller ones on stdout, in the same limits.
 
-Each line is a picture in base64; the argument is how many bytes one may have. One that
-has no more, or cannot be made smaller, comes back as it is. Decoders are what attackers
-look at first: one that breaks ends this process and no other."""
+Each line is a picture in base64; the arguments are how many bytes one may have, and
+until when there is time, on the clock of monotonic(). One that has no more, or cannot
+be made smaller, comes back as it is. Decoders are what attackers look at first: one
+that breaks ends this process and no other, and whoever started it has what was
+finished, and starts another for the rest."""
 
 import io
 import sys
@@ -10,6 +12,8 @@ from base64 import b64decode, b64encode
 from collections.abc import Iterator
 from contextlib import suppress
 from resource import RLIMIT_AS, RLIMIT_CORE, RLIMIT_CPU, RLIMIT_NOFILE, setrlimit
+from signal import ITIMER_REAL, setitimer
+from time import monotonic
 
 from PIL import Image, ImageChops, ImageStat
 
@@ -19,6 +23,7 @@ LIMITS = {
     RLIMIT_CORE: 0,
     RLIMIT_NOFILE: 3,  # nothing can be opened any more
 }
+LEAST_S = 0.01  # to a timer, 0 means never
 FORMATS = ("PNG", "JPEG")
 BOX = (768, 2000)  # LibreChat shows no more
 # Tried in this order: PNG for what is drawn, JPEG for photographs.
@@ -68,7 +73,14 @@ Image.preinit()  # what it needs is loaded while files can be opened
 for what, limit in LIMITS.items():
     setrlimit(what, (limit, limit))
 max_bytes = int(sys.argv[1])
-for line in sys.stdin:
+give_up_at = float(sys.argv[2])
+lines = sys.stdin.readlines()
+for number, line in enumerate(lines, 1):
+    left_s = give_up_at - monotonic()
+    # A picture that takes too long leaves half of the time to those after it: the
+    # signal ends this process, in the midst of a decoder too.
+    may_take_s = left_s if number == len(lines) else left_s / 2
+    setitimer(ITIMER_REAL, max(may_take_s, LEAST_S))
     with suppress(OSError, ValueError, SyntaxError):  # a broken picture
         data = b64decode(line)
         if len(data) > max_bytes:
