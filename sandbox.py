@@ -44,6 +44,8 @@ _GONE_WITHIN_S = 2
 _LIMIT_TOLERANCE_S = 0.1
 # A create that was not answered may be done a little after its time limit.
 _MISSES_UNTIL_SURE = 2
+# Of a list that holds all sandboxes of the account: 2,000 sandboxes, 100 on a page.
+_MOST_PAGES = 20
 # A sandbox's id goes into the paths of requests, such as `DELETE /sandboxes/{id}`.
 _SANDBOX_ID = re.compile(r"[\w-]{8,}", re.ASCII)
 _METADATA = {"service": "e2b-proxy", "version": VERSION, "process": uuid.uuid4().hex}
@@ -222,10 +224,24 @@ class Sandbox:
         return False
 
     def _listed(self, metadata: dict[str, str]) -> list[str]:
-        """Return the ids that E2B's list has for this, the oldest first."""
-        query = SandboxQuery(metadata=metadata)
-        connection = _connection(self._config, KILL_BUDGET_S)
-        found = E2BSandbox.list(query, **connection).next_items()
+        """Return the ids of the sandboxes that have this metadata, the oldest first.
+
+        E2B is asked for these only, but the list of an E2B that ignores this may hold
+        all sandboxes of the account, on several pages. To use or to kill another one
+        than was meant would be far worse than to find none, so each is compared.
+        Raises ValueError when there is none on the first pages, and more pages."""
+        give_up_at = monotonic() + KILL_BUDGET_S
+        pages = E2BSandbox.list(SandboxQuery(metadata=metadata))
+        found = []
+        for _ in range(_MOST_PAGES):
+            left_s = give_up_at - monotonic()
+            for sandbox in pages.next_items(**_connection(self._config, left_s)):
+                if metadata.items() <= sandbox.metadata.items():
+                    found.append(sandbox)
+            if not pages.has_next or monotonic() > give_up_at:
+                break
+        if pages.has_next and not found:
+            raise ValueError("its list of sandboxes is too long to look through")
         found.sort(key=attrgetter("started_at"))
         return [_checked(sandbox.sandbox_id) for sandbox in found]
 

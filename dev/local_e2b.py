@@ -373,25 +373,39 @@ class _Server:
             raise ValueError(f"{kind} has no fault {fault!r}")
         if "status" in answer or "body" in answer:
             return _as_scripted(answer)
-        return self._honest(request, kind, sandbox_id, body)
+        return self._honest(request, kind, sandbox_id, body, answer)
+
+    def _list(self, request: web.BaseRequest, answer: Answer) -> web.Response:
+        """One page, with the token of the next one, which is where that begins."""
+        # The SDK quotes names and values, and then the query that it makes of them.
+        query = parse_qsl(request.query.get("metadata", ""))
+        wanted = {unquote(name): unquote(value) for name, value in query}
+        if answer.get("unfiltered"):
+            wanted = {}
+        found = [
+            sandbox.listed()
+            for sandbox in self.sandboxes.values()
+            if wanted.items() <= sandbox.metadata.items()
+        ]
+        start = int(request.query.get("nextToken", 0))
+        end = start + answer.get("page_size", int(request.query.get("limit", 100)))
+        has_next = end < len(found) or answer.get("endless")
+        headers = {"X-Next-Token": str(end)} if has_next else {}
+        return web.json_response(found[start:end], headers=headers)
 
     def _honest(
-        self, request: web.BaseRequest, kind: str, sandbox_id: str, body: Any
+        self,
+        request: web.BaseRequest,
+        kind: str,
+        sandbox_id: str,
+        body: Any,
+        answer: Answer,
     ) -> web.Response:
         if kind == "create":
             created = self.start_sandbox(body, request.headers.get("idempotency-key"))
             return web.json_response(created.created(), status=201)
         if kind == "list":
-            # The SDK quotes names and values, and then the query that it makes of them.
-            query = parse_qsl(request.query.get("metadata", ""))
-            wanted = {unquote(name): unquote(value) for name, value in query}
-            return web.json_response(
-                [
-                    sandbox.listed()
-                    for sandbox in self.sandboxes.values()
-                    if wanted.items() <= sandbox.metadata.items()
-                ]
-            )
+            return self._list(request, answer)
         sandbox = self.sandboxes.get(sandbox_id)
         if kind == "health":
             return web.Response(status=204) if sandbox else _gone(sandbox_id)

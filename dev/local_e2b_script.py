@@ -14,6 +14,8 @@ An answer may hold
                           only with "really": true.
                           run: cut, no_end, not_json, silent, forever, vanish, drip
                           (after the output below)
+  list only: unfiltered (all sandboxes, whatever metadata is asked for), page_size,
+  endless (each page has a next one).
   run only: kernel (true: the real thing, after the delay), from_code (the answer is in
   the code's line `# answer: {json}`), delay_after_headers_s, run_s (the time that the
   run takes), events, stdout_bytes in lines of line_bytes, one_line_bytes, pngs of

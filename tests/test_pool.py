@@ -1248,6 +1248,70 @@ def test_a_call_whose_turn_comes_when_its_time_is_up_does_not_run(
     assert len(set(used_by(e2b.state()))) == 1
 
 
+# What a list may have that ignores the metadata it was asked for.
+UNFILTERED = [
+    pytest.param({"unfiltered": True}, id="on one page"),
+    pytest.param({"unfiltered": True, "page_size": 1}, id="on several pages"),
+]
+
+
+@pytest.mark.parametrize("listing", UNFILTERED)
+def test_a_session_takes_no_other_sessions_sandbox_from_a_list_that_holds_all(
+    e2b: LocalE2B, make_pool: MakePool, listing: State
+) -> None:
+    e2b.set_script({"run": OK_RUN, "list": listing})
+    marks = ["a", "b", "a longer one"]
+    for mark in marks:
+        assert sessions(make_pool).run("1", 5, mark).outcome == "ok"
+    assert len(set(used_by(e2b.state()))) == 3
+    # Each is found by another replica all the same.
+    for mark in marks:
+        assert sessions(make_pool).run("1", 5, mark).outcome == "ok"
+    used = used_by(e2b.state())
+    assert used[3:] == used[:3]
+    assert e2b.state()["created"] == 3
+
+
+@pytest.mark.parametrize("listing", UNFILTERED)
+@pytest.mark.parametrize("last_try", [{"fault": "reset"}, {"status": 500}])
+def test_a_create_without_an_answer_kills_nothing_else_of_a_list_that_holds_all(
+    e2b: LocalE2B,
+    make_pool: MakePool,
+    quick_search: None,
+    listing: State,
+    last_try: State,
+) -> None:
+    e2b.set_script({"run": OK_RUN, "list": listing})
+    pool = sessions(make_pool)
+    for mark in ("a", "b"):
+        pool.run("1", 5, mark)
+    others = {sandbox["id"] for sandbox in e2b.state()["sandboxes"]}
+    creates = [{"fault": "lost_reply"}, last_try]
+    e2b.set_script({"run": OK_RUN, "list": listing, "create": creates})
+    for created in (3, 3):  # the second one makes nothing: it is looked for in vain
+        assert pool.run("1", 30).outcome == "unavailable"
+        wait_until(lambda: pool.count("lost") == 0, 10)
+        state = e2b.state()
+        assert state["created"] == created
+        alive = {each["id"] for each in state["sandboxes"] if each["alive"]}
+        assert alive == others
+
+
+def test_a_list_without_an_end_is_looked_through_in_bounds_and_nothing_is_used(
+    e2b: LocalE2B, make_pool: MakePool
+) -> None:
+    sessions(make_pool).run("1", 5, "a")
+    e2b.set_script({"run": OK_RUN, "list": {"unfiltered": True, "endless": True}})
+    lists = len(of_kind(e2b.state(), "list"))
+    run = sessions(make_pool).run("1", 5, "b")
+    assert (run.outcome, run.problem) == ("unavailable", sandbox_module.FAILED)
+    state = e2b.state()
+    assert len(of_kind(state, "list")) - lists == 20
+    assert (state["created"], len(callers_runs(state))) == (1, 1)
+    assert sessions(make_pool).run("1", 5, "a").outcome == "ok"
+    assert len(set(used_by(e2b.state()))) == 1
+
+
 def test_two_first_calls_of_a_session_have_one_sandbox(
     e2b: LocalE2B, make_pool: MakePool, threads: ThreadPoolExecutor
 ) -> None:

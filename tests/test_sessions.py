@@ -181,6 +181,16 @@ def test_a_restart_and_another_replica_find_the_session(
     assert "45" in call(restarted, session, "print(x + 3)")
 
 
+def test_where_e2bs_list_ignores_whose_it_was_asked_for_no_variables_are_shared(
+    service: Service, start: Callable[..., Service], e2b: LocalE2B, session: str
+) -> None:
+    e2b.set_script({"list": {"unfiltered": True, "page_size": 1}})
+    call(service, f"{session}1", "x = 41")
+    replica = start(SESSION_IDLE_S="60", RUN_TIMEOUT_S="30")
+    assert "False" in call(replica, f"{session}2", "print('x' in dir())")
+    assert "41" in call(replica, f"{session}1", "print(x)")
+
+
 @pytest.mark.parametrize(
     "session_id",
     [
