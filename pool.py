@@ -146,36 +146,43 @@ class _Slots:
         self._slots: list[_Slot] = []  # the longest idle first; free ones are not in it
         self._waiting = 0  # callers in `take`
         self._waiting_for_turn = 0  # callers in `turn`
-        self._marks_in_use: set[str] = set()
+        # The calls of each session: one that runs, then those that wait for their turn.
+        self._calls_of: dict[str, list[object]] = {}
         self._marks_ended: dict[str, str] = {}  # by itself, the longest ago first
         self._ended_s: defaultdict[date, float] = defaultdict(float)
 
     @contextmanager
     def turn(self, mark: str, timeout_s: float) -> Iterator[None]:
-        """Have a session to oneself. Raises Unavailable while other calls have it.
+        """Have a session to oneself, in the order in which its calls came. Raises
+        Unavailable when the calls before this one take longer than `timeout_s`.
 
-        Each call that waits holds a thread, so not more than half as many as runs do.
+        Each call that waits holds a thread. So at most half as many wait, in all
+        sessions, as run at once (but one at least), and others are refused now.
         Without a mark there is nothing to wait for."""
         if not mark:
             yield
             return
+        call = object()
         with self._changed:
-            most_waiting = self._config.max_concurrent_runs // 2
-            may_wait = self._waiting_for_turn <= most_waiting
+            most_waiting = max(1, self._config.max_concurrent_runs // 2)
+            may_wait = self._waiting_for_turn < most_waiting
+            calls = self._calls_of.setdefault(mark, [])
+            calls.append(call)
             self._waiting_for_turn += 1
-            is_free = self._changed.wait_for(
-                lambda: mark not in self._marks_in_use,
+            has_turn = self._changed.wait_for(
+                lambda: calls[0] is call,
                 timeout_s if may_wait else 0,
             )
             self._waiting_for_turn -= 1
-            if not is_free:
-                raise Unavailable(_SESSION_BUSY)
-            self._marks_in_use.add(mark)
         try:
+            if not has_turn:
+                raise Unavailable(_SESSION_BUSY)
             yield
         finally:
             with self._changed:
-                self._marks_in_use.remove(mark)
+                calls.remove(call)
+                if not calls:
+                    del self._calls_of[mark]
                 self._changed.notify_all()
 
     def take(self, need: Need) -> _Slot:

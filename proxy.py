@@ -118,6 +118,7 @@ def create_app(config: Config) -> Flask:
     app.extensions["pool"] = pool
     app.before_request(_start_request)
     app.before_request(partial(_refuse_foreign_page, config))
+    app.before_request(_refuse_packed_body)
     app.after_request(_finish_request)
     app.register_error_handler(HTTPException, _error)
     document, tool = _load_document(config)
@@ -161,6 +162,15 @@ def _refuse_foreign_page(config: Config) -> None:
     origin = request.headers.get("Origin")
     if origin is not None and not is_origin_own(origin, host):
         raise Forbidden("A web page of another origin may not call this service.")
+
+
+def _refuse_packed_body() -> None:
+    """Raises UnsupportedMediaType for a body that would have to be unpacked first."""
+    coding = request.headers.get("Content-Encoding", "")
+    if request.method == "POST" and coding.strip().lower() not in ("", "identity"):
+        raise UnsupportedMediaType(
+            f"Send the body as it is, without Content-Encoding: {coding[:40]}."
+        )
 
 
 def _require_key(config: Config) -> None:
@@ -566,7 +576,8 @@ def _load_document(config: Config) -> tuple[JsonObject, JsonObject]:
     fields["code"]["maxLength"] = config.max_code_chars
     fields["timeout"]["default"] = config.run_timeout_s
     # Without `language`: a model has no choice there. Without bounds: what breaks them
-    # would not reach us, and the model would not read our words.
+    # would not reach us, and the model would not read our words. Without null among the
+    # types: Gemini refuses every tool of a chat when one has a list of types.
     offered = {
         "code": {
             "type": "string",

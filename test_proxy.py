@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import io
 import json
 import re
@@ -549,6 +550,29 @@ def test_a_wrong_or_missing_content_type_is_415(
     if response.status_code == 415:
         assert "application/json" in error_of(response)["message"]
     assert e2b.state()["created"] == created_before
+
+
+@pytest.mark.parametrize("path", ["/execute", "/mcp", "/v1/exec", "/v1/upload"])
+@pytest.mark.parametrize("coding", ["gzip", "br", "deflate", "GZIP", "gzip, gzip"])
+def test_a_packed_body_is_415_and_the_answer_says_why(
+    service: Service, path: str, coding: str
+) -> None:
+    headers = {"Content-Type": "application/json", "Content-Encoding": coding}
+    body = gzip.compress(b'{"code": "1"}')
+    response = http.post(f"{service.url}{path}", data=body, headers=headers, timeout=30)
+    assert response.status_code == 415
+    assert f"without Content-Encoding: {coding}" in response.text
+
+
+@pytest.mark.parametrize("coding", ["identity", "Identity", ""])
+def test_a_body_that_is_said_not_to_be_packed_is_read(
+    service: Service, coding: str
+) -> None:
+    headers = {"Content-Encoding": coding}
+    response = http.post(
+        f"{service.url}/execute", json={"code": "1"}, headers=headers, timeout=30
+    )
+    assert response.status_code == 200
 
 
 def test_a_body_that_is_absent_is_400(service: Service) -> None:

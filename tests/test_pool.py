@@ -1222,15 +1222,42 @@ def test_close_does_not_wait_for_a_session_that_is_just_being_found(
     assert e2b.state()["alive"] == 1
 
 
+@pytest.mark.parametrize(("slots", "may_wait"), [(4, 2), (5, 2), (2, 1), (1, 1)])
 def test_many_calls_of_a_session_leave_threads_to_others(
-    e2b: LocalE2B, make_pool: MakePool, threads: ThreadPoolExecutor
+    e2b: LocalE2B,
+    make_pool: MakePool,
+    threads: ThreadPoolExecutor,
+    slots: int,
+    may_wait: int,
 ) -> None:
     e2b.set_script({"run": {"run_s": 1, **OK_RUN}})
-    pool = sessions(make_pool, max_concurrent_runs=4)
+    pool = sessions(make_pool, max_concurrent_runs=slots)
     calls = [threads.submit(pool.run, "1", 60, "mark") for _ in range(10)]
     busy = [c for c in calls if "still running" in c.result().problem]
-    assert len(busy) == 10 - 1 - 3
+    assert len(busy) == 10 - 1 - may_wait
     assert len(set(used_by(e2b.state()))) == 1
+
+
+def test_the_calls_of_a_session_run_in_the_order_in_which_they_came(
+    e2b: LocalE2B, make_pool: MakePool, threads: ThreadPoolExecutor
+) -> None:
+    e2b.set_script({"run": {"run_s": 0.5, **OK_RUN}})
+    pool = sessions(make_pool)
+
+    def wait_behind(number: int) -> str:
+        e2b.wait_for(runs_sent(2 * number + 1))
+        return pool.run(f"waiter {number}", 30, "mark").outcome
+
+    rounds = range(4)
+    for number in rounds:
+        waiter = threads.submit(wait_behind, number)
+        # Who has just had its turn is the quickest to ask for the next one.
+        assert pool.run(f"first {number}", 30, "mark").outcome == "ok"
+    assert pool.run("last", 30, "mark").outcome == "ok"
+    assert waiter.result() == "ok"
+    codes = [request["body"]["code"] for request in callers_runs(e2b.state())]
+    in_order = [f"{who} {number}" for number in rounds for who in ("first", "waiter")]
+    assert codes == [*in_order, "last"]
 
 
 def test_a_call_whose_turn_comes_when_its_time_is_up_does_not_run(
