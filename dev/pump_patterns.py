@@ -39,10 +39,11 @@ FOREIGN += ["\u202e", "\u2028", "\U0001f600", "_", "/", "<", ">", "[", "]", "(",
 LENGTHS = [64, 256, 1024, 4096, 16_384]  # each four times the one before
 # For the worst of all texts of a pattern: what goes back fast shows only here.
 LONG = [16_384, 65_536, 262_144]
-# Four times the text may take twice four times as long; what goes back takes sixteen.
-MOST_GROWTH = 2
-# What takes less is not worth a look: clocks are coarse, and caches are cold.
-LEAST_S = 0.01
+# Four times the text may take ten times as long; what goes back takes sixteen times.
+MOST_GROWTH = 2.5
+# What takes less is not worth a look: some systems count CPU in steps of this.
+LEAST_S = 0.05
+TICK_S = 0.004
 # What takes so long for the longest text does not come back at all.
 MOST_S = 2
 SHOWN_CHARS = 1_000_000
@@ -339,7 +340,7 @@ def slow_text(
             took_s = min(seconds(use, text) for _ in range(3))
             before_s = min(seconds(use, before) for _ in range(3))
         growth = len(text) / len(before) * MOST_GROWTH
-        if took_s > max(LEAST_S, growth * before_s):
+        if took_s > max(LEAST_S, growth * max(before_s, TICK_S)):
             return Slow(use, text, took_s)
         before = text
         before_s = took_s
