@@ -5,9 +5,9 @@ nothing of it is ever rendered."""
 
 import re
 
-from folding import fold_always, fold_logged, fold_printed, fold_traceback
-from pictures import Picture, size_in_pixels
+from pictures.picture import Picture, size_in_pixels
 from run import Clipped, Run
+from texts.folding import fold_always, fold_logged, fold_printed, fold_traceback
 
 # Commands to a terminal.
 _ANSI = (

@@ -9,7 +9,7 @@ import resource
 import sys
 
 from config import Config
-from worker import JsonLogger, PatientWorker
+from process.worker import JsonLogger, PatientWorker
 
 try:
     settings = Config.from_env(os.environ)

@@ -35,7 +35,6 @@ from access import (
     is_origin_own,
     session_mark,
 )
-from cell import runnable
 from code_api.execute import run_exec
 from code_api.reply import reply_body
 from code_api.request import parse_exec
@@ -44,7 +43,6 @@ from code_api.sweeper import Sweeper
 from code_api.upload import take_form
 from config import MAX_BODY_BYTES, VERSION, Config, log
 from formatter import echo, format_plain, format_run
-from images import Delivery, deliver, json_pieces, published, start_removing_old
 from mcp_server import (
     PARSE_ERROR,
     PROTOCOL_VERSIONS,
@@ -61,10 +59,18 @@ from metrics import (
     PICTURE_BYTES,
     WARM_READY,
 )
-from pool import RETRY_AFTER_S, Full, Pool
+from pictures.delivery import (
+    Delivery,
+    deliver,
+    json_pieces,
+    published,
+    start_removing_old,
+)
 from run import Run
-from sandbox import Unavailable, check_key
-from stream import is_costly
+from sandboxes.pool import RETRY_AFTER_S, Full, Pool
+from sandboxes.sandbox import Unavailable, check_key
+from sandboxes.stream import is_costly
+from texts.cell import runnable
 
 _HERE = Path(__file__).parent
 _PAGE_POLICY = (

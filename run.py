@@ -7,10 +7,10 @@ from time import monotonic
 from typing import Literal, Self
 
 from config import MAX_REPLY_IMAGE_BYTES, Config
-from folding import fold_always
-from pictures import BadPicture, Picture
-from results import is_drawing
-from saved_figures import is_saved_copy
+from pictures.picture import BadPicture, Picture
+from texts.folding import fold_always
+from texts.results import is_drawing
+from texts.saved_figures import is_saved_copy
 
 # A run can fail in more ways than anybody reads notes.
 _MAX_NOTES = 20

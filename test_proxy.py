@@ -31,10 +31,10 @@ from local_e2b import LocalE2B
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
-from cell import MAKE_DATA_FOLDER
 from config import LIFETIME_MARGIN_S, MAX_BODY_BYTES, VERSION, Config
 from conftest import E2B_KEY, OK_RUN, Service, http, text_of, urls_of
 from proxy import create_app
+from texts.cell import MAKE_DATA_FOLDER
 
 API_KEY = "a-key-that-is-long-enough-to-be-one"
 JSON = {"Content-Type": "application/json"}

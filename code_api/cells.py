@@ -12,7 +12,8 @@ from typing import BinaryIO
 from code_api.request import ExecRequest
 from code_api.store import NotStored
 
-_PROGRAM = Path(__file__).with_name("in_sandbox.py").read_text("ascii")
+_SCRIPT_PY = Path(__file__).parents[1] / "in_sandbox" / "script.py"
+_PROGRAM = _SCRIPT_PY.read_text("ascii")
 # E2B's server refuses cells above 10 MiB as JSON, and the kernel keeps each cell.
 _CELL_CHARS = 2_000_000
 _PIECE_BYTES = 768 * 1024  # 1 MiB as base64: a cell each, where they do not shrink

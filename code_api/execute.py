@@ -10,9 +10,9 @@ from code_api.request import ExecRequest
 from code_api.store import Store, StoreError
 from config import CARRIED_BYTES_PER_S, OVERHEAD_S, Config
 from metrics import EXECS
-from pool import Need, Pool
 from run import Run
-from sandbox import Sandbox, Unavailable
+from sandboxes.pool import Need, Pool
+from sandboxes.sandbox import Sandbox, Unavailable
 
 _MAX_ERROR_CHARS = 500  # of the notebook's own error, for stderr
 _TOO_LATE = "the sandbox did not answer in time"

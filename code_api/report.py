@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from io import StringIO
 from typing import Any
 
-from code_api.in_sandbox import CHUNK_BYTES, MAX_FILES, OUTPUT_BYTES, PIECE_BYTES
 from code_api.names import display_problem, escaped, name_problem, printable
 from code_api.request import MAX_ENTRIES, ExecRequest
 from code_api.store import NewFile, NewSession, StoreError
 from config import MAX_CARRIED_BYTES
+from in_sandbox.script import CHUNK_BYTES, MAX_FILES, OUTPUT_BYTES, PIECE_BYTES
 from run import Clipped
 
-# The longest that in_sandbox.py writes: 32 KiB of control characters, six bytes each.
+# The longest that the runner writes: 32 KiB of control characters, six bytes each.
 _MAX_LINE_CHARS = 256 * 1024
 _MAX_NOTES = 2 * MAX_ENTRIES  # the request's own, and one for each input
 _MAX_NOTE_CHARS = 500
@@ -106,7 +106,7 @@ class Report(Clipped):
     def _take_text(self, name: str, stream: StringIO, text: str) -> None:
         stream.write(text)
         if stream.tell() > OUTPUT_BYTES[name]:
-            raise ValueError("more output than in_sandbox.py passes on")
+            raise ValueError("more output than the script's runner passes on")
 
     def _take_end(self, outcome: str) -> None:
         if self.outcome != "unavailable":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cell import runnable
+from texts.cell import runnable
 
 PYTHON = "import math\nprint(math.pi)"
 

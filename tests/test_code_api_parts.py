@@ -25,7 +25,6 @@ from local_e2b_kernels import own_mount_command
 from werkzeug.exceptions import RequestEntityTooLarge
 
 from code_api.cells import exec_cells, send_cell
-from code_api.in_sandbox import CACHES, HOME_CACHES, cache_of
 from code_api.languages import LANGUAGES
 from code_api.names import is_id, name_problem, new_id
 from code_api.report import Report
@@ -34,9 +33,10 @@ from code_api.store import NewSession, NotStored, Store, StoredFile, StoreError
 from code_api.sweeper import Sweeper
 from code_api.upload import take_form
 from config import Config
+from in_sandbox.script import CACHES, HOME_CACHES, cache_of
 
 FORM = "multipart/form-data; boundary=x"
-PROGRAM = Path(__file__).parents[1] / "code_api" / "in_sandbox.py"
+PROGRAM = Path(__file__).parents[1] / "in_sandbox" / "script.py"
 BAD_NAMES = ["", ".", "..", "/a", "a/", "a//b", "a/../b", "a\\b", "a\0b", "a\x7fb"]
 BAD_NAMES += ["a\n", "\x85", "a" * 257, "é" * 128, "/".join("abcdefghijk"), "\udcff"]
 BAD_NAMES += [None, 3, ["a"]]

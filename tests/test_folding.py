@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from folding import fold_always, fold_logged, fold_printed, fold_traceback
+from texts.folding import fold_always, fold_logged, fold_printed, fold_traceback
 
 PACKAGES = "/usr/local/lib/python3.13/dist-packages"
 CHART_WARNING = (

@@ -10,7 +10,7 @@ import pytest
 from builders import png_of_pixels
 
 from formatter import echo, fence, format_plain, format_run
-from pictures import PNG, Picture, picture_from
+from pictures.picture import PNG, Picture, picture_from
 from run import Run
 
 NO_OUTPUT = "Code executed successfully, without output. Use print() to see a value."

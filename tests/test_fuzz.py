@@ -21,10 +21,10 @@ from test_stream import facts
 from config import Config
 from formatter import echo, format_plain, format_run
 from mcp_server import handle
-from pictures import PNG, Picture
+from pictures.picture import PNG, Picture
 from run import Clipped, Run
-from stream import StreamReader
-from tracebacks import prefix_lines, renumber_error, split_headings
+from sandboxes.stream import StreamReader
+from texts.tracebacks import prefix_lines, renumber_error, split_headings
 
 LIMIT = 1_000  # the lowest that can be set
 WHOLE = 300 * LIMIT  # longer than any of `texts` is

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from cell import runnable
-from folding import fold_logged, fold_traceback
-from results import is_lost, value_text
-from saved_figures import figures_are_shown_twice
-from tracebacks import prefix_lines
+from texts.cell import runnable
+from texts.folding import fold_logged, fold_traceback
+from texts.results import is_lost, value_text
+from texts.saved_figures import figures_are_shown_twice
+from texts.tracebacks import prefix_lines
 
 # None takes a tenth of a second; with a pattern that goes back it is minutes and more.
 LIMIT_S = 10

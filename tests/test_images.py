@@ -21,10 +21,10 @@ import builders
 import pytest
 from PIL import Image
 
-import images
 from config import Config
-from drawing.children import rasterize
-from images import (
+from pictures import delivery as images
+from pictures.children import rasterize
+from pictures.delivery import (
     Blob,
     json_pieces,
     publish,
@@ -32,10 +32,10 @@ from images import (
     remove_old,
     start_removing_old,
 )
-from pictures import JPEG, PNG, SVG, Picture
+from pictures.picture import JPEG, PNG, SVG, Picture
 from run import Run
 
-SVG_TO_PNG = Path(images.__file__).with_name("drawing") / "svg_to_png.py"
+SVG_TO_PNG = Path(images.__file__).with_name("svg_to_png.py")
 XMLNS = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
 MARK = (255, 0, 255)  # of the picture that no SVG may show
 GREEN = (0, 128, 0)

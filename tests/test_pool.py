@@ -16,13 +16,13 @@ from e2b.sandbox_sync.sandbox_api import SandboxApi
 from e2b_code_interpreter import Sandbox as E2BSandbox
 from local_e2b import LocalE2B
 
-import pool as pool_module
-import sandbox as sandbox_module
-from cell import MAKE_DATA_FOLDER
+import sandboxes.pool as pool_module
+import sandboxes.sandbox as sandbox_module
 from config import Config
 from conftest import E2B_KEY, OK_RUN, Service, use
-from pool import Full, Need, Pool
 from run import Run
+from sandboxes.pool import Full, Need, Pool
+from texts.cell import MAKE_DATA_FOLDER
 
 State = dict[str, Any]
 MakePool = Callable[..., Pool]

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from results import is_drawing, is_lost, value_text
+from texts.results import is_drawing, is_lost, value_text
 
 STYLER = (
     '<style type="text/css">\n#T_1_row1_col0 {\n  background-color: yellow;\n}\n'

@@ -17,13 +17,13 @@ from e2b import TimeoutException
 from e2b_code_interpreter import Sandbox as E2BSandbox
 from local_e2b import LocalE2B
 
-import pool as pool_module
-import sandbox as sandbox_module
+import sandboxes.pool as pool_module
+import sandboxes.sandbox as sandbox_module
 from config import OVERHEAD_S, Config
 from conftest import E2B_KEY, OK_RUN, of_kind, use
-from pool import Pool
 from run import Run
-from sandbox import (
+from sandboxes.pool import Pool
+from sandboxes.sandbox import (
     KILL_BUDGET_S,
     Sandbox,
     SandboxGone,

@@ -7,8 +7,8 @@ from builders import RED_SVG, Event, encoded, lines, picture, result
 
 from config import Config
 from run import Run
-from saved_figures import figures_are_shown_twice, saves_animation
-from stream import StreamReader
+from sandboxes.stream import StreamReader
+from texts.saved_figures import figures_are_shown_twice, saves_animation
 
 
 @pytest.mark.parametrize(

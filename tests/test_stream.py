@@ -29,9 +29,9 @@ from builders import (
 from PIL import Image
 
 from config import MAX_REPLY_IMAGE_BYTES, Config
-from pictures import JPEG, MAX_PIXELS, PNG, SVG, BadPicture, picture_from
+from pictures.picture import JPEG, MAX_PIXELS, PNG, SVG, BadPicture, picture_from
 from run import Run
-from stream import StreamReader
+from sandboxes.stream import StreamReader
 
 NO_PICTURE = "only png, jpeg and svg can be shown, so draw it with matplotlib"
 LONG = 300 * 1024  # more than the reader decodes at a time

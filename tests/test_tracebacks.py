@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 
 from run import Run
-from tracebacks import (
+from texts.tracebacks import (
     prefix_lines,
     renumber_error,
     renumber_run,

@@ -8,12 +8,12 @@ from collections.abc import Iterator
 import pytest
 from local_e2b import LocalE2B
 
-from cell import runnable
 from config import Config
 from conftest import E2B_KEY
 from formatter import format_run
 from run import Run
-from sandbox import Sandbox
+from sandboxes.sandbox import Sandbox
+from texts.cell import runnable
 
 CONFIG = Config(e2b_api_key=E2B_KEY)
 NO_OUTPUT = "Code executed successfully, without output. Use print() to see a value."

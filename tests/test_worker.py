@@ -16,8 +16,8 @@ from gunicorn.http import unreader
 from gunicorn.workers import gthread
 
 from conftest import ROOT
-from json_log import JsonFormatter
-from worker import JsonLogger, PatientWorker
+from process.json_log import JsonFormatter
+from process.worker import JsonLogger, PatientWorker
 
 WHEN_IT_CHANGES = (
     "worker.py overrides private parts of gunicorn's threaded worker. Read what "
@@ -99,7 +99,7 @@ def test_a_line_is_one_json_object_without_a_key_and_with_the_traceback() -> Non
 
 def test_a_line_longer_than_a_pipe_takes_at_once_arrives_whole() -> None:
     program = (
-        "import logging, json_log as log\n"
+        "import logging, process.json_log as log\n"
         "handler = log.QueuedStdout()\n"
         "handler.setFormatter(log.JsonFormatter([]))\n"
         "handler.handle(logging.makeLogRecord({'msg': 20_000 * 'x'}))\n"

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from config import Config, log
-from drawing.children import rasterize, shrink
-from pictures import JPEG, PNG, Picture
+from pictures.children import rasterize, shrink
+from pictures.picture import JPEG, PNG, Picture
 from run import Run
 
 _SWEEP_INTERVAL_S = 60  # a folder of 50,000 files takes 0.3 s

@@ -25,12 +25,12 @@ from e2b.api.client_sync import get_transport
 from e2b.exceptions import NotFoundException, SandboxException
 from e2b_code_interpreter.code_interpreter_sync import Sandbox as E2BSandbox
 
-from cell import MAKE_DATA_FOLDER, with_data_folder
 from config import OVERHEAD_S, VERSION, Config, log
 from run import Run
-from saved_figures import figures_are_shown_twice, saves_animation
-from stream import StreamReader
-from tracebacks import renumber_run
+from sandboxes.stream import StreamReader
+from texts.cell import MAKE_DATA_FOLDER, with_data_folder
+from texts.saved_figures import figures_are_shown_twice, saves_animation
+from texts.tracebacks import renumber_run
 
 KILL_BUDGET_S = 4  # for a small call to E2B: kill, renew, prime, list
 # The least time that a call gets, where none is left: enough for E2B to answer.

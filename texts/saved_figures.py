@@ -6,7 +6,7 @@ or the end of the cell closes it. That one is drawn anew, in another size."""
 
 import re
 
-from pictures import Picture, size_in_pixels
+from pictures.picture import Picture, size_in_pixels
 
 # Code that names a gif, and makes more than one frame.
 _ANIMATION = r"(?s)(?=.*\.gif\b).*(?:\bsave_all\b|Animation\()"

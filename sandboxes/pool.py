@@ -43,7 +43,7 @@ from typing import Literal
 from config import LIFETIME_MARGIN_S, OVERHEAD_S, Config, log
 from metrics import KILLS_FAILED, RUNS, SANDBOX_SECONDS, STEP_SECONDS
 from run import Run
-from sandbox import FAILED, KILL_BUDGET_S, Sandbox, SandboxGone, Unavailable
+from sandboxes.sandbox import FAILED, KILL_BUDGET_S, Sandbox, SandboxGone, Unavailable
 
 # Pauses after a kill that failed. After the last, E2B has ended the sandbox itself.
 _KILL_AGAIN_AFTER_S = (0.5, 2, math.inf)

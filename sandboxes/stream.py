@@ -7,10 +7,10 @@ import re
 from typing import Any
 
 from config import Config
-from pictures import BadPicture, decode, picture_from
-from results import is_lost, value_text
+from pictures.picture import BadPicture, decode, picture_from
 from run import Clipped, Run
-from tracebacks import split_notes
+from texts.results import is_lost, value_text
+from texts.tracebacks import split_notes
 
 # As many as a reply may show at most: reading 8 million line by line takes seconds.
 _MAX_TRACEBACK_CHARS = 1_000_000

@@ -9,7 +9,7 @@ from pathlib import Path
 from time import monotonic
 
 from config import OVERHEAD_S, Config, log
-from pictures import SVG, BadPicture, Picture, picture_from
+from pictures.picture import SVG, BadPicture, Picture, picture_from
 from run import Run
 
 _BUDGET_S = 5.0  # for all pictures of a reply

@@ -24,7 +24,7 @@ from gunicorn import glogging, util
 from gunicorn.workers.gthread import _DEFER, TConn, ThreadWorker
 
 from config import Config, log
-from json_log import JsonFormatter, QueuedStdout
+from process.json_log import JsonFormatter, QueuedStdout
 
 # Slow is whom a thread waits for longer than
 # the bytes that came are worth, at this rate.

@@ -1,0 +1,1 @@
+"""The process: gunicorn's worker, made patient with slow clients, and the log."""
