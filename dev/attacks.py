@@ -1,6 +1,6 @@
 """Clients that mean harm, and how long GET /health takes beside them.
 
-Used by the soak and by tests/test_attacks.py. Nothing here runs by itself.
+Used by the soak and by tests/process/test_attacks.py. Nothing here runs by itself.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ is tried on texts that are made of what it looks for: the start of a match, then
 of one, or characters from elsewhere, repeated. The time must grow no faster than the
 text. Prints for each pattern what a million characters of its worst text take.
 
-tests/test_patterns.py does this for a few seconds, `make soak` for longer.
+tests/texts/test_patterns.py does this for a few seconds, `make soak` for longer.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
 
 Prints for each file, and for all of them: syntax nodes (as `ast.walk` counts them),
 lines of code (without comments, docstrings and blank lines) and nodes a line of code.
-tests/test_size.py holds the README to it. There is no limit: no number shapes the code.
+tests/tools/test_size.py holds the README to it. No number is a limit on the code.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 needs them. Nothing else knows gunicorn's insides.
 
 What is overridden here is private to gunicorn's threaded worker, so
-its version is pinned exactly, and tests/test_worker.py holds what
+its version is pinned exactly, and tests/process/test_worker.py holds what
 is assumed of it. The worker's main thread accepts connections and
 polls those that are silent; a pool of threads answers requests:
 

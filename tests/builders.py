@@ -12,6 +12,8 @@ from typing import Any
 from local_e2b import LocalE2B
 from PIL import Image
 
+from sandboxes.stream import StreamReader
+
 Event = dict[str, Any]
 TIMESTAMP = "2026-01-01T00:00:00.000000+00:00"  # as E2B writes it
 FIGURE = "<Figure size 640x480 with 1 Axes>"
@@ -115,3 +117,16 @@ def decoded(data_uri: str, media_type: str = "image/png") -> bytes:
     head, data = data_uri.split(",", 1)
     assert head == f"data:{media_type};base64"
     return base64.b64decode(data, validate=True)
+
+
+# --- streams ----------------------------------------------------------------------
+
+
+def facts(reader: StreamReader) -> tuple[object, ...]:
+    """All that a stream came to, in a form that can be compared."""
+    run = reader.run
+    outputs = [
+        (p.head, p.tail, p.missing) for p in (run.stdout, run.stderr, run.values)
+    ]
+    error = (run.error_name, run.error_value, run.traceback)
+    return (*outputs, error, run.pictures, run.left_out, reader.ended, reader.broken)

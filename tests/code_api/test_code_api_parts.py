@@ -33,10 +33,11 @@ from code_api.store import NewSession, NotStored, Store, StoredFile, StoreError
 from code_api.sweeper import Sweeper
 from code_api.upload import take_form
 from config import Config
+from conftest import ROOT
 from in_sandbox.script import CACHES, HOME_CACHES, cache_of
 
 FORM = "multipart/form-data; boundary=x"
-PROGRAM = Path(__file__).parents[1] / "in_sandbox" / "script.py"
+PROGRAM = ROOT / "in_sandbox" / "script.py"
 BAD_NAMES = ["", ".", "..", "/a", "a/", "a//b", "a/../b", "a\\b", "a\0b", "a\x7fb"]
 BAD_NAMES += ["a\n", "\x85", "a" * 257, "é" * 128, "/".join("abcdefghijk"), "\udcff"]
 BAD_NAMES += [None, 3, ["a"]]

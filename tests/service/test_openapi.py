@@ -23,7 +23,7 @@ from conftest import OK_RUN, Service, http, one_run_under_way
 pytestmark = pytest.mark.usefixtures("untraced")
 
 DOCUMENT = json.loads(
-    Path(__file__).parents[1].joinpath("openapi.json").read_text("utf-8")
+    Path(__file__).parents[2].joinpath("openapi.json").read_text("utf-8")
 )
 API_KEY = "a-key-that-is-long-enough-to-be-one"
 MAX_CODE_CHARS, RUN_TIMEOUT_S = 2000, 20

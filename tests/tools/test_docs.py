@@ -16,7 +16,7 @@ from prometheus_client import REGISTRY
 import metrics
 from config import Config
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "SECURITY.md", *sorted(ROOT.glob("docs/*.md"))]
 MAX_README_WORDS = 1100  # a newcomer reads it in five minutes
 

@@ -36,7 +36,7 @@ from conftest import free_port, service_modules
 
 pytestmark = pytest.mark.usefixtures("untraced")
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 LOCKS = ["requirements.txt", "dev/requirements-demo.txt", "dev/requirements.txt"]
 RUN_AS = 65532
 REGISTRY_TIMEOUT_S = 120

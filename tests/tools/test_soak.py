@@ -16,7 +16,7 @@ from soak import Life, Plan, Report, Restart, Sample, problems
 
 pytestmark = pytest.mark.usefixtures("untraced")
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PLAN = Plan(runs=100, faults=0.1, restarts=1, warm=0, callers=10, quick=False)
 START = Sample(memory_mb=100, threads=20, descriptors=40)
 

@@ -25,7 +25,7 @@ from conftest import Service
 
 pytestmark = pytest.mark.usefixtures("untraced")
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PNG = check.PNG + b"the rest of a picture"
 DATA_URI = check.DATA_URI + encoded(PNG)
 HEALTHY = {"status": "healthy", "version": "1.0.0"}

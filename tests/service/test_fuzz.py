@@ -11,12 +11,11 @@ import re
 import unicodedata
 from typing import Any
 
-from builders import encoded
+from builders import encoded, facts
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
-from test_stream import facts
 
 from config import Config
 from formatter import echo, format_plain, format_run

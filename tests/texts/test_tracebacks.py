@@ -405,7 +405,7 @@ def told(untraced: None) -> dict[str, Any]:
     cells += [as_first_cell(CODES[name], prefix) for name, prefix in OTHER_PREFIXES]
     child = subprocess.run(
         [sys.executable, "-W", "ignore", __file__],
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
         input=json.dumps(cells),
         capture_output=True,
         text=True,

@@ -27,7 +27,7 @@ from conftest import E2B_KEY, e2b_at, free_port
 
 pytestmark = pytest.mark.usefixtures("untraced")
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 DEMO_TIMEOUT_S = 120  # on a loaded machine
 Make = Callable[..., "subprocess.CompletedProcess[str]"]
 PROXIES = {

@@ -16,6 +16,7 @@ from builders import (
     Event,
     encoded,
     error,
+    facts,
     figure,
     jpeg_of_pixels,
     lines,
@@ -50,16 +51,6 @@ def run_of(*parts: bytes | Event, **settings: Any) -> Run:
     reader = read(*parts, **settings)
     assert not reader.broken
     return reader.run
-
-
-def facts(reader: StreamReader) -> tuple[object, ...]:
-    """All that a stream came to, in a form that can be compared."""
-    run = reader.run
-    outputs = [
-        (p.head, p.tail, p.missing) for p in (run.stdout, run.stderr, run.values)
-    ]
-    error = (run.error_name, run.error_value, run.traceback)
-    return (*outputs, error, run.pictures, run.left_out, reader.ended, reader.broken)
 
 
 STREAM = b"".join(

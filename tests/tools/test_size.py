@@ -12,7 +12,7 @@ import pytest
 import size
 from size import Size, service_files, size_of, sizes_by_file
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 # Counted once, and only by the worker that runs these tests.
 counted_sizes = functools.cache(sizes_by_file)
 

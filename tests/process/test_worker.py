@@ -23,7 +23,7 @@ WHEN_IT_CHANGES = (
     "worker.py overrides private parts of gunicorn's threaded worker. Read what "
     "changed in its"
     " gthread.py, glogging.py and util.py against worker.py, run this file and"
-    " tests/test_process.py, then name the new version in requirements.in and lock."
+    " test_process.py beside it, then name the new version in requirements.in and lock."
 )
 
 
