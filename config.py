@@ -13,6 +13,8 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, Self
 
+from run import Limits
+
 VERSION = "1.0.0"
 log = logging.getLogger("e2b_proxy")
 # LibreChat's largest request is a question's code, far below; it bounds memory.
@@ -195,6 +197,15 @@ class Config:
             numbers = f"{self.warm_sandboxes} of {self.max_concurrent_runs}"
             warnings.append(f"WARM_SANDBOXES is above MAX_CONCURRENT_RUNS: {numbers}")
         return warnings
+
+    def run_limits(self) -> Limits:
+        """How much of a run is kept."""
+        return Limits(
+            output_chars=self.max_output_chars,
+            images=self.max_images,
+            image_bytes=self.max_image_bytes,
+            all_image_bytes=MAX_REPLY_IMAGE_BYTES,
+        )
 
     def longest_request_s(self) -> int:
         """From its arrival to its reply; the code API's may carry files twice."""

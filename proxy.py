@@ -70,7 +70,7 @@ from run import Run
 from sandboxes.pool import RETRY_AFTER_S, Full, Pool
 from sandboxes.sandbox import Unavailable, check_key
 from sandboxes.stream import is_costly
-from texts.cell import runnable
+from texts.cell import Cell
 
 _HERE = Path(__file__).parent
 _PAGE_POLICY = (
@@ -325,7 +325,7 @@ def _run(arguments: object, config: Config, pool: Pool) -> Run:
         session_id = request.headers.get("X-Session-Id", "")
         mark = session_mark(session_id, config.e2b_api_key)
     try:
-        return pool.run(runnable(code), limit_s, mark)
+        return pool.run(Cell(code), limit_s, mark)
     except Full:
         raise ServiceUnavailable(_FULL, retry_after=RETRY_AFTER_S) from None
 
@@ -333,6 +333,7 @@ def _run(arguments: object, config: Config, pool: Pool) -> Run:
 def _reply_parts(run: Run, config: Config, *, over_mcp: bool) -> tuple[str, Delivery]:
     """A run's text, and what becomes of its pictures; notes both for the log."""
     delivery = deliver(run, config, over_mcp=over_mcp)
+    run = delivery.run
     text_of = format_plain if over_mcp else format_run
     text = text_of(run, config.max_output_chars)
     PICTURE_BYTES.inc(run.picture_bytes)

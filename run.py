@@ -4,16 +4,32 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from time import monotonic
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from config import MAX_REPLY_IMAGE_BYTES, Config
-from pictures.picture import BadPicture, Picture
+from pictures.picture import BadPicture, Picture, decode, picture_from
 from texts.folding import fold_always
-from texts.results import is_drawing
+from texts.results import is_drawing, is_lost, value_text
 from texts.saved_figures import is_saved_copy
+from texts.tracebacks import split_notes
 
 # A run can fail in more ways than anybody reads notes.
 _MAX_NOTES = 20
+# As many as a reply may show at most: reading 8 million line by line takes seconds.
+_MAX_TRACEBACK_CHARS = 1_000_000
+# Of plotly, bokeh, an animation as HTML, a gif, a pdf.
+_NO_PICTURE = "only png, jpeg and svg can be shown, so draw it with matplotlib"
+# What IPython says of sys.exit(), instead of a traceback.
+_EXIT = "An exception has occurred, use %tb to see the full traceback.\n"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much of a run is kept: texts only, unless pictures are allowed."""
+
+    output_chars: int  # of each text
+    images: int = 0
+    image_bytes: int = 0  # of each
+    all_image_bytes: int = 0
 
 
 @dataclass
@@ -73,6 +89,7 @@ class Printed(Clipped):
 class Run:
     """What came of one run; `problem` says in our words why it was not a normal one."""
 
+    limits: Limits
     stdout: Clipped
     stderr: Clipped
     values: Clipped
@@ -91,13 +108,58 @@ class Run:
     durations_s: dict[str, float] = field(default_factory=dict)
 
     @classmethod
-    def empty(cls, max_output_chars: int) -> Self:
+    def empty(cls, limits: Limits, saved_figures_are_shown: bool = False) -> Self:
         return cls(
-            Printed(max_output_chars),
-            Printed(max_output_chars),
-            Clipped(max_output_chars),
-            Clipped(max_output_chars),
+            limits,
+            stdout=Printed(limits.output_chars),
+            stderr=Printed(limits.output_chars),
+            values=Clipped(limits.output_chars),
+            drawings=Clipped(limits.output_chars),
+            saved_figures_are_shown=saved_figures_are_shown,
         )
+
+    def add_result(self, formats: dict[str, Any]) -> None:
+        """Add what the code showed, in E2B's formats: `text`, `png`, `html` and so on.
+
+        https://github.com/e2b-dev/code-interpreter (template/server/api/models)"""
+        has_picture = self._add_picture(formats)
+        text = value_text(formats, has_picture)
+        if text:
+            self.add_value(text)
+        if not has_picture and is_lost(formats, text):
+            self.leave_out("figure", _NO_PICTURE)
+
+    def _add_picture(self, formats: dict[str, Any]) -> bool:
+        """Keep a picture's first good form; whether there was a picture at all."""
+        reason = ""
+        for label in ("png", "jpeg", "svg"):
+            if not formats.get(label):
+                continue
+            try:
+                data = decode(label, str(formats[label]))
+                shown_as = str(formats.get("text"))
+                self.keep(picture_from(data, shown_as))
+                return True
+            except BadPicture as exc:
+                reason = reason or str(exc)
+        if reason:
+            self.leave_out("picture", reason)
+        return bool(reason)
+
+    def add_error(self, name: str, value: str, traceback: str) -> None:
+        """Note the exception that ended the code; a SystemExit of 0 is none."""
+        text = split_notes(traceback, error=f"{name}: {value}")
+        if name == "SystemExit" and text.startswith(_EXIT):
+            if value in ("", "0"):
+                return
+            text = ""
+        limit = self.limits.output_chars
+        self.error_name = name[:200] or "Error"
+        self.error_value = value[: limit // 4]
+        # Much of it goes later: the lines before the first cell, colours, frames.
+        clipped = Clipped(min(8 * limit, _MAX_TRACEBACK_CHARS))
+        clipped.add(text)
+        self.traceback = clipped.text()
 
     def add_value(self, text: str) -> None:
         """Add what the code showed as a result, each on a line of its own."""
@@ -105,20 +167,20 @@ class Run:
         separator = "\n" if values.head else ""
         values.add(separator + text)
 
-    def keep(self, picture: Picture, config: Config) -> None:
+    def keep(self, picture: Picture) -> None:
         """Keep a picture, once, within the limits. Raises BadPicture."""
         kept = self._without_saved_copy(picture)
         if picture in kept:
             return
         kept.append(picture)
-        if len(kept) > config.max_images:
-            raise BadPicture(f"a reply holds at most {config.max_images} pictures")
+        if len(kept) > self.limits.images:
+            raise BadPicture(f"a reply holds at most {self.limits.images} pictures")
         size = len(picture.data)
-        limit = config.max_image_bytes
+        limit = self.limits.image_bytes
         if size > limit:
             raise BadPicture(f"{size:,} bytes (the limit is {limit:,})")
         total_size = sum(len(each.data) for each in kept)
-        limit = MAX_REPLY_IMAGE_BYTES
+        limit = self.limits.all_image_bytes
         if total_size > limit:
             raise BadPicture(f"a reply holds at most {limit:,} bytes of pictures")
         self.pictures = kept

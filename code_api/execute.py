@@ -10,7 +10,7 @@ from code_api.request import ExecRequest
 from code_api.store import Store, StoreError
 from config import CARRIED_BYTES_PER_S, OVERHEAD_S, Config
 from metrics import EXECS
-from run import Run
+from run import Limits, Run
 from sandboxes.pool import Need, Pool
 from sandboxes.sandbox import Sandbox, Unavailable
 
@@ -74,9 +74,9 @@ class _Exec:
 
     def _run_cell(self, sandbox: Sandbox, code: str) -> None:
         """Run it to its end. Raises Unavailable, with what is to be noted."""
-        run = Run.empty(_MAX_ERROR_CHARS)
+        run = Run.empty(Limits(_MAX_ERROR_CHARS))
         run.stdout = self._report
-        sandbox.run_cell(code, self._deadline - monotonic(), run)
+        sandbox.run(code, self._deadline - monotonic(), run)
         problem = self._report.problem or _cell_problem(run)
         if problem:
             raise Unavailable(problem)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 from base64 import b64decode, b64encode
+from dataclasses import replace
 from pathlib import Path
 from time import monotonic
 
@@ -34,22 +35,22 @@ class ChildBroke(BadPicture):
         self.output = output
 
 
-def rasterize(run: Run, config: Config) -> None:
-    """Replace a run's SVGs by PNGs; one that cannot be drawn is left out."""
+def rasterized(run: Run) -> Run:
+    """The run with PNGs in place of its SVGs; one that cannot be drawn is left out."""
     give_up_at = _give_up_at(run)
-    pictures = run.pictures
-    run.pictures = []
-    for picture in pictures:
+    drawn = replace(run, pictures=[], left_out=run.left_out.copy())
+    for picture in run.pictures:
         try:
             if picture.media_type == SVG:
-                picture = _draw(picture.data, run, give_up_at)
-            run.keep(picture, config)
+                picture = _draw(picture.data, drawn, give_up_at)
+            drawn.keep(picture)
         except BadPicture as exc:
-            run.leave_out("picture", str(exc))
+            drawn.leave_out("picture", str(exc))
+    return drawn
 
 
-def shrink(run: Run, config: Config) -> None:
-    """Replace a run's PNGs and JPEGs by smaller ones that a model can be shown.
+def shrunk(run: Run, config: Config) -> Run:
+    """The run with smaller PNGs and JPEGs, that a model can be shown.
 
     Each has MCP_IMAGE_BYTES at most, all together twice that. One that cannot be made
     smaller, or breaks the child, stays as it is: then the user sees it, and the model
@@ -60,7 +61,7 @@ def shrink(run: Run, config: Config) -> None:
         limit = min(limit, total_limit // len(run.pictures))
     sizes = [len(picture.data) for picture in run.pictures]
     if not limit or max(sizes, default=0) <= limit:
-        return
+        return run
     give_up_at = _give_up_at(run)
     done: list[Picture] = []
     waiting = run.pictures
@@ -71,7 +72,7 @@ def shrink(run: Run, config: Config) -> None:
         # The first without an answer broke the child: the others are tried without it.
         done += waiting[:1]
         waiting = waiting[1:]
-    run.pictures = done
+    return replace(run, pictures=done)
 
 
 def _made_smaller(

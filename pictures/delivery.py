@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from config import Config, log
-from pictures.children import rasterize, shrink
+from pictures.children import rasterized, shrunk
 from pictures.picture import JPEG, PNG, Picture
 from run import Run
 
@@ -34,6 +34,7 @@ class Blob:
 class Delivery:
     """What of a run's pictures is in a reply."""
 
+    run: Run  # with the pictures that are shown, and notes of those that are not
     parts: list[dict[str, Any]]  # of the array's or of MCP's content
     # Addresses of published pictures, for the text.
     links: list[str] = field(default_factory=list)
@@ -46,17 +47,16 @@ def deliver(run: Run, config: Config, *, over_mcp: bool) -> Delivery:
     links to them where they are published, also drawn; otherwise data URIs of what the
     run showed."""
     if over_mcp:
-        rasterize(run, config)
-        shrink(run, config)
+        run = shrunk(rasterized(run), config)
         parts = [_mcp_part(picture) for picture in run.pictures]
-        return Delivery(parts)
+        return Delivery(run, parts)
     if config.image_dir:
-        rasterize(run, config)
+        run = rasterized(run)
         links = publish(run, config.image_dir, config.image_url)
         parts = [_url_part(link) for link in links]
-        return Delivery(parts, links)
+        return Delivery(run, parts, links)
     parts = [_url_part(_data_uri(picture)) for picture in run.pictures]
-    return Delivery(parts)
+    return Delivery(run, parts)
 
 
 def _mcp_part(picture: Picture) -> dict[str, Any]:

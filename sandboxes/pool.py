@@ -40,10 +40,16 @@ from itertools import repeat
 from time import monotonic
 from typing import Literal
 
-from config import LIFETIME_MARGIN_S, OVERHEAD_S, Config, log
+from config import (
+    LIFETIME_MARGIN_S,
+    OVERHEAD_S,
+    Config,
+    log,
+)
 from metrics import KILLS_FAILED, RUNS, SANDBOX_SECONDS, STEP_SECONDS
 from run import Run
 from sandboxes.sandbox import FAILED, KILL_BUDGET_S, Sandbox, SandboxGone, Unavailable
+from texts.cell import MAKE_DATA_FOLDER, Cell
 
 # Pauses after a kill that failed. After the last, E2B has ended the sandbox itself.
 _KILL_AGAIN_AFTER_S = (0.5, 2, math.inf)
@@ -396,19 +402,19 @@ class Pool:
         if config.session_idle_s:
             threading.Thread(target=self._watch_sessions).start()
 
-    def run(self, code: str, limit_s: int, mark: str = "") -> Run:
-        """Run `code` once, for `limit_s` at most, in
+    def run(self, cell: Cell, limit_s: int, mark: str = "") -> Run:
+        """Run a cell once, for `limit_s` at most, in
         the sandbox of the session with this mark.
 
         Raises Full; other failures are in the Run."""
-        run = Run.empty(self._config.max_output_chars)
+        run = cell.new_run(self._config.run_limits())
         try:
             with self._slots.turn(mark, limit_s):
                 waited_s = monotonic() - run.started_at if mark else 0.0
                 left_s = math.ceil(limit_s - waited_s)
                 if left_s < min(limit_s, _LEAST_RUN_S):
                     raise Unavailable(_SESSION_BUSY)
-                self._run(code, Need(left_s, mark), run)
+                self._run(cell, Need(left_s, mark), run)
         except Unavailable as exc:
             run.problem = str(exc)
         for step, duration_s in run.durations_s.items():
@@ -416,15 +422,17 @@ class Pool:
         RUNS.labels(run.outcome).inc()
         return run
 
-    def _run(self, code: str, need: Need, run: Run) -> None:
+    def _run(self, cell: Cell, need: Need, run: Run) -> None:
         def run_in(sandbox: Sandbox) -> None:
             is_new = need.mark and not sandbox.has_run
             if is_new and self._slots.has_ended(need.mark):
                 run.note = _SESSION_GONE
-            if code.lstrip().startswith("%%"):
+            if cell.is_magic:
                 left_s = need.made_by - monotonic()
-                sandbox.prime(min(KILL_BUDGET_S, left_s))
-            sandbox.run(code, need.limit_s, run)
+                sandbox.prime(MAKE_DATA_FOLDER, min(KILL_BUDGET_S, left_s))
+            is_first = not sandbox.has_run
+            sandbox.run(cell.for_kernel(is_first), need.limit_s, run)
+            cell.mend(run, sandbox.id, is_first)
 
         self.use(run_in, need, run.durations_s)
 
@@ -565,7 +573,7 @@ class Pool:
         imports = import_cell(self._config.warm_imports)
         try:
             self._make(slot.sandbox, need)
-            slot.sandbox.prime(_PRIMING_LIMIT_S, imports)
+            slot.sandbox.prime(MAKE_DATA_FOLDER + imports, _PRIMING_LIMIT_S)
             while self._slots.offer(slot, _RENEW_AFTER_S) and self._wants_ready():
                 slot.sandbox.live_for_at_least(self._lifetime_s(need))
         finally:

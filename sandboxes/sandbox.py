@@ -26,11 +26,8 @@ from e2b.exceptions import NotFoundException, SandboxException
 from e2b_code_interpreter.code_interpreter_sync import Sandbox as E2BSandbox
 
 from config import OVERHEAD_S, VERSION, Config, log
-from run import Run
+from run import Limits, Run
 from sandboxes.stream import StreamReader
-from texts.cell import MAKE_DATA_FOLDER, with_data_folder
-from texts.saved_figures import figures_are_shown_twice, saves_animation
-from texts.tracebacks import renumber_run
 
 KILL_BUDGET_S = 4  # for a small call to E2B: kill, renew, prime, list
 # The least time that a call gets, where none is left: enough for E2B to answer.
@@ -207,7 +204,7 @@ class Sandbox:
         # E2B was asked for it, and neither refused nor turned out to have none.
         self.may_exist = False
         self.exists = False
-        self._id = ""
+        self.id = ""
         self._misses = 0
         # One thread at a time asks for a lifetime: at E2B the last one asked for holds.
         self._renewing = threading.Lock()
@@ -217,7 +214,7 @@ class Sandbox:
         """Whether E2B has one for the session with this mark: then that is it."""
         # Two replicas may have made one each at the same time.
         for sandbox_id in self._listed({"session": mark}):
-            self._id = sandbox_id
+            self.id = sandbox_id
             with suppress(SandboxGone):
                 self._connect(lifetime_s)
                 return True
@@ -248,7 +245,7 @@ class Sandbox:
     def _connect(self, lifetime_s: int) -> None:
         connection = _connection(self._config, KILL_BUDGET_S)
         with self._gone_if_refused():
-            e2b = _TappedSandbox.connect(self._id, timeout=lifetime_s, **connection)
+            e2b = _TappedSandbox.connect(self.id, timeout=lifetime_s, **connection)
         self._e2b = cast(_TappedSandbox, e2b)
         self._created_at = monotonic()
         self._ends_at = self._created_at + lifetime_s
@@ -285,7 +282,7 @@ class Sandbox:
         except Exception as exc:
             self.may_exist = not _is_refusal(exc)
             raise
-        self._id = _checked(self._e2b.sandbox_id)
+        self.id = _checked(self._e2b.sandbox_id)
         self._ends_at = monotonic() + lifetime_s
         self.exists = True
 
@@ -301,7 +298,7 @@ class Sandbox:
         """End it; one that is gone already is fine. Each call to E2B has KILL_BUDGET_S.
 
         One whose create was not answered is looked for first: see `_search`."""
-        for sandbox_id in [self._id] if self.exists else self._search():
+        for sandbox_id in [self.id] if self.exists else self._search():
             E2BSandbox.kill(sandbox_id, **_connection(self._config, KILL_BUDGET_S))
 
     def _search(self) -> list[str]:
@@ -346,30 +343,20 @@ class Sandbox:
             raise
 
     @_in_our_words()
-    def prime(self, limit_s: float, code: str = "") -> None:
-        """Run a first cell, which takes E2B's
-        prefix with it, unless one ran already."""
+    def prime(self, code: str, limit_s: float) -> None:
+        """Run this as the first cell: E2B puts lines of its own before that one.
+
+        Where a cell has run already, nothing is run."""
         if not self.has_run:
-            reader = StreamReader(Run.empty(2), self._config)
-            cell = MAKE_DATA_FOLDER + code
-            self._e2b.send(cell, max(limit_s, _LEAST_BUDGET_S), reader)
+            reader = StreamReader(Run.empty(Limits(output_chars=0)))
+            self._e2b.send(code, max(limit_s, _LEAST_BUDGET_S), reader)
             self.has_run = True
 
-    def run(self, code: str, limit_s: int, run: Run) -> None:
-        """Run `code` once, for `limit_s` at most,
-        and fill `run`. Raises SandboxGone only."""
-        run.saved_figures_are_shown = figures_are_shown_twice(code)
-        # A line before the first cell is one of the prefix, to who counts its lines.
-        is_first_cell = not self.has_run
-        sent = with_data_folder(code) if is_first_cell else code
-        self.run_cell(sent, limit_s, run)
-        if run.pictures and saves_animation(code):
-            run.leave_out("animation", "a picture of it is shown")
-        renumber_run(run, code, self._id, is_first_cell)
+    def run(self, code: str, limit_s: float, run: Run) -> None:
+        """Run `code` once, for `limit_s` at most, and fill `run`.
 
-    def run_cell(self, code: str, limit_s: float, run: Run) -> None:
-        """As `run`, but line numbers and ids in texts are left as they come."""
-        reader = StreamReader(run, self._config)
+        Raises SandboxGone only."""
+        reader = StreamReader(run)
         started = monotonic()
         failed = False
         self.is_reusable = False
@@ -377,7 +364,7 @@ class Sandbox:
             self._e2b.send(code, limit_s, reader)
         except BaseException as exc:
             failed = True
-            log.warning("run failed in sandbox %s: %s", self._id, _short(exc))
+            log.warning("run failed in sandbox %s: %s", self.id, _short(exc))
         took_s = monotonic() - started
         run.durations_s["run"] = took_s
         tap = self._e2b.tap

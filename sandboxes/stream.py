@@ -6,14 +6,8 @@ import json
 import re
 from typing import Any
 
-from config import Config
-from pictures.picture import BadPicture, decode, picture_from
-from run import Clipped, Run
-from texts.results import is_lost, value_text
-from texts.tracebacks import split_notes
+from run import Run
 
-# As many as a reply may show at most: reading 8 million line by line takes seconds.
-_MAX_TRACEBACK_CHARS = 1_000_000
 # Quotes, separators and brackets: a JSON of so many takes 50 ms, in which no other
 # thread runs, and 30 MB.
 _MAX_TOKENS = 200_000
@@ -38,12 +32,6 @@ _OUTPUT = (
 # The first half of a character that JSON writes as two.
 _HALF_A_PAIR = "[\ud800-\udbff]\\Z"
 _LABEL = rb'"(stdout|stderr|error|text|png|jpeg|svg|pdf|html)"'
-# Of plotly, bokeh, an animation as HTML, a gif, a pdf.
-_NO_PICTURE = "only png, jpeg and svg can be shown, so draw it with matplotlib"
-# What IPython says of sys.exit(), instead of a traceback.
-_EXIT = "An exception has occurred, use %tb to see the full traceback.\n"
-
-Event = dict[str, Any]
 
 
 class StreamReader:
@@ -52,15 +40,14 @@ class StreamReader:
     A line of output is read in parts, however long; any other that is over every
     limit is dropped."""
 
-    def __init__(self, run: Run, config: Config) -> None:
+    def __init__(self, run: Run) -> None:
         self.run = run
         self.ended = False  # the end marker was seen
         self.broken = ""  # what about the stream could not be understood
-        self._config = config
         self._line = bytearray()
         self._dropped_bytes = 0
         # A PIL image carries its png and its jpeg in one line; base64 adds a third.
-        self._max_line_bytes = config.max_image_bytes * 3 + 2 * _LONG_LINE_BYTES
+        self._max_line_bytes = run.limits.image_bytes * 3 + 2 * _LONG_LINE_BYTES
 
     def feed(self, chunk: bytes) -> None:
         first, *others = chunk.split(b"\n")
@@ -146,62 +133,22 @@ class StreamReader:
             kind = type(e).__name__
             self.broken = f"a line of E2B's answer could not be read ({kind})"
 
-    def _take_event(self, event: Event) -> None:
+    def _take_event(self, event: dict[str, Any]) -> None:
         match event["type"]:
             case "stdout" | "stderr" as kind:
                 text = str(event["text"])
                 getattr(self.run, kind).add(text)
             case "result":
-                self._take_result(event)
+                extra = event.get("extra") or {}
+                self.run.add_result(extra | event)
             case "error":
-                self._take_error(event)
+                self.run.add_error(
+                    name=str(event["name"]),
+                    value=str(event["value"]),
+                    traceback=str(event["traceback"]),
+                )
             case "end_of_execution":
                 self.ended = True
-
-    def _take_error(self, event: Event) -> None:
-        limit = self._config.max_output_chars
-        name = str(event["name"])
-        value = str(event["value"])
-        error = f"{name}: {value}"
-        text = split_notes(str(event["traceback"]), error)
-        if name == "SystemExit" and text.startswith(_EXIT):
-            if value in ("", "0"):
-                return
-            text = ""
-        self.run.error_name = name[:200] or "Error"
-        self.run.error_value = value[: limit // 4]
-        # Much of it goes later: the lines before the first cell, colours, frames.
-        traceback = Clipped(min(8 * limit, _MAX_TRACEBACK_CHARS))
-        traceback.add(text)
-        self.run.traceback = traceback.text()
-
-    def _take_result(self, event: Event) -> None:
-        extra = event.get("extra") or {}
-        formats = extra | event
-        has_picture = self._take_picture(formats)
-        text = value_text(formats, has_picture)
-        if text:
-            self.run.add_value(text)
-        if not has_picture and is_lost(formats, text):
-            self.run.leave_out("figure", _NO_PICTURE)
-
-    def _take_picture(self, formats: Event) -> bool:
-        """Keep a picture's first good form; whether there was a picture at all."""
-        reason = ""
-        for label in ("png", "jpeg", "svg"):
-            if not formats.get(label):
-                continue
-            try:
-                data = decode(label, str(formats[label]))
-                shown_as = str(formats.get("text"))
-                picture = picture_from(data, shown_as)
-                self.run.keep(picture, self._config)
-                return True
-            except BadPicture as exc:
-                reason = reason or str(exc)
-        if reason:
-            self.run.leave_out("picture", reason)
-        return bool(reason)
 
 
 def is_costly(text: bytes | bytearray) -> bool:

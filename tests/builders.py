@@ -7,12 +7,18 @@ import io
 import json
 import struct
 import zlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from local_e2b import LocalE2B
 from PIL import Image
 
+from config import Config
+from run import Run
 from sandboxes.stream import StreamReader
+from texts.cell import Cell
+
+if TYPE_CHECKING:
+    from sandboxes.sandbox import Sandbox
 
 Event = dict[str, Any]
 TIMESTAMP = "2026-01-01T00:00:00.000000+00:00"  # as E2B writes it
@@ -120,6 +126,21 @@ def decoded(data_uri: str, media_type: str = "image/png") -> bytes:
 
 
 # --- streams ----------------------------------------------------------------------
+
+
+def empty_run(**settings: Any) -> Run:
+    """A run of which nothing has come, with the limits that these settings give."""
+    return Run.empty(Config(**settings).run_limits())
+
+
+def run_cell(sandbox: Sandbox, code: str, limit_s: int = 20, **settings: Any) -> Run:
+    """Run code as the pool does, and mend the texts of its run."""
+    cell = Cell(code)
+    run = cell.new_run(Config(**settings).run_limits())
+    is_first = not sandbox.has_run
+    sandbox.run(cell.for_kernel(is_first), limit_s, run)
+    cell.mend(run, sandbox.id, is_first)
+    return run
 
 
 def facts(reader: StreamReader) -> tuple[object, ...]:

@@ -1,12 +1,24 @@
-"""The caller's code as a cell that can run: without what models put around it. Pure.
+"""A call's code: as a cell that can run, and what its run's texts say of it. Pure.
 
-Each line keeps its number: what goes becomes a blank line, so that tracebacks and the
-echo, which shows what the caller sent, agree. The code is never parsed or compiled: it
-is read line by line, a few times, so that no code can keep the service busy."""
+What models put around code goes. Each line keeps its number: what goes becomes a blank
+line, so that tracebacks and the echo, which shows what the caller sent, agree. The code
+is never parsed or compiled: it is read line by line, a few times, so that no code can
+keep the service busy."""
 
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
+
+from run import Limits, Run
+from texts.saved_figures import figures_are_shown_twice, saves_animation
+from texts.tracebacks import (
+    prefix_lines,
+    renumber_error,
+    renumber_printed,
+    split_headings,
+)
 
 DATA_FOLDER = "/mnt/data"
 # Leaves no name behind. Where the folder cannot be made, only what needs it fails.
@@ -33,6 +45,65 @@ _TO_END_OF_STRING = {
 }
 
 
+@dataclass(frozen=True)
+class Cell:
+    """A call's code, from what the caller sent to the texts of its run."""
+
+    sent: str
+
+    @cached_property
+    def code(self) -> str:
+        """What is run: line for line what was sent, without what is no code."""
+        return runnable(self.sent)
+
+    @property
+    def is_magic(self) -> bool:
+        """Whether it begins with a cell magic: no line may come before it then."""
+        return self.code.lstrip().startswith("%%")
+
+    def new_run(self, limits: Limits) -> Run:
+        """A run of this code, of which nothing has come yet."""
+        return Run.empty(limits, figures_are_shown_twice(self.code))
+
+    def for_kernel(self, is_first: bool) -> str:
+        """The code as it is sent; the first cell of a sandbox makes the data folder.
+
+        The folder's line is not counted: in tracebacks it is one of E2B's own."""
+        if not is_first or DATA_FOLDER not in self.code:
+            return self.code
+        unindented = self.code.lstrip(" \t")
+        indentation = self.code.removesuffix(unindented)
+        return f"{indentation}{MAKE_DATA_FOLDER}\n{self.code}"
+
+    def mend(self, run: Run, sandbox_id: str, was_first: bool) -> None:
+        """Have a run's texts count from the caller's first line.
+
+        They do not name the sandbox either, and what is not shown is noted. Where this
+        `was_first` in its sandbox, E2B had put lines of its own before it."""
+        run.traceback = split_headings(run.traceback)
+        stderr = run.stderr.text()
+        evidence = f"{run.traceback}\n{stderr}"
+        prefix = prefix_lines(self.code, evidence) if was_first else 0
+        # With frames in it, the error is in other code that this code ran, by exec say.
+        is_own_syntax = "(most recent call last)" not in run.traceback
+
+        def error(text: str) -> str:
+            text = renumber_error(text, prefix, is_own_syntax)
+            return text.replace(sandbox_id, "[sandbox id]")
+
+        def printed(text: str) -> str:
+            text = renumber_printed(text, prefix)
+            return text.replace(sandbox_id, "[sandbox id]")
+
+        run.traceback = error(run.traceback)
+        run.error_value = error(run.error_value)
+        run.stdout = run.stdout.map(printed)
+        run.stderr = run.stderr.map(printed)
+        run.values = run.values.map(printed)
+        if run.pictures and saves_animation(self.code):
+            run.leave_out("animation", "a picture of it is shown")
+
+
 def runnable(code: str) -> str:
     """Without a BOM, fences and prose around the code, and a first line's indentation.
 
@@ -48,15 +119,6 @@ def runnable(code: str) -> str:
         lines[number] = ""
     _fill_blank_first_line(lines)
     return "\n".join(lines)
-
-
-def with_data_folder(code: str) -> str:
-    """Code that names the data folder after a line that makes it; else as it is."""
-    if DATA_FOLDER not in code:
-        return code
-    unindented = code.lstrip(" \t")
-    indentation = code.removesuffix(unindented)
-    return f"{indentation}{MAKE_DATA_FOLDER}\n{code}"
 
 
 def _not_blank(lines: list[str]) -> Iterator[int]:

@@ -25,8 +25,6 @@ import re
 from collections.abc import Iterator
 from itertools import islice, pairwise
 
-from run import Run
-
 _E2B_LINES = 4  # that its own template has before the first cell
 # How many there may be, likeliest first; each is a variable of the template.
 _PREFIXES: list[int] = [_E2B_LINES, *range(1, 100)]
@@ -69,38 +67,6 @@ _SYNTAX_ERROR = (
     r"|(?:level|indentation) \(<\w+>, line "  # `… level (<tokenize>, line 5)`
     r")(\d{1,7})"
 )
-
-
-def renumber_run(
-    run: Run,
-    code: str,
-    sandbox_id: str,
-    is_first_cell: bool,
-) -> None:
-    """Have a run's texts count from the caller's first line, and not name the sandbox.
-
-    `code` is the cell as it was sent; of a later cell
-    only the headings are put on lines of their own."""
-    run.traceback = split_headings(run.traceback)
-    stderr = run.stderr.text()
-    evidence = f"{run.traceback}\n{stderr}"
-    prefix = prefix_lines(code, evidence) if is_first_cell else 0
-    # With frames in it, the error is in other code that this code ran, by exec or eval.
-    is_own_syntax = "(most recent call last)" not in run.traceback
-
-    def error(text: str) -> str:
-        text = renumber_error(text, prefix, is_own_syntax)
-        return text.replace(sandbox_id, "[sandbox id]")
-
-    def printed(text: str) -> str:
-        text = _renumber(text, prefix, _PRINTED)
-        return text.replace(sandbox_id, "[sandbox id]")
-
-    run.traceback = error(run.traceback)
-    run.error_value = error(run.error_value)
-    run.stdout = run.stdout.map(printed)
-    run.stderr = run.stderr.map(printed)
-    run.values = run.values.map(printed)
 
 
 def split_headings(traceback: str) -> str:
@@ -180,10 +146,15 @@ def renumber_error(text: str, prefix: int, is_own_syntax: bool) -> str:
     `is_own_syntax`: it may be of code that is no Python."""
     if prefix and _HEADING in text:
         text = "\n".join(_renumbered_rows(text.split("\n"), prefix))
-    text = _renumber(text, prefix, _PRINTED)
+    text = renumber_printed(text, prefix)
     if is_own_syntax:
         text = _renumber(text, prefix, _SYNTAX_ERROR)
     return text
+
+
+def renumber_printed(text: str, prefix: int) -> str:
+    """Renumber what code printed of itself: warnings, frames in Python's own form."""
+    return _renumber(text, prefix, _PRINTED)
 
 
 def _renumbered_rows(lines: list[str], prefix: int) -> Iterator[str]:

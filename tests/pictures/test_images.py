@@ -15,15 +15,18 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import builders
 import pytest
+from builders import empty_run
 from PIL import Image
 
 from config import Config
 from pictures import delivery as images
-from pictures.children import rasterize
+from pictures.children import rasterized
 from pictures.delivery import (
     Blob,
     json_pieces,
@@ -49,16 +52,14 @@ def png(colour: tuple[int, int, int] = MARK, kind: str = "PNG") -> bytes:
     return builders.picture(kind, colour, size=(20, 20))
 
 
-def run_with(*pictures: bytes, kind: str = SVG) -> Run:
-    run = Run.empty(1000)
+def run_with(*pictures: bytes, kind: str = SVG, **settings: Any) -> Run:
+    run = empty_run(**settings)
     run.pictures = [Picture(kind, data) for data in pictures]
     return run
 
 
 def drawn(*pictures: bytes) -> Run:
-    run = run_with(*pictures)
-    rasterize(run, Config())
-    return run
+    return rasterized(run_with(*pictures))
 
 
 def colours(data: bytes) -> set[object]:
@@ -133,7 +134,7 @@ class TestDrawing:
             Picture(PNG, png()),
         ]
         jpeg, _, _, last = run.pictures
-        rasterize(run, Config())
+        run = rasterized(run)
         assert [picture.media_type for picture in run.pictures] == [JPEG, PNG, PNG]
         assert run.pictures[0] is jpeg and run.pictures[2] is last
 
@@ -143,8 +144,8 @@ class TestDrawing:
             f'fill="#{n * 4099:06x}"/>'
             for n in range(900)
         )
-        run = run_with(svg(stripes, 'width="900" height="900"'), svg(""))
-        rasterize(run, Config(max_image_bytes=20_000))
+        large = svg(stripes, 'width="900" height="900"')
+        run = rasterized(run_with(large, svg(""), max_image_bytes=20_000))
         assert len(run.pictures) == 1
         [((what, why), count)] = run.left_out.items()
         assert (what, count) == ("picture", 1)
@@ -200,7 +201,7 @@ class TestLimits:
         run = run_with(slow, slow)
         run.durations_s = {"create": 9.5, "run": 50.0}
         started = time.monotonic()
-        rasterize(run, Config())
+        run = rasterized(run)
         assert (
             time.monotonic() - started < 4
         )  # half a second is left, and 5 s would be the most
@@ -209,14 +210,9 @@ class TestLimits:
 
     def test_many_at_once_wait_for_each_other(self) -> None:
         runs = [run_with(svg("")) for _ in range(4)]
-        threads = [
-            threading.Thread(target=rasterize, args=(run, Config())) for run in runs
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert [len(run.pictures) for run in runs] == [1] * 4
+        with ThreadPoolExecutor(4) as threads:
+            all_drawn = list(threads.map(rasterized, runs))
+        assert [len(run.pictures) for run in all_drawn] == [1] * 4
 
     def test_the_child_has_the_limits_that_it_promises(self) -> None:
         """Asked in a child that has set them, as the renderer does before it reads
@@ -528,7 +524,5 @@ def test_a_check_of_references_is_linear_in_the_length_of_the_svg() -> None:
     """Quadratic, it would hold every thread of the service for hours here."""
     blanks = " " * 4_000_000
     for text in (f"url({blanks}#a)", f'href={blanks}"#a"', f"href{blanks}= '#a'"):
-        made = Run.empty(1000)
-        made.pictures = [Picture(SVG, f"<svg>{text}</svg>".encode())]
-        rasterize(made, Config(e2b_api_key="e2b_0"))
+        made = rasterized(run_with(f"<svg>{text}</svg>".encode()))
         assert len(made.pictures) + made.left_out.total() == 1

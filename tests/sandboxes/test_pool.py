@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import requests
+from builders import empty_run
 from e2b.sandbox_sync.sandbox_api import SandboxApi
 from e2b_code_interpreter import Sandbox as E2BSandbox
 from local_e2b import LocalE2B
@@ -22,7 +23,7 @@ from config import Config
 from conftest import E2B_KEY, OK_RUN, Service, use
 from run import Run
 from sandboxes.pool import Full, Need, Pool
-from texts.cell import MAKE_DATA_FOLDER
+from texts.cell import MAKE_DATA_FOLDER, Cell
 
 State = dict[str, Any]
 MakePool = Callable[..., Pool]
@@ -100,7 +101,7 @@ def refusal_s(pool: Pool, tries: int = 3) -> float:
     while tries and fastest_s > 0.1:
         started, tries = time.monotonic(), tries - 1
         with pytest.raises(Full):
-            pool.run("one more", 1)
+            pool.run(Cell("one more"), 1)
         fastest_s = min(fastest_s, time.monotonic() - started)
     return fastest_s
 
@@ -113,7 +114,7 @@ def test_one_more_run_than_the_cap_is_refused_at_once(
 ) -> None:
     e2b.set_script({"run": {"run_s": 1, **OK_RUN}})
     pool = make_pool(max_concurrent_runs=3)
-    running = [threads.submit(pool.run, "1", 5) for _ in range(3)]
+    running = [threads.submit(pool.run, Cell("1"), 5) for _ in range(3)]
     e2b.wait_for(runs_sent(3), 30)
     assert pool.count("running") == 3
     assert refusal_s(pool) < 0.1
@@ -127,7 +128,7 @@ def test_a_slot_counts_as_taken_while_its_sandbox_is_being_made(
 ) -> None:
     e2b.set_script({"run": OK_RUN, "create": {"delay_s": 0.5}})
     pool = make_pool(max_concurrent_runs=1)
-    running = threads.submit(pool.run, "1", 5)
+    running = threads.submit(pool.run, Cell("1"), 5)
     e2b.wait_for(lambda state: of_kind(state, "create"), 30)
     assert refusal_s(pool) < 0.1
     assert running.result().outcome == "ok"
@@ -138,7 +139,7 @@ def test_a_create_that_failed_leaves_its_slot_free(
 ) -> None:
     e2b.set_script({"run": OK_RUN, "create": [REFUSED] * 3 + [{}]})
     pool = make_pool(max_concurrent_runs=1)
-    outcomes = [pool.run("1", 5).outcome for _ in range(4)]
+    outcomes = [pool.run(Cell("1"), 5).outcome for _ in range(4)]
     assert outcomes == ["unavailable"] * 3 + ["ok"]
 
 
@@ -148,9 +149,9 @@ def test_a_caller_who_comes_while_a_kill_is_under_way_waits_for_its_slot(
     e2b.set_script({"run": OK_RUN, "kill": {"delay_s": 1.5}})
     pool = make_pool(max_concurrent_runs=1)
     started = time.monotonic()
-    assert pool.run("1", 5).outcome == "ok"
+    assert pool.run(Cell("1"), 5).outcome == "ok"
     assert time.monotonic() - started < 1.4  # the kill is off the caller's path
-    second = pool.run("1", 5)
+    second = pool.run(Cell("1"), 5)
     assert second.outcome == "ok"
     assert 0.05 < second.durations_s["queue"] < 4
     assert e2b.state()["max_alive"] == 1
@@ -162,8 +163,8 @@ def test_no_more_callers_wait_than_there_are_kills_under_way(
     e2b.set_script({"run": OK_RUN, "kill": {"delay_s": 1.5}})
     pool = make_pool(max_concurrent_runs=2)
     for _ in range(2):
-        pool.run("1", 5)
-    answers = [threads.submit(pool.run, "1", 5) for _ in range(5)]
+        pool.run(Cell("1"), 5)
+    answers = [threads.submit(pool.run, Cell("1"), 5) for _ in range(5)]
     e2b.wait_for(lambda state: len(of_kind(state, "kill")) == 2, 30)
     refused = [a for a in answers if isinstance(a.exception(), Full)]
     assert len(refused) == 3
@@ -178,7 +179,7 @@ def test_a_waiter_is_refused_when_the_kill_takes_longer_than_its_budget(
     monkeypatch.setattr(pool_module, "KILL_BUDGET_S", 0.5)
     e2b.set_script({"run": OK_RUN, "kill": {"delay_s": 2.2}})
     pool = make_pool(max_concurrent_runs=1)
-    pool.run("1", 5)
+    pool.run(Cell("1"), 5)
     assert 0.4 < refusal_s(pool, tries=1) < 2
 
 
@@ -190,7 +191,7 @@ def test_a_slot_is_held_until_the_lifetimes_end_when_every_kill_fails(
     e2b.set_script({"run": OK_RUN, "kill": {"fault": "ignored"}})
     pool = make_pool(max_concurrent_runs=1)
     started = time.monotonic()
-    pool.run("1", 1)
+    pool.run(Cell("1"), 1)
     e2b.wait_for(lambda state: state["kill_requests"] == 3, 30)
     assert pool.count("ending") == 1
     wait_until(lambda: pool.count("ending") == 0)
@@ -209,7 +210,7 @@ def test_a_kill_that_fails_is_tried_again_off_the_callers_path(
     )
     pool = make_pool()
     started = time.monotonic()
-    assert pool.run("1", 5).outcome == "ok"
+    assert pool.run(Cell("1"), 5).outcome == "ok"
     assert time.monotonic() - started < 1.4
     state = e2b.wait_for(lambda state: state["alive"] == 0, 30)
     assert (state["killed"], state["kill_requests"]) == (1, 3)
@@ -219,9 +220,9 @@ def test_code_that_cannot_be_sent_ends_its_sandbox_and_frees_its_slot(
     e2b: LocalE2B, make_pool: MakePool
 ) -> None:
     pool = make_pool(max_concurrent_runs=1)
-    assert pool.run("\ud800", 5).outcome == "unavailable"
+    assert pool.run(Cell("\ud800"), 5).outcome == "unavailable"
     e2b.wait_for(lambda state: state["alive"] == 0 and state["created"] == 1, 30)
-    assert pool.run("1", 5).outcome == "ok"
+    assert pool.run(Cell("1"), 5).outcome == "ok"
 
 
 @pytest.mark.parametrize(
@@ -240,9 +241,11 @@ def test_a_request_as_a_whole_ends_within_its_overhead_when_the_wait_is_long_and
         {"run": [OK_RUN, silent], "kill": {"delay_s": 0.5}, "create": [{}, create]}
     )
     pool = make_pool(max_concurrent_runs=1)
-    pool.run("1", 1)
+    pool.run(Cell("1"), 1)
     started = time.monotonic()
-    run = pool.run("1", 1)  # waits 0.5 s for the kill; then 2 s are left for a sandbox
+    run = pool.run(
+        Cell("1"), 1
+    )  # waits 0.5 s for the kill; then 2 s are left for a sandbox
     assert time.monotonic() - started <= 1 + 4
     assert run.outcome == ("unavailable" if "fault" in create else "timeout")
 
@@ -254,7 +257,7 @@ def test_making_a_sandbox_leaves_time_for_what_comes_after_the_run(
     e2b.set_script({"create": {"fault": "hang"}})
     pool = make_pool()
     started = time.monotonic()
-    assert pool.run("1", 1).outcome == "unavailable"
+    assert pool.run(Cell("1"), 1).outcome == "unavailable"
     assert 2.4 < time.monotonic() - started < 3.5  # 1.5 s are kept
 
 
@@ -268,7 +271,7 @@ def test_a_sandbox_for_longer_work_runs_several_cells_and_lives_long_enough(
         need = Need(100, must_be_new=not is_made_ahead)
         with pool.sandbox(need, steps) as sandbox:
             for _ in range(2):
-                sandbox.run("1", 5, Run.empty(1000))
+                sandbox.run("1", 5, empty_run())
             assert sandbox.left_s() > 99
             assert ("create" not in steps) == is_made_ahead
             need = Need(1, made_by=0)
@@ -304,7 +307,7 @@ def test_a_sandbox_whose_create_was_not_answered_is_found_and_killed(
     # It is not found before this test has seen that it is looked for.
     e2b.set_script({"run": OK_RUN, "create": creates, "list": {"fault": "reset"}})
     pool = make_pool(max_concurrent_runs=1)
-    assert pool.run("1", 30).outcome == "unavailable"
+    assert pool.run(Cell("1"), 30).outcome == "unavailable"
     assert pool.count("lost") == 1
     assert pool.seconds_spent() > 0
     e2b.set_script({"run": OK_RUN})
@@ -327,14 +330,14 @@ def test_the_slot_of_a_create_that_made_nothing_is_free_and_costs_nothing_in_the
 ) -> None:
     e2b.set_script({"run": OK_RUN, "create": create})
     pool = make_pool(max_concurrent_runs=1)
-    assert pool.run("1", 30).outcome == "unavailable"
+    assert pool.run(Cell("1"), 30).outcome == "unavailable"
     assert pool.count("lost") == 1
     wait_until(lambda: pool.count("lost") == 0, 10)
     assert pool.seconds_spent() == 0
     searches = of_kind(e2b.state(), "list")
     assert 2 <= len(searches) <= 6
     e2b.set_script({"run": OK_RUN})
-    assert pool.run("1", 5).outcome == "ok"
+    assert pool.run(Cell("1"), 5).outcome == "ok"
 
 
 # What E2B, and what stands before it, may send with a status.
@@ -361,7 +364,7 @@ def test_a_create_that_was_refused_frees_its_slot_without_a_search_whatever_its_
     e2b.set_script({"run": OK_RUN, "create": answers})
     pool = make_pool(max_concurrent_runs=1)
     for status, said in words.items():
-        run = pool.run("1", 5)
+        run = pool.run(Cell("1"), 5)
         assert (run.outcome, pool.count("lost")) == ("unavailable", 0), status
         assert said in run.problem, status
     assert not of_kind(e2b.state(), "list")
@@ -378,7 +381,7 @@ def test_any_other_answer_than_a_refusal_holds_its_slot_whatever_its_body(
     e2b.set_script({"run": OK_RUN, "create": answers, "list": {"fault": "reset"}})
     pool = make_pool(max_concurrent_runs=len(answers))
     for number, answer in enumerate(answers, 1):
-        assert pool.run("1", 30).outcome == "unavailable", answer
+        assert pool.run(Cell("1"), 30).outcome == "unavailable", answer
         assert pool.count("lost") == number, answer
     e2b.set_script({"run": OK_RUN})
     wait_until(lambda: pool.count("lost") == 0, 20)
@@ -410,11 +413,11 @@ def test_an_outage_of_e2b_never_reads_as_full(
     e2b.set_script({"run": OK_RUN, "create": broken, "list": broken})
     pool = make_pool(max_concurrent_runs=2)
     for _ in range(5):
-        assert pool.run("1", 30).problem == "E2B failed. Try again in a minute."
+        assert pool.run(Cell("1"), 30).problem == "E2B failed. Try again in a minute."
     assert pool.count("lost") == 2
     e2b.set_script({"run": OK_RUN})
     wait_until(lambda: pool.count("lost") == 0, 10)
-    assert pool.run("1", 5).outcome == "ok"
+    assert pool.run(Cell("1"), 5).outcome == "ok"
 
 
 def test_what_e2b_cannot_say_counts_until_the_end_of_its_lifetime(
@@ -427,7 +430,7 @@ def test_what_e2b_cannot_say_counts_until_the_end_of_its_lifetime(
     creates = [{"fault": "lost_reply"}, {"fault": "reset"}]
     e2b.set_script({"run": OK_RUN, "create": creates, "list": {"fault": "reset"}})
     pool = make_pool(max_concurrent_runs=1)
-    pool.run("1", 1)
+    pool.run(Cell("1"), 1)
     e2b.wait_for(lambda state: state["expired"] == 1, 10)
     assert pool.count("lost") == 1
     wait_until(lambda: pool.count("lost") == 0, 10)
@@ -445,7 +448,7 @@ def test_an_id_that_is_none_is_a_create_that_failed(
     e2b.set_script({"run": OK_RUN, "create": creates})
     pool = make_pool()
     for _ in ids:
-        run = pool.run("1", 30)
+        run = pool.run(Cell("1"), 30)
         assert (run.outcome, run.problem) == ("unavailable", sandbox_module.FAILED)
     assert len(of_kind(e2b.state(), "create")) == len(ids)
     wait_until(lambda: pool.count("lost") == 0, 10)
@@ -469,14 +472,14 @@ def test_a_run_whose_sandbox_cannot_be_killed_in_a_thread_is_answered_all_the_sa
     pool = make_pool(max_concurrent_runs=1)
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", start)
-        run = pool.run("1", 5)
+        run = pool.run(Cell("1"), 5)
     assert (run.outcome, run.stdout.head) == ("ok", "ok\n")
     assert pool.count("ending") == 0
     assert e2b.state()["killed"] == 1
     # A thread that can be had later kills it once more; its seconds count once.
     spent_s = pool.seconds_spent()
     started_at = time.monotonic()
-    pool.run("1", 5)
+    pool.run(Cell("1"), 5)
     e2b.wait_for(lambda state: len(of_kind(state, "kill")) == 3, 30)
     wait_until(lambda: pool.count("ending") == 0)
     assert pool.seconds_spent() <= spent_s + time.monotonic() - started_at
@@ -508,10 +511,10 @@ def test_a_panic_leaves_no_slot_taken(
 
     monkeypatch.setattr(owner, method, panic_once)
     pool = make_pool(max_concurrent_runs=1)
-    run = pool.run("1", 30)
+    run = pool.run(Cell("1"), 30)
     assert run.outcome == ("ok" if method == "_cls_kill" else "unavailable")
     wait_until(lambda: pool.count("running", "ending", "lost") == 0)
-    assert pool.run("1", 5).outcome == "ok"
+    assert pool.run(Cell("1"), 5).outcome == "ok"
 
 
 def test_a_keeper_logs_what_it_does_not_expect_and_goes_on(
@@ -539,8 +542,8 @@ def test_when_the_days_budget_is_spent_no_run_begins_and_it_says_when_it_is_rese
 ) -> None:
     e2b.set_script({"run": {"run_s": 1.1, **OK_RUN}})
     pool = make_pool(sandbox_seconds_per_day=1)
-    assert pool.run("1", 5).outcome == "ok"
-    run = pool.run("1", 5)
+    assert pool.run(Cell("1"), 5).outcome == "ok"
+    run = pool.run(Cell("1"), 5)
     assert run.outcome == "unavailable"
     assert "midnight UTC" in run.problem
     assert e2b.state()["created"] == 1
@@ -557,15 +560,15 @@ def test_the_seconds_of_a_sandbox_that_lives_count(
 ) -> None:
     e2b.set_script({"run": {"run_s": 1.3, **OK_RUN}})
     pool = make_pool(sandbox_seconds_per_day=1)
-    running = threads.submit(pool.run, "1", 5)
+    running = threads.submit(pool.run, Cell("1"), 5)
     wait_until(lambda: pool.seconds_spent() > 1)
-    assert pool.run("1", 5).outcome == "unavailable"
+    assert pool.run(Cell("1"), 5).outcome == "unavailable"
     assert running.result().outcome == "ok"  # it was begun before
 
 
 def test_no_budget_is_no_limit(e2b: LocalE2B, make_pool: MakePool) -> None:
     pool = make_pool(sandbox_seconds_per_day=0)
-    assert [pool.run("1", 5).outcome for _ in range(3)] == ["ok"] * 3
+    assert [pool.run(Cell("1"), 5).outcome for _ in range(3)] == ["ok"] * 3
 
 
 # --- sandboxes made ahead -------------------------------------------------------------
@@ -582,7 +585,7 @@ def test_one_made_ahead_is_used_once_killed_and_made_again(
     for number in range(1, 4):
         is_ready(pool)
         assert e2b.state()["created"] == number
-        run = pool.run("1", 5)
+        run = pool.run(Cell("1"), 5)
         assert run.outcome == "ok"
         assert "create" not in run.durations_s
         e2b.wait_for(lambda state, number=number: state["killed"] == number, 30)
@@ -600,7 +603,7 @@ def test_a_caller_is_faster_with_one_made_ahead(
     pool = make_pool(warm_sandboxes=1)
     is_ready(pool)
     started = time.monotonic()
-    pool.run("1", 5)
+    pool.run(Cell("1"), 5)
     assert time.monotonic() - started < 1.4
 
 
@@ -610,7 +613,7 @@ def test_those_made_ahead_count_under_the_cap_and_give_way_to_runs(
     e2b.set_script({"run": {"run_s": 0.4, **OK_RUN}})
     pool = make_pool(max_concurrent_runs=3, warm_sandboxes=2)
     is_ready(pool, 2)
-    running = [threads.submit(pool.run, "1", 5) for _ in range(3)]
+    running = [threads.submit(pool.run, Cell("1"), 5) for _ in range(3)]
     assert [run.result().outcome for run in running] == ["ok"] * 3
     assert e2b.state()["max_alive"] <= 3
     is_ready(pool, 2)
@@ -623,7 +626,7 @@ def test_who_comes_while_one_is_being_made_ahead_waits_for_it_when_all_else_is_t
     e2b.set_script({"run": OK_RUN, "create": {"delay_s": 0.4}})
     pool = make_pool(max_concurrent_runs=1, warm_sandboxes=1)
     e2b.wait_for(lambda state: of_kind(state, "create"), 30)
-    assert pool.run("1", 5).outcome == "ok"
+    assert pool.run(Cell("1"), 5).outcome == "ok"
 
 
 @pytest.fixture
@@ -649,14 +652,13 @@ def test_one_made_ahead_is_primed_so_lines_are_right_and_magics_work(
     kernel_pool: MakePool,
 ) -> None:
     pool = kernel_pool(warm_imports="")
-    run = pool.run("x = 1\n\n1 / 0", 50)
+    run = pool.run(Cell("x = 1\n\n1 / 0"), 50)
     assert "create" not in run.durations_s
     assert "----> 3 1 / 0" in run.traceback
     assert "environ" not in run.traceback
     is_ready(pool)
-    run = pool.run(
-        "%%time\nimport sys\nprint('x' in dir(), 'pandas' in sys.modules)", 50
-    )
+    code = "%%time\nimport sys\nprint('x' in dir(), 'pandas' in sys.modules)"
+    run = pool.run(Cell(code), 50)
     assert run.outcome == "ok"
     assert run.stdout.head.startswith("False False\n")  # nothing of the run before
 
@@ -679,7 +681,7 @@ import matplotlib.pyplot as plt
 plt.plot([1, 2])
 plt.show()
 1 / 0"""
-    run = pool.run(code, 50)
+    run = pool.run(Cell(code), 50)
     assert run.stdout.head.splitlines() == [str([True] * 4), "[]"]
     assert len(run.pictures) == 1
     assert "----> 8 1 / 0" in run.traceback
@@ -696,7 +698,7 @@ def test_the_end_of_one_that_waits_is_put_off_so_a_whole_run_always_fits(
         5 + 15
     }
     assert state["created"] == 1
-    assert pool.run("1", 5).outcome == "ok"
+    assert pool.run(Cell("1"), 5).outcome == "ok"
 
 
 def test_those_that_wait_are_dropped_when_no_run_comes_and_made_again_at_the_next(
@@ -708,7 +710,7 @@ def test_those_that_wait_are_dropped_when_no_run_comes_and_made_again_at_the_nex
     state = e2b.wait_for(lambda state: state["killed"] == 2, 30)
     wait_until(lambda: pool.count("ready") + pool.count("making") == 0)
     assert (state["created"], pool.count("making")) == (2, 0)
-    assert pool.run("1", 5).outcome == "ok"
+    assert pool.run(Cell("1"), 5).outcome == "ok"
     is_ready(pool, 2)
 
 
@@ -718,7 +720,7 @@ def test_one_that_turns_out_dead_is_replaced_without_the_caller_seeing_it(
     pool = make_pool(warm_sandboxes=2)
     is_ready(pool, 2)
     e2b.set_script({"run": [{"fault": "gone"}, OK_RUN]})
-    run = pool.run("1", 5)
+    run = pool.run(Cell("1"), 5)
     assert (run.outcome, run.stdout.head, run.problem) == ("ok", "ok\n", "")
     assert (
         "create" in run.durations_s
@@ -734,7 +736,7 @@ def test_one_that_turns_out_dead_when_its_end_is_put_off_is_made_again(
     e2b.set_script({"run": OK_RUN, "timeout": [{"fault": "not_found"}, {}]})
     e2b.wait_for(lambda state: state["created"] == 2, 30)
     is_ready(pool)
-    assert pool.run("1", 5).outcome == "ok"
+    assert pool.run(Cell("1"), 5).outcome == "ok"
 
 
 def test_when_e2b_is_short_of_room_making_ahead_backs_off_and_callers_still_run(
@@ -746,7 +748,7 @@ def test_when_e2b_is_short_of_room_making_ahead_backs_off_and_callers_still_run(
     state = e2b.wait_for(lambda state: len(of_kind(state, "create")) == 2, 30)
     first, second = (request["at_s"] for request in of_kind(state, "create"))
     assert second - first >= 0.9
-    assert pool.run("1", 5).outcome == "ok"
+    assert pool.run(Cell("1"), 5).outcome == "ok"
     third = e2b.wait_for(lambda state: len(of_kind(state, "create")) == 4, 30)
     assert of_kind(third, "create")[3]["at_s"] - second >= 1.8
 
@@ -758,7 +760,7 @@ def test_a_caller_does_not_wait_while_making_ahead_backs_off(
     e2b.set_script({"run": OK_RUN, "create": [REFUSED, {}]})
     pool = make_pool(max_concurrent_runs=1, warm_sandboxes=1)
     e2b.wait_for(lambda state: answered(state, "create"), 30)
-    run = pool.run("1", 5)
+    run = pool.run(Cell("1"), 5)
     assert run.outcome == "ok"
     assert run.durations_s["queue"] < 4.5
 
@@ -781,7 +783,7 @@ def test_the_back_off_begins_again_after_a_success(
     e2b.set_script({"run": OK_RUN, "create": [*[REFUSED] * 3, {}, REFUSED, {}]})
     pool = make_pool(warm_sandboxes=1)
     is_ready(pool)
-    assert pool.run("1", 5).outcome == "ok"
+    assert pool.run(Cell("1"), 5).outcome == "ok"
     state = e2b.wait_for(lambda state: len(of_kind(state, "create")) == 6, 30)
     times = [request["at_s"] for request in of_kind(state, "create")]
     assert times[3] - times[2] > 0.95
@@ -795,8 +797,8 @@ def test_a_caller_who_waits_for_a_slot_comes_before_making_ahead(
     pool = make_pool(max_concurrent_runs=1, warm_sandboxes=1)
     for _ in range(4):
         is_ready(pool)
-        pool.run("1", 5)
-        assert "create" in pool.run("1", 5).durations_s
+        pool.run(Cell("1"), 5)
+        assert "create" in pool.run(Cell("1"), 5).durations_s
 
 
 def test_the_next_is_made_ahead_as_soon_as_one_is_taken(
@@ -805,7 +807,7 @@ def test_the_next_is_made_ahead_as_soon_as_one_is_taken(
     pool = make_pool(warm_sandboxes=1)
     is_ready(pool)
     e2b.set_script({"run": {"run_s": 4, **OK_RUN}})
-    running = threads.submit(pool.run, "1", 10)
+    running = threads.submit(pool.run, Cell("1"), 10)
     state = e2b.wait_for(lambda state: len(of_kind(state, "create")) == 2, 3)
     assert not of_kind(state, "timeout")  # a sandbox that is in use is not renewed
     assert running.result().outcome == "ok"
@@ -842,7 +844,7 @@ def test_one_that_is_taken_at_the_worst_moment_is_replaced_at_once_too(
     is_ready(pool)
     about_to_wait.wait(1)
     e2b.set_script({"run": {"run_s": 4, **OK_RUN}})
-    running = threads.submit(pool.run, "1", 10)
+    running = threads.submit(pool.run, Cell("1"), 10)
     wait_until(lambda: pool.count("running") == 1)
     is_taken.set()
     e2b.wait_for(lambda state: len(of_kind(state, "create")) == 2, 3)
@@ -855,7 +857,7 @@ def test_making_ahead_stops_when_the_days_budget_is_spent(
     pool = make_pool(warm_sandboxes=1, sandbox_seconds_per_day=1)
     is_ready(pool)
     wait_until(lambda: pool.seconds_spent() > 1)
-    assert pool.run("1", 5).outcome == "unavailable"
+    assert pool.run(Cell("1"), 5).outcome == "unavailable"
     assert e2b.state()["created"] == 1
 
 
@@ -873,7 +875,9 @@ def test_close_leaves_none_whatever_they_were_doing(
     )
     pool = make_pool(warm_sandboxes=2)
     is_ready(pool, 2)
-    running = threads.submit(pool.run, "1", 20)  # takes one; another is then being made
+    running = threads.submit(
+        pool.run, Cell("1"), 20
+    )  # takes one; another is then being made
     e2b.wait_for(
         lambda state: len(of_kind(state, "create")) == 3 and runs_sent(1)(state), 30
     )
@@ -922,7 +926,7 @@ def test_a_run_that_comes_after_close_leaves_no_sandbox(
 ) -> None:
     pool = make_pool(max_concurrent_runs=1)
     pool.close()
-    assert pool.run("1", 1).outcome == "unavailable"
+    assert pool.run(Cell("1"), 1).outcome == "unavailable"
     e2b.wait_for(lambda state: state["alive"] == 0, 30)
     assert callers_runs(e2b.state()) == []
 
@@ -961,7 +965,9 @@ def test_creates_and_kills_balance_after_a_mix_of_faults(
     }
     e2b.set_script({kind: {"mix": answers, "seed": 7} for kind, answers in mix.items()})
     pool = make_pool(warm_sandboxes=3)
-    runs: list[Future[Run]] = [threads.submit(pool.run, "1", 5) for _ in range(15)]
+    runs: list[Future[Run]] = [
+        threads.submit(pool.run, Cell("1"), 5) for _ in range(15)
+    ]
     outcomes = {run.result().outcome for run in runs}
     assert outcomes <= {"ok", "error", "unavailable"}
     assert "ok" in outcomes
@@ -1006,7 +1012,7 @@ def test_the_calls_of_a_session_have_one_sandbox_whose_lifetime_begins_after_eac
 ) -> None:
     pool = sessions(make_pool)
     for number in (1, 2):
-        assert pool.run("1", 5, "mark").outcome == "ok"
+        assert pool.run(Cell("1"), 5, "mark").outcome == "ok"
         e2b.wait_for(
             lambda state, number=number: len(of_kind(state, "timeout")) == number, 30
         )
@@ -1027,8 +1033,8 @@ def test_a_session_never_takes_a_sandbox_made_ahead_but_others_still_do(
 ) -> None:
     pool = sessions(make_pool, warm_sandboxes=1)
     is_ready(pool)
-    assert "create" in pool.run("1", 5, "mark").durations_s
-    assert "create" not in pool.run("1", 5).durations_s
+    assert "create" in pool.run(Cell("1"), 5, "mark").durations_s
+    assert "create" not in pool.run(Cell("1"), 5).durations_s
 
 
 def test_a_caller_without_a_slot_ends_the_session_that_is_idle_longest(
@@ -1036,13 +1042,13 @@ def test_a_caller_without_a_slot_ends_the_session_that_is_idle_longest(
 ) -> None:
     pool = sessions(make_pool, max_concurrent_runs=2)
     for mark in ("a", "b", "a"):  # `a` ran again
-        pool.run("1", 5, mark)
+        pool.run(Cell("1"), 5, mark)
     a, b = used_by(e2b.state())[:2]
-    assert pool.run("1", 5).outcome == "ok"
+    assert pool.run(Cell("1"), 5).outcome == "ok"
     state = e2b.wait_for(lambda state: state["killed"] == 2, 30)
     assert {request["sandbox_id"] for request in of_kind(state, "kill")} & {a, b} == {b}
-    assert pool.run("1", 5, "a").note == ""
-    assert "is gone" in pool.run("1", 5, "b").note
+    assert pool.run(Cell("1"), 5, "a").note == ""
+    assert "is gone" in pool.run(Cell("1"), 5, "b").note
     assert e2b.state()["max_alive"] == 2
 
 
@@ -1050,11 +1056,11 @@ def test_a_session_that_runs_is_never_ended_for_another_caller(
     e2b: LocalE2B, make_pool: MakePool, threads: ThreadPoolExecutor
 ) -> None:
     pool = sessions(make_pool, max_concurrent_runs=2)
-    pool.run("1", 5, "idle")
+    pool.run(Cell("1"), 5, "idle")
     e2b.set_script({"run": {"run_s": 1.5, **OK_RUN}})
-    running = threads.submit(pool.run, "1", 5, "running")
+    running = threads.submit(pool.run, Cell("1"), 5, "running")
     e2b.wait_for(runs_sent(2), 30)
-    other = threads.submit(pool.run, "1", 5)
+    other = threads.submit(pool.run, Cell("1"), 5)
     e2b.wait_for(runs_sent(3), 30)
     assert pool.count("idle") == 0
     assert refusal_s(pool) < 0.1
@@ -1064,10 +1070,10 @@ def test_a_session_that_runs_is_never_ended_for_another_caller(
 def test_making_ahead_never_ends_a_session(e2b: LocalE2B, make_pool: MakePool) -> None:
     pool = sessions(make_pool, max_concurrent_runs=2, warm_sandboxes=1)
     is_ready(pool)
-    pool.run("1", 5, "a")
-    assert pool.run("1", 5).outcome == "ok"  # took the one made ahead
+    pool.run(Cell("1"), 5, "a")
+    assert pool.run(Cell("1"), 5).outcome == "ok"  # took the one made ahead
     is_ready(pool)  # and its keeper has its slot again
-    assert "create" not in pool.run("1", 5).durations_s
+    assert "create" not in pool.run(Cell("1"), 5).durations_s
     assert pool.count("idle") == 1
 
 
@@ -1076,7 +1082,7 @@ def test_a_session_without_a_slot_ends_one_that_was_made_ahead(
 ) -> None:
     pool = sessions(make_pool, max_concurrent_runs=2, warm_sandboxes=2)
     is_ready(pool, 2)
-    assert [pool.run("1", 5, mark).outcome for mark in "abab"] == ["ok"] * 4
+    assert [pool.run(Cell("1"), 5, mark).outcome for mark in "abab"] == ["ok"] * 4
     assert e2b.state()["max_alive"] == 2
 
 
@@ -1086,7 +1092,7 @@ def test_a_session_that_comes_while_all_are_being_made_ahead_has_one_ended(
     e2b.set_script({"run": OK_RUN, "create": [{"delay_s": 0.5}, {}]})
     pool = sessions(make_pool, max_concurrent_runs=1, warm_sandboxes=1)
     e2b.wait_for(lambda state: of_kind(state, "create"), 30)
-    assert pool.run("1", 5, "mark").outcome == "ok"
+    assert pool.run(Cell("1"), 5, "mark").outcome == "ok"
     assert e2b.state()["max_alive"] == 1
 
 
@@ -1094,11 +1100,13 @@ def test_30_sessions_with_a_cap_of_20(e2b: LocalE2B, make_pool: MakePool) -> Non
     pool = sessions(make_pool)
     marks = [f"mark {number}" for number in range(30)]
     for mark in marks:
-        assert pool.run("1", 5, mark).outcome == "ok"
+        assert pool.run(Cell("1"), 5, mark).outcome == "ok"
     e2b.wait_for(lambda state: state["alive"] == 20, 30)
     assert pool.count("idle") == 20
-    assert [bool(pool.run("1", 5, mark).note) for mark in marks[10:]] == [False] * 20
-    assert all(pool.run("1", 5, mark).note for mark in marks[:10])
+    assert [bool(pool.run(Cell("1"), 5, mark).note) for mark in marks[10:]] == [
+        False
+    ] * 20
+    assert all(pool.run(Cell("1"), 5, mark).note for mark in marks[:10])
     assert e2b.state()["max_alive"] == 20
 
 
@@ -1106,9 +1114,9 @@ def test_a_session_whose_sandbox_turns_out_dead_begins_anew_and_says_so(
     e2b: LocalE2B, make_pool: MakePool
 ) -> None:
     pool = sessions(make_pool)
-    pool.run("1", 5, "mark")
+    pool.run(Cell("1"), 5, "mark")
     e2b.set_script({"run": [{"fault": "gone"}, OK_RUN]})
-    run = pool.run("1", 5, "mark")
+    run = pool.run(Cell("1"), 5, "mark")
     assert (run.outcome, run.stdout.head) == ("ok", "ok\n")
     assert "is gone" in run.note
     assert len(set(used_by(e2b.state()))) == 2
@@ -1118,11 +1126,11 @@ def test_a_session_whose_code_may_have_begun_is_not_run_again(
     e2b: LocalE2B, make_pool: MakePool
 ) -> None:
     pool = sessions(make_pool)
-    pool.run("1", 5, "mark")
+    pool.run(Cell("1"), 5, "mark")
     e2b.set_script({"run": [{"fault": "cut"}, OK_RUN]})
-    assert "broke off" in pool.run("1", 5, "mark").problem
+    assert "broke off" in pool.run(Cell("1"), 5, "mark").problem
     assert len(callers_runs(e2b.state())) == 2
-    assert "is gone" in pool.run("1", 5, "mark").note
+    assert "is gone" in pool.run(Cell("1"), 5, "mark").note
 
 
 def test_a_sandbox_that_e2b_lets_live_no_longer_ends_its_session(
@@ -1131,9 +1139,9 @@ def test_a_sandbox_that_e2b_lets_live_no_longer_ends_its_session(
     pool = sessions(make_pool)
     too_long = {"status": 400, "body": {"code": 400, "message": "longer than 1 h"}}
     e2b.set_script({"run": OK_RUN, "timeout": too_long})
-    pool.run("1", 5, "mark")
+    pool.run(Cell("1"), 5, "mark")
     wait_until(lambda: pool.count("idle") == 0)
-    assert "is gone" in pool.run("1", 5, "mark").note
+    assert "is gone" in pool.run(Cell("1"), 5, "mark").note
 
 
 def test_a_renewal_that_fails_otherwise_leaves_the_session(
@@ -1143,7 +1151,7 @@ def test_a_renewal_that_fails_otherwise_leaves_the_session(
     broken = {"status": 500, "body": {"code": 500, "message": "no"}}
     e2b.set_script({"run": OK_RUN, "timeout": broken})
     for _ in range(2):
-        assert pool.run("1", 5, "mark").note == ""
+        assert pool.run(Cell("1"), 5, "mark").note == ""
     assert len(set(used_by(e2b.state()))) == 1
 
 
@@ -1153,9 +1161,9 @@ def test_a_call_that_puts_the_end_off_itself_asks_for_a_sessions_whole_life(
     pool = make_pool(session_idle_s=1, run_timeout_s=5)
     broken = {"status": 500, "body": {"code": 500, "message": "no"}}
     e2b.set_script({"run": OK_RUN, "timeout": [broken, {}]})
-    pool.run("1", 5, "mark")
+    pool.run(Cell("1"), 5, "mark")
     e2b.wait_for(lambda state: answered(state, "timeout"), 30)
-    assert pool.run("1", 25, "mark").outcome == "ok"  # 21 s are left
+    assert pool.run(Cell("1"), 25, "mark").outcome == "ok"  # 21 s are left
     asked = [r["body"]["timeout"] for r in of_kind(e2b.state(), "timeout")]
     assert asked[:2] == [21, 21]
 
@@ -1165,12 +1173,12 @@ def test_a_session_that_was_idle_too_long_is_left_to_e2b_and_begins_anew(
 ) -> None:
     monkeypatch.setattr(pool_module, "LIFETIME_MARGIN_S", 1)
     pool = make_pool(session_idle_s=1, run_timeout_s=1)
-    pool.run("1", 1, "mark")
+    pool.run(Cell("1"), 1, "mark")
     state = e2b.wait_for(lambda state: state["expired"] == 1, 30)
     assert state["kill_requests"] == 0
     wait_until(lambda: pool.count("idle") == 0)
-    assert "is gone" in pool.run("1", 1, "mark").note
-    assert pool.run("1", 1, "mark").note == ""
+    assert "is gone" in pool.run(Cell("1"), 1, "mark").note
+    assert pool.run(Cell("1"), 1, "mark").note == ""
 
 
 def test_a_session_that_is_being_killed_is_not_found_again(
@@ -1179,9 +1187,9 @@ def test_a_session_that_is_being_killed_is_not_found_again(
     silent = {"fault": "silent"}
     e2b.set_script({"run": [OK_RUN, silent, OK_RUN], "kill": {"delay_s": 1}})
     pool = sessions(make_pool)
-    pool.run("1", 5, "mark")
-    assert pool.run("1", 1, "mark").outcome == "timeout"
-    run = pool.run("1", 5, "mark")
+    pool.run(Cell("1"), 5, "mark")
+    assert pool.run(Cell("1"), 1, "mark").outcome == "timeout"
+    run = pool.run(Cell("1"), 5, "mark")
     assert run.outcome == "ok"
     assert "is gone" in run.note
     first, timed_out, last = used_by(e2b.state())
@@ -1192,15 +1200,15 @@ def test_when_the_budget_is_spent_idle_sessions_are_ended(
     e2b: LocalE2B, make_pool: MakePool
 ) -> None:
     pool = sessions(make_pool, sandbox_seconds_per_day=1)
-    pool.run("1", 5, "mark")
+    pool.run(Cell("1"), 5, "mark")
     e2b.wait_for(lambda state: state["killed"] == 1, 30)
-    assert pool.run("1", 5, "mark").outcome == "unavailable"
+    assert pool.run(Cell("1"), 5, "mark").outcome == "unavailable"
     wait_until(lambda: pool.count("idle", "ending") == 0)
 
 
 def test_close_leaves_idle_sessions_to_e2b(e2b: LocalE2B, make_pool: MakePool) -> None:
     pool = make_pool(session_idle_s=1, run_timeout_s=1)
-    pool.run("1", 1, "mark")
+    pool.run(Cell("1"), 1, "mark")
     pool.close()
     state = e2b.state()
     assert (state["alive"], state["kill_requests"]) == (1, 0)
@@ -1210,11 +1218,11 @@ def test_close_leaves_idle_sessions_to_e2b(e2b: LocalE2B, make_pool: MakePool) -
 def test_close_does_not_wait_for_a_session_that_is_just_being_found(
     e2b: LocalE2B, make_pool: MakePool, threads: ThreadPoolExecutor
 ) -> None:
-    sessions(make_pool).run("1", 5, "mark")
+    sessions(make_pool).run(Cell("1"), 5, "mark")
     e2b.set_script({"run": OK_RUN, "list": {"delay_s": 1}})
     lists = len(of_kind(e2b.state(), "list"))
     replica = sessions(make_pool)
-    finding = threads.submit(replica.run, "1", 5, "mark")
+    finding = threads.submit(replica.run, Cell("1"), 5, "mark")
     e2b.wait_for(lambda state: len(of_kind(state, "list")) > lists, 30)
     replica.close()
     assert replica.count("idle") == 0
@@ -1232,7 +1240,7 @@ def test_many_calls_of_a_session_leave_threads_to_others(
 ) -> None:
     e2b.set_script({"run": {"run_s": 1, **OK_RUN}})
     pool = sessions(make_pool, max_concurrent_runs=slots)
-    calls = [threads.submit(pool.run, "1", 60, "mark") for _ in range(10)]
+    calls = [threads.submit(pool.run, Cell("1"), 60, "mark") for _ in range(10)]
     busy = [c for c in calls if "still running" in c.result().problem]
     assert len(busy) == 10 - 1 - may_wait
     assert len(set(used_by(e2b.state()))) == 1
@@ -1246,14 +1254,14 @@ def test_the_calls_of_a_session_run_in_the_order_in_which_they_came(
 
     def wait_behind(number: int) -> str:
         e2b.wait_for(runs_sent(2 * number + 1))
-        return pool.run(f"waiter {number}", 30, "mark").outcome
+        return pool.run(Cell(f"waiter {number}"), 30, "mark").outcome
 
     rounds = range(4)
     for number in rounds:
         waiter = threads.submit(wait_behind, number)
         # Who has just had its turn is the quickest to ask for the next one.
-        assert pool.run(f"first {number}", 30, "mark").outcome == "ok"
-    assert pool.run("last", 30, "mark").outcome == "ok"
+        assert pool.run(Cell(f"first {number}"), 30, "mark").outcome == "ok"
+    assert pool.run(Cell("last"), 30, "mark").outcome == "ok"
     assert waiter.result() == "ok"
     codes = [request["body"]["code"] for request in callers_runs(e2b.state())]
     in_order = [f"{who} {number}" for number in rounds for who in ("first", "waiter")]
@@ -1265,13 +1273,13 @@ def test_a_call_whose_turn_comes_when_its_time_is_up_does_not_run(
 ) -> None:
     e2b.set_script({"run": {"run_s": 3.5, **OK_RUN}})
     pool = sessions(make_pool)
-    first = threads.submit(pool.run, "1", 30, "mark")
+    first = threads.submit(pool.run, Cell("1"), 30, "mark")
     e2b.wait_for(runs_sent(1), 30)
-    late = pool.run("1", 5, "mark")  # its turn comes after some 3.4 s
+    late = pool.run(Cell("1"), 5, "mark")  # its turn comes after some 3.4 s
     assert (late.outcome, first.result().outcome) == ("unavailable", "ok")
     assert "still running" in late.problem
     e2b.set_script({"run": OK_RUN})
-    assert pool.run("1", 5, "mark").note == ""
+    assert pool.run(Cell("1"), 5, "mark").note == ""
     assert len(set(used_by(e2b.state()))) == 1
 
 
@@ -1289,11 +1297,11 @@ def test_a_session_takes_no_other_sessions_sandbox_from_a_list_that_holds_all(
     e2b.set_script({"run": OK_RUN, "list": listing})
     marks = ["a", "b", "a longer one"]
     for mark in marks:
-        assert sessions(make_pool).run("1", 5, mark).outcome == "ok"
+        assert sessions(make_pool).run(Cell("1"), 5, mark).outcome == "ok"
     assert len(set(used_by(e2b.state()))) == 3
     # Each is found by another replica all the same.
     for mark in marks:
-        assert sessions(make_pool).run("1", 5, mark).outcome == "ok"
+        assert sessions(make_pool).run(Cell("1"), 5, mark).outcome == "ok"
     used = used_by(e2b.state())
     assert used[3:] == used[:3]
     assert e2b.state()["created"] == 3
@@ -1311,12 +1319,12 @@ def test_a_create_without_an_answer_kills_nothing_else_of_a_list_that_holds_all(
     e2b.set_script({"run": OK_RUN, "list": listing})
     pool = sessions(make_pool)
     for mark in ("a", "b"):
-        pool.run("1", 5, mark)
+        pool.run(Cell("1"), 5, mark)
     others = {sandbox["id"] for sandbox in e2b.state()["sandboxes"]}
     creates = [{"fault": "lost_reply"}, last_try]
     e2b.set_script({"run": OK_RUN, "list": listing, "create": creates})
     for created in (3, 3):  # the second one makes nothing: it is looked for in vain
-        assert pool.run("1", 30).outcome == "unavailable"
+        assert pool.run(Cell("1"), 30).outcome == "unavailable"
         wait_until(lambda: pool.count("lost") == 0, 10)
         state = e2b.state()
         assert state["created"] == created
@@ -1327,15 +1335,15 @@ def test_a_create_without_an_answer_kills_nothing_else_of_a_list_that_holds_all(
 def test_a_list_without_an_end_is_looked_through_in_bounds_and_nothing_is_used(
     e2b: LocalE2B, make_pool: MakePool
 ) -> None:
-    sessions(make_pool).run("1", 5, "a")
+    sessions(make_pool).run(Cell("1"), 5, "a")
     e2b.set_script({"run": OK_RUN, "list": {"unfiltered": True, "endless": True}})
     lists = len(of_kind(e2b.state(), "list"))
-    run = sessions(make_pool).run("1", 5, "b")
+    run = sessions(make_pool).run(Cell("1"), 5, "b")
     assert (run.outcome, run.problem) == ("unavailable", sandbox_module.FAILED)
     state = e2b.state()
     assert len(of_kind(state, "list")) - lists == 20
     assert (state["created"], len(callers_runs(state))) == (1, 1)
-    assert sessions(make_pool).run("1", 5, "a").outcome == "ok"
+    assert sessions(make_pool).run(Cell("1"), 5, "a").outcome == "ok"
     assert len(set(used_by(e2b.state()))) == 1
 
 
@@ -1344,6 +1352,6 @@ def test_two_first_calls_of_a_session_have_one_sandbox(
 ) -> None:
     e2b.set_script({"run": OK_RUN, "create": {"delay_s": 0.3}})
     pool = sessions(make_pool)
-    calls = [threads.submit(pool.run, "1", 5, "mark") for _ in range(3)]
+    calls = [threads.submit(pool.run, Cell("1"), 5, "mark") for _ in range(3)]
     assert {call.result().outcome for call in calls} == {"ok"}
     assert e2b.state()["created"] == 1

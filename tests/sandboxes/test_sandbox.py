@@ -12,7 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
-from builders import answer_with, error, stdout
+from builders import answer_with, error, run_cell, stdout
 from e2b import TimeoutException
 from e2b_code_interpreter import Sandbox as E2BSandbox
 from local_e2b import LocalE2B
@@ -30,6 +30,7 @@ from sandboxes.sandbox import (
     Unavailable,
     check_key,
 )
+from texts.cell import Cell
 
 CONFIG = Config(e2b_api_key=E2B_KEY)
 PRINTED = {"events": [stdout("printed before\n")]}
@@ -77,9 +78,7 @@ def made(lifetime_s: int = 60, budget_s: float = OVERHEAD_S) -> Sandbox:
 
 
 def run_in(sandbox: Sandbox, code: str = "1", limit_s: int = 20) -> Run:
-    run = Run.empty(1000)
-    sandbox.run(code, limit_s, run)
-    return run
+    return run_cell(sandbox, code, limit_s, max_output_chars=1000)
 
 
 # --- what of the SDK's insides this rests on ------------------------------------------
@@ -197,7 +196,7 @@ def test_a_cell_magic_works_in_the_first_cell_of_a_sandbox(
     monkeypatch.setattr(pool_module, "KILL_BUDGET_S", 30)
     monkeypatch.setattr(pool_module, "OVERHEAD_S", 60)
     pool = Pool(CONFIG)
-    run = pool.run("%%bash\necho from the shell", 50)
+    run = pool.run(Cell("%%bash\necho from the shell"), 50)
     pool.close()
     assert (run.outcome, run.stdout.head) == ("ok", "from the shell\n")
 
@@ -208,7 +207,7 @@ def test_a_traceback_counts_the_callers_lines_whether_or_not_a_cell_ran_before(
     sandbox = made(120)
     code = "x = 1\n1 / 0"
     tracebacks = [run_in(sandbox, code, 50).traceback]
-    sandbox.prime(30)
+    sandbox.prime("pass", 30)
     tracebacks.append(run_in(sandbox, code, 50).traceback)
     sandbox.kill()
     for traceback in tracebacks:
@@ -355,7 +354,7 @@ def test_a_run_asks_for_the_lifetime_of_its_limit_plus_15_s_and_says_whose_it_is
         e2b_api_key=E2B_KEY, e2b_template="a-template", allow_internet=False
     )
     pool = Pool(config)
-    pool.run("1", 7)
+    pool.run(Cell("1"), 7)
     pool.close()
     (request,) = of_kind(e2b, "create")
     assert request["body"]["timeout"] == 22

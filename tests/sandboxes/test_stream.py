@@ -14,6 +14,7 @@ from builders import (
     RED_SVG,
     TIMESTAMP,
     Event,
+    empty_run,
     encoded,
     error,
     facts,
@@ -40,8 +41,7 @@ LIMIT = 30_000
 
 
 def read(*parts: bytes | Event, **settings: Any) -> StreamReader:
-    config = Config(**settings)
-    reader = StreamReader(Run.empty(config.max_output_chars), config)
+    reader = StreamReader(empty_run(**settings))
     for part in parts:
         reader.feed(part if isinstance(part, bytes) else lines(part))
     return reader
@@ -215,7 +215,7 @@ class TestLongOutput:
         }
 
     def test_notes_are_bounded_too(self) -> None:
-        run = Run.empty(LIMIT)
+        run = empty_run(max_output_chars=LIMIT)
         for number in range(1000):
             run.leave_out("picture", f"reason {number}")
         assert len(run.left_out) <= 20 + 1

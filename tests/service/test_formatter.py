@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from builders import png_of_pixels
+from builders import empty_run, png_of_pixels
 
 from formatter import echo, fence, format_plain, format_run
 from pictures.picture import PNG, Picture, picture_from
@@ -19,7 +19,7 @@ LIMIT = 30_000
 
 def run(**fields: Any) -> Run:
     """A run in which this was printed (stdout, stderr, values) or happened."""
-    made = Run.empty(LIMIT)
+    made = empty_run(max_output_chars=LIMIT)
     for name, value in fields.items():
         if name in ("stdout", "stderr", "values"):
             getattr(made, name).add(value)

@@ -11,17 +11,16 @@ import re
 import unicodedata
 from typing import Any
 
-from builders import encoded, facts
+from builders import empty_run, encoded, facts
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-from config import Config
 from formatter import echo, format_plain, format_run
 from mcp_server import handle
 from pictures.picture import PNG, Picture
-from run import Clipped, Run
+from run import Clipped, Limits, Run
 from sandboxes.stream import StreamReader
 from texts.tracebacks import prefix_lines, renumber_error, split_headings
 
@@ -117,7 +116,8 @@ def clipped(text: str, limit: int = LIMIT) -> Clipped:
 
 @st.composite
 def runs(draw: st.DrawFn) -> Run:
-    run = Run(*(clipped(draw(texts)) for _ in range(4)))
+    printed = [clipped(draw(texts)) for _ in range(4)]
+    run = Run(Limits(LIMIT), *printed)
     run.error_name, run.error_value = draw(texts)[:200], draw(texts)[: LIMIT // 4]
     run.traceback = clipped(draw(texts), 8 * LIMIT).text()
     run.problem = draw(
@@ -183,7 +183,7 @@ def test_any_run_gives_a_text_that_is_quoted_whole_and_within_its_limit(
 @always
 @given(texts)
 def test_what_is_quoted_is_what_was_printed(text: str) -> None:
-    run = Run.empty(WHOLE)
+    run = empty_run(max_output_chars=WHOLE)
     run.stdout.add(text)
     fences = [
         token
@@ -288,8 +288,7 @@ streams = st.builds(
 
 
 def read(*chunks: bytes) -> StreamReader:
-    config = Config(max_output_chars=LIMIT)
-    reader = StreamReader(Run.empty(LIMIT), config)
+    reader = StreamReader(empty_run(max_output_chars=LIMIT))
     for chunk in chunks:
         reader.feed(chunk)
     return reader
@@ -330,8 +329,7 @@ def test_any_bytes_give_a_run_that_is_bounded_and_can_be_shown(stream: bytes) ->
 def test_a_line_that_never_ends_is_held_in_bounded_memory(
     start: bytes, filler: bytes
 ) -> None:
-    config = Config(max_image_bytes=1024, max_output_chars=LIMIT)
-    reader = StreamReader(Run.empty(LIMIT), config)
+    reader = StreamReader(empty_run(max_image_bytes=1024, max_output_chars=LIMIT))
     reader.feed(start)
     chunk = (filler.replace(b"\n", b"") or b"x") * 3_000
     for _ in range(20):

@@ -6,8 +6,8 @@ import pytest
 from builders import RED_SVG, Event, encoded, lines, picture, result
 
 from config import Config
-from run import Run
 from sandboxes.stream import StreamReader
+from texts.cell import Cell
 from texts.saved_figures import figures_are_shown_twice, saves_animation
 
 
@@ -86,9 +86,8 @@ def inline(width: int, height: int, nominal: str = "120x80") -> Event:
 
 def kept(code: str, events: list[Event]) -> list[int]:
     """Which of the events' pictures a reply has."""
-    run = Run.empty(1_000)
-    run.saved_figures_are_shown = figures_are_shown_twice(code)
-    StreamReader(run, Config()).feed(lines(*events))
+    run = Cell(code).new_run(Config().run_limits())
+    StreamReader(run).feed(lines(*events))
     assert not run.left_out
     assert not run.values.head
     sent = [event.get("png") or event["svg"] for event in events]

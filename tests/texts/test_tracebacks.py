@@ -17,16 +17,16 @@ import subprocess
 import sys
 import time
 import warnings
-from pathlib import Path
 from typing import Any
 
 import pytest
+from builders import empty_run
 
 from run import Run
+from texts.cell import Cell
 from texts.tracebacks import (
     prefix_lines,
     renumber_error,
-    renumber_run,
     split_headings,
 )
 
@@ -62,11 +62,11 @@ def renumbered(code: str, traceback: str) -> str:
 
 def renumbered_run(code: str, value: str, traceback: str, stderr: str) -> Run:
     """What the service makes of a failed first cell."""
-    run = Run.empty(100_000)
+    run = empty_run(max_output_chars=100_000)
     run.error_value = value
     run.traceback = traceback
     run.stderr.add(stderr)
-    renumber_run(run, code, SANDBOX_ID, is_first_cell=True)
+    Cell(code).mend(run, SANDBOX_ID, was_first=True)
     return run
 
 
@@ -405,7 +405,7 @@ def told(untraced: None) -> dict[str, Any]:
     cells += [as_first_cell(CODES[name], prefix) for name, prefix in OTHER_PREFIXES]
     child = subprocess.run(
         [sys.executable, "-W", "ignore", __file__],
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
         input=json.dumps(cells),
         capture_output=True,
         text=True,

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 
 import pytest
+from builders import run_cell
 from local_e2b import LocalE2B
 
 from config import Config
@@ -13,7 +14,7 @@ from conftest import E2B_KEY
 from formatter import format_run
 from run import Run
 from sandboxes.sandbox import Sandbox
-from texts.cell import runnable
+from texts.cell import MAKE_DATA_FOLDER
 
 CONFIG = Config(e2b_api_key=E2B_KEY)
 NO_OUTPUT = "Code executed successfully, without output. Use print() to see a value."
@@ -39,15 +40,13 @@ def sandbox(environment: None) -> Iterator[Sandbox]:
     """One for all tests, whose first cell has
     run: a kernel and its imports take seconds."""
     sandbox = new_sandbox()
-    sandbox.prime(limit_s=60)
+    sandbox.prime(MAKE_DATA_FOLDER, limit_s=60)
     yield sandbox
     sandbox.kill()
 
 
 def run_in(sandbox: Sandbox, code: str) -> Run:
-    run = Run.empty(CONFIG.max_output_chars)
-    sandbox.run(runnable(code), 60, run)
-    return run
+    return run_cell(sandbox, code, 60)
 
 
 def shown(sandbox: Sandbox, code: str, outcome: str = "ok") -> str:
