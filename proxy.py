@@ -7,7 +7,7 @@ import math
 import os
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from time import monotonic
@@ -106,6 +106,7 @@ _SESSIONS_ARE_KEPT = (
     "Variables, imports and files (in /mnt/data) are kept within a conversation until"
     " {minutes} minutes pass without a call; a note says when they are gone."
 )
+_SLASHES = re.compile("/{2,}")
 _UNREADABLE = "The body is no JSON that can be read."
 _FULL = f"Every slot is taken. Try again in {RETRY_AFTER_S} seconds."
 
@@ -132,6 +133,7 @@ def create_app(config: Config) -> Flask:
     instructions = _with_sessions(document["info"]["description"], config)
     app.register_blueprint(_guarded_views(config, pool, tool, instructions))
     app.register_blueprint(_code_api(config, pool))
+    app.wsgi_app = partial(_with_plain_path, app.wsgi_app)  # type: ignore[method-assign]
     IN_FLIGHT.set_function(lambda: pool.count("running"))
     WARM_READY.set_function(lambda: pool.count("ready"))
     IDLE_SESSIONS.set_function(lambda: pool.count("idle"))
@@ -141,6 +143,20 @@ def create_app(config: Config) -> Flask:
 
 
 # --- before and after each request
+
+
+def _with_plain_path(
+    wsgi_app: Callable[..., Iterable[bytes]], environ: JsonObject, start_response: Any
+) -> Iterable[bytes]:
+    """Serve `//` as `/`, and a path with a slash at its end as the one without.
+
+    An address in LibreChat's settings may end in a slash. Flask would redirect, and a
+    client that streams an upload cannot follow. It is done before anything looks at the
+    path, so that all of the service sees one spelling only.
+    """
+    path = _SLASHES.sub("/", environ["PATH_INFO"])
+    environ["PATH_INFO"] = path.rstrip("/") or "/"
+    return wsgi_app(environ, start_response)
 
 
 def _start_request() -> None:

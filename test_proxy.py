@@ -44,6 +44,10 @@ SVG = (
 )
 
 
+# What needs no key, besides published pictures.
+OPEN_PATHS = ["/", "/health", "/ready", "/openapi.json"]
+
+
 # --- services -------------------------------------------------------------------------
 
 
@@ -662,7 +666,10 @@ def test_another_method_is_405_and_says_which_is_allowed(
     "path",
     [
         "/nothing",
-        "/execute/",
+        "/nothing/",
+        "/images//",
+        "/execute/x/",
+        "/execute%20/",
         "/Execute",
         "/health/x",
         "/static/index.html",
@@ -676,6 +683,53 @@ def test_an_unknown_path_is_404(service: Service, path: str) -> None:
     ):
         assert response.status_code == 404
         assert error_of(response)["code"] == "not_found"
+
+
+SPELLINGS = [
+    pytest.param(lambda path: path + "/", id="a slash at the end"),
+    pytest.param(lambda path: path + "//", id="two"),
+    pytest.param(lambda path: path.replace("/", "//"), id="all doubled"),
+    pytest.param(lambda path: path.replace("/", "//") + "/", id="both"),
+    pytest.param(lambda path: "/" + path, id="the first doubled"),
+    pytest.param(lambda path: path.replace("/", "/%2F"), id="escaped"),
+]
+
+
+@pytest.mark.parametrize("spelled", SPELLINGS)
+def test_slashes_too_many_change_nothing_on_any_route(
+    guarded: Service, tmp_path: Path, spelled: Callable[[str], str]
+) -> None:
+    """LIBRECHAT_CODE_BASEURL may end in one. The key is needed for each as ever."""
+    app = create_app(Config(e2b_api_key=E2B_KEY, files_dir=tmp_path))
+    rules = list(app.url_map.iter_rules())
+    app.extensions["pool"].close()
+    key = {"Authorization": f"Bearer {API_KEY}"}
+    for rule in rules:
+        path = re.sub("<.*?>", "x", rule.rule)
+        for method in ("GET", "POST", "PUT", "DELETE", "OPTIONS"):
+            for headers in ({}, key):
+                plain, other = (
+                    http.request(
+                        method,
+                        guarded.url + spelling,
+                        headers=headers,
+                        allow_redirects=False,
+                        timeout=30,
+                    )
+                    for spelling in (path, spelled(path))
+                )
+                assert other.status_code == plain.status_code
+                assert other.headers.get("Allow") == plain.headers.get("Allow")
+                assert other.status_code not in (301, 302, 307, 308)
+                if not headers and path not in [*OPEN_PATHS, "/images/x"]:
+                    assert other.status_code in (401, 405, 200), path
+                    assert method == "OPTIONS" or other.status_code != 200
+
+
+@pytest.mark.parametrize("path", ["/execute/", "//execute", "//execute//"])
+def test_code_runs_at_a_path_with_slashes_too_many(service: Service, path: str) -> None:
+    response = http.post(service.url + path, json={"code": "1"}, timeout=30)
+    assert "ok" in text_of(response)
 
 
 # --- the API key ----------------------------------------------------------------------
@@ -739,9 +793,6 @@ def test_a_key_in_the_address_or_the_body_opens_nothing(guarded: Service) -> Non
     )
     body = {"code": "1", "api_key": API_KEY, "key": API_KEY}
     assert http.post(url, json=body, timeout=30).status_code == 401
-
-
-OPEN_PATHS = ["/", "/health", "/ready", "/openapi.json"]
 
 
 @pytest.mark.parametrize("path", OPEN_PATHS)
