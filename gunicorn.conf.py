@@ -38,6 +38,11 @@ worker_connections = min(4000, left_descriptors)
 # A run may still be drawing or sending when its
 # slot has a next one; the rest is for /health.
 threads = min(2 * runs + 8, worker_connections - 1)
+# Browsers and proxies send some 40 headers. Of one, a token of 4 kB or all cookies of a
+# site are the longest; all together may have 32 KiB (worker.py).
+limit_request_fields = 64
+limit_request_field_size = 8190
+limit_request_line = 4094
 # s; above Node's 5 s, or LibreChat sees ECONNRESET now and then.
 keepalive = 65
 # s; the longest request, then the kills.

@@ -679,8 +679,8 @@ def _json_body(max_bytes: int = MAX_BODY_BYTES) -> Any:
         raise too_large
     try:
         body = request.stream.read(max_bytes + 1)
-    except Exception:  # the server's own, for malformed chunks
-        raise BadRequest(_UNREADABLE) from None
+    except Exception as exc:  # the server's own, for chunks that it does not take
+        raise BadRequest(f"The body could not be read: {exc}.") from None
     if len(body) > max_bytes:
         raise too_large
     if len(body) < announced_bytes:

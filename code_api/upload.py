@@ -133,7 +133,8 @@ def _parse(
     except (HTTPException, StoreError):
         raise
     except Exception as exc:  # what gunicorn raises for malformed chunks, too
-        text = f"The body is no multipart form that can be read ({type(exc).__name__})."
+        reason = f"{type(exc).__name__}: {exc}"
+        text = f"The body is no multipart form that can be read ({reason})."
         raise BadRequest(text) from None
     if not parts:
         raise BadRequest("The form holds no file: send it as the part `file`.")

@@ -109,6 +109,68 @@ class Attackers(threading.Thread):
             attacker.close()
 
 
+class Streamers(threading.Thread):
+    """Connections that each send `first`, then `piece` again and again, in turns.
+
+    Each piece is a packet of its own. One that is refused comes again at once.
+    """
+
+    def __init__(self, port: int, count: int, first: bytes, piece: bytes) -> None:
+        super().__init__()
+        self._port = port
+        self._first = first
+        self._piece = piece
+        self._ended = threading.Event()
+        self._sockets = [self._connect() for _ in range(count)]
+
+    def _connect(self) -> socket.socket:
+        streamer = socket.create_connection((LOOPBACK, self._port), 100)
+        streamer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        streamer.sendall(self._first)
+        streamer.setblocking(False)
+        return streamer
+
+    def run(self) -> None:
+        while not self._ended.is_set():
+            for number, streamer in enumerate(self._sockets):
+                try:
+                    streamer.send(self._piece)
+                except BlockingIOError:
+                    pass
+                except OSError:
+                    streamer.close()
+                    self._sockets[number] = self._connect()
+            # As fast as the service takes them; others may run meanwhile.
+            time.sleep(0)
+
+    def __enter__(self) -> Streamers:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self.join()
+        for streamer in self._sockets:
+            streamer.close()
+
+
+def heads_in_pieces(port: int) -> Streamers:
+    """30 heads of 50 bytes a packet. Each could be searched anew for each of them."""
+    line = b"X-" + b"a" * 40 + b": b\r\n"
+    return Streamers(port, 30, b"GET /health HTTP/1.1\r\n", line)
+
+
+def bodies_of_small_chunks(port: int, *headers: str) -> Streamers:
+    """16 bodies in chunks of one byte, a thousand of them a packet."""
+    first = head(
+        "POST /v1/exec HTTP/1.1",
+        "Content-Type: application/json",
+        "Transfer-Encoding: chunked",
+        *headers,
+    )
+    return Streamers(port, 16, first, b"1\r\n \r\n" * 1000)
+
+
 def drips_headers(port: int) -> Attackers:
     return Attackers(port, 100, b"GET /health HTTP/1.1\r\nX-A: ", b"b")
 

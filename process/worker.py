@@ -7,20 +7,30 @@ is assumed of it. The worker's main thread accepts connections and
 polls those that are silent; a pool of threads answers requests:
 
     accept -> enqueue_req -> handle (in a thread) -> finish_request (in the main thread)
+
+A connection that is to be closed is read to its end there, without a thread:
+
+    finish_request -> _linger -> _take_rest, while the client sends -> _close
 """
 
 import logging
 import os
+import re
 import socket
 import sys
 import threading
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from math import inf
+from selectors import EVENT_READ
 from time import monotonic
 from typing import Any
 
 from gunicorn import glogging, util
+from gunicorn.http.body import Body, ChunkedReader
+from gunicorn.http.errors import InvalidChunkSize, LimitRequestHeaders
 from gunicorn.workers.gthread import _DEFER, TConn, ThreadWorker
 
 from config import Config, log
@@ -43,6 +53,25 @@ _LIMIT_AT_NONE_FREE_S = 0.2
 _SILENCE_LIMIT_S = 1
 _CHECK_EVERY_S = 0.1
 _PIECE_BYTES = 64 * 1024
+# For how long a client that was answered may go on sending what nobody wants, how long
+# it may be silent meanwhile, and how much that may be: no upload has more. It costs a
+# descriptor, and no thread.
+_LINGER_LIMIT_S = 30
+_LINGER_SILENCE_S = 2
+_LINGER_BYTES = 256 * 1024 * 1024
+# A request's line and its headers together; nginx takes as much.
+_MAX_HEAD_BYTES = 32 * 1024
+# The end of a head, or a line end that gunicorn refuses: it has to see that at once.
+_HEAD_END = re.compile(rb"\r\n\r\n|(?<!\r)\n")
+# A body in chunks may have so many pieces, and one more for each of these bytes. Each
+# costs some 15 us, whatever is in it.
+_FREE_PIECES = 2000
+_BYTES_A_PIECE = 512
+# What follows the last chunk: nobody sends any.
+_MAX_TRAILER_BYTES = 4096
+# How long a thread that computes keeps the others waiting. With Python's own 5 ms a
+# dozen of them keep /health waiting for half a second.
+_SWITCH_INTERVAL_S = 0.001
 # If one thread cannot be started the worker ends;
 # the others wait for it no longer than this.
 _START_LIMIT_S = 10
@@ -102,14 +131,44 @@ class ClientSocket(socket.socket):
     slow_since = inf
     cut_at = inf
     cut_how = socket.SHUT_RD
+    # On the same clock, of a connection that is being closed.
+    linger_until = inf
+    silent_until = inf
+    surplus_bytes = 0  # received since then
     _started_at = 0.0
     _credit_s = 0.0
+    _head: bytearray | None = None
 
-    def start_request(self) -> None:
+    def start_request(self, received: bytes) -> None:
+        """A request comes next, of whose head so much was received already."""
         self._started_at = monotonic()
         self._credit_s = 0.0
+        self._head = bytearray(received)
 
     def recv(self, size: int, flags: int = 0) -> bytes:
+        if self._head is None:
+            return self._receive(size, flags)
+        head = self._head
+        self._head = None
+        self._receive_head(head)
+        return bytes(head)
+
+    def _receive_head(self, head: bytearray) -> None:
+        """Receive until the head is whole: gunicorn, which is given all at once, would
+        search all of it again after each piece. Raises LimitRequestHeaders."""
+        searched = 0
+        while not (end := _HEAD_END.search(head, searched)):
+            # The end may have begun in what there is.
+            searched = max(0, len(head) - 3)
+            data = self._receive(_PIECE_BYTES)
+            if not data or searched > _MAX_HEAD_BYTES:
+                break
+            head += data
+        size = end.end() if end else len(head)
+        if size > _MAX_HEAD_BYTES:
+            raise LimitRequestHeaders(f"more than {_MAX_HEAD_BYTES:,} bytes")
+
+    def _receive(self, size: int, flags: int = 0) -> bytes:
         slow_since = monotonic() + self._credit_s
         self.cut_at = max(
             self._started_at + _MIN_AGE_S,
@@ -138,15 +197,31 @@ class ClientSocket(socket.socket):
         self.slow_since = inf
 
 
+class TooManyChunks(InvalidChunkSize):
+    """A body's chunks cost more than they bring."""
+
+    def __init__(self) -> None:
+        super().__init__(b"")
+
+    def __str__(self) -> str:
+        return (
+            f"it comes in more than {_FREE_PIECES:,} chunks of fewer than"
+            f" {_BYTES_A_PIECE} bytes: send larger ones"
+        )
+
+
 class PatientWorker(ThreadWorker):
     """A threaded worker that bounds how long
     slow and silent clients hold its threads."""
 
+    poller: Any  # gunicorn's own, made by init_process
+
     def init_process(self) -> None:
         """The process's whole life."""
+        sys.setswitchinterval(_SWITCH_INTERVAL_S)
         self._handled: set[ClientSocket] = set()  # each has a thread
-        # Clients that are slow to close may keep a quarter of the threads.
-        self._may_linger = threading.Semaphore(self.cfg.threads // 4)
+        self._lingering: set[TConn] = set()  # none has one
+        self._rest = bytearray(_PIECE_BYTES)
         super().init_process()
 
     def get_thread_pool(self) -> ThreadPoolExecutor:
@@ -177,34 +252,68 @@ class PatientWorker(ThreadWorker):
         self.finish_request(conn, deferred)
 
     def handle(self, conn: TConn) -> object:
-        conn.sock.start_request()
+        parser = conn.parser  # none before a connection's first request
+        conn.sock.start_request(parser.unreader.take_buffered() if parser else b"")
         self._handled.add(conn.sock)
         try:
-            is_kept = super().handle(conn)
-            if not is_kept:
-                self._close(conn.sock)
-            return is_kept
+            return super().handle(conn)
         finally:
             self._handled.discard(conn.sock)
 
-    def _close(self, sock: ClientSocket) -> None:
-        """Close in the connection's own thread;
-        gunicorn would have its main thread wait.
-
-        A client that still sends reads its reply only if what it sends is taken (for 2
-        s). Where too many do, the others may lose the reply.
-        """
-        if self._may_linger.acquire(blocking=False):
-            util.close_graceful(sock)
-            self._may_linger.release()
-        else:
-            sock.close()
+    def handle_request(self, req: Any, conn: TConn) -> object:
+        reader = req.body.reader
+        if isinstance(reader, ChunkedReader):
+            reader.limit_trailer_section = _MAX_TRAILER_BYTES
+            reader.parser = _without_crumbs(reader.parser)
+        # gunicorn asks when it writes the reply's head, and at its end.
+        asks_to_close = req.should_close
+        req.should_close = lambda: asks_to_close() or not _is_read(req.body)
+        return super().handle_request(req, conn)
 
     def finish_request(self, conn: TConn, fs: Future[object]) -> None:
         if conn.sock.fileno() < 0:  # closed
             self.nr_conns -= 1
+        elif fs.cancelled() or fs.exception() or not fs.result():
+            self._linger(conn)
         else:
             super().finish_request(conn, fs)
+
+    def _linger(self, conn: TConn) -> None:
+        """Close once the client does, and take what it still sends until then.
+
+        Otherwise the system would reset the connection, and a client that is sending
+        loses the reply. gunicorn would have its main thread wait for each.
+        """
+        try:
+            conn.sock.shutdown(socket.SHUT_WR)
+        except OSError:  # it is gone already
+            self.nr_conns -= 1
+            conn.close()
+            return
+        conn.sock.setblocking(False)
+        now = monotonic()
+        conn.sock.linger_until = now + _LINGER_LIMIT_S
+        conn.sock.silent_until = now + _LINGER_SILENCE_S
+        self._lingering.add(conn)
+        self.poller.register(conn.sock, EVENT_READ, partial(self._take_rest, conn))
+
+    def _take_rest(self, conn: TConn, client: ClientSocket) -> None:
+        try:
+            size = client.recv_into(self._rest)
+        except BlockingIOError:
+            return
+        except OSError:
+            size = 0
+        client.silent_until = monotonic() + _LINGER_SILENCE_S
+        client.surplus_bytes += size
+        if not size or client.surplus_bytes > _LINGER_BYTES:
+            self._close(conn)
+
+    def _close(self, conn: TConn) -> None:
+        self._lingering.remove(conn)
+        self.poller.unregister(conn.sock)
+        self.nr_conns -= 1
+        conn.close()
 
     def wait_for_and_dispatch_events(self, timeout: float) -> None:
         """The main thread's step, repeated to the end; then look after the clients."""
@@ -213,12 +322,15 @@ class PatientWorker(ThreadWorker):
         if not self._accepting:
             self._limit_silence()
         self._cut_slow_clients()
+        self._end_lingering()
 
     def _limit_silence(self) -> None:
         """When there are too many clients, or at the end: silent ones go first."""
         deadline = monotonic() + _SILENCE_LIMIT_S
         for conn in self.pending_conns:
             conn.timeout = min(conn.timeout, deadline)
+        for conn in self._lingering:
+            conn.sock.linger_until = min(conn.sock.linger_until, deadline)
         if self.alive:  # else gunicorn itself limits them
             self._cap_keepalive(deadline)
 
@@ -237,3 +349,28 @@ class PatientWorker(ThreadWorker):
             if now > cut_at:
                 with suppress(OSError):  # it is gone already
                     sock.shutdown(sock.cut_how)  # wakes its thread
+
+    def _end_lingering(self) -> None:
+        now = monotonic()
+        for conn in list(self._lingering):
+            if now > min(conn.sock.linger_until, conn.sock.silent_until):
+                self._close(conn)
+
+
+def _is_read(body: Body) -> bool:
+    """Whether the connection's next bytes are another request's."""
+    if body.failed:
+        return False
+    if isinstance(body.reader, ChunkedReader):
+        return body.reader.parser is None
+    return bool(body.reader.length == 0)
+
+
+def _without_crumbs(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """A chunked body's pieces. Raises TooManyChunks when they are too small."""
+    left = float(_FREE_PIECES)
+    for piece in pieces:
+        left += len(piece) / _BYTES_A_PIECE - 1
+        if left < 0:
+            raise TooManyChunks
+        yield piece

@@ -87,15 +87,14 @@ def api(
     return CodeApi(start(FILES_DIR=str(folder), RUN_TIMEOUT_S="8"))
 
 
-@pytest.fixture(scope="module")
-def seen(api: CodeApi) -> dict[str, Any]:
-    """What client.mjs made of all commands, in one process of node."""
-    environ = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy")}
+def run_node(script: str, asked: dict[str, Any], **environ: str) -> Any:
+    """What a script of librechat_agents/ prints when it reads `asked`."""
+    own = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy")}
     finished = subprocess.run(
-        ["node", "client.mjs"],
+        ["node", script],
         cwd=CLIENT_DIR,
-        env={**environ, "LIBRECHAT_CODE_BASEURL": api.url},
-        input=json.dumps({"url": api.url, "uploads": UPLOADS, "commands": COMMANDS}),
+        env=own | environ,
+        input=json.dumps(asked),
         capture_output=True,
         text=True,
         encoding="utf-8",
@@ -103,12 +102,63 @@ def seen(api: CodeApi) -> dict[str, Any]:
         timeout=120,
     )
     assert finished.returncode == 0, finished.stderr
-    return dict(json.loads(finished.stdout))
+    return json.loads(finished.stdout)
+
+
+@pytest.fixture(scope="module")
+def seen(api: CodeApi) -> dict[str, Any]:
+    """What client.mjs made of all commands, in one process of node."""
+    asked = {"url": api.url, "uploads": UPLOADS, "commands": COMMANDS}
+    return dict(run_node("client.mjs", asked, LIBRECHAT_CODE_BASEURL=api.url))
 
 
 @pytest.fixture
 def results(seen: dict[str, Any]) -> list[dict[str, Any]]:
     return list(seen["results"])
+
+
+# Uploads at once: as many as the service has threads.
+REFUSED = 48
+REFUSED_KEY = "a-key-that-is-long-enough-to-be-one"
+
+
+@pytest.fixture(scope="module")
+def full_api(
+    start: Callable[..., Service], tmp_path_factory: pytest.TempPathFactory
+) -> CodeApi:
+    """One with a key, whose folder takes no upload of more than 5 MB."""
+    install_packages()
+    folder = tmp_path_factory.mktemp("files")
+    return CodeApi(
+        start(
+            FILES_DIR=str(folder),
+            FILES_TOTAL_BYTES="5000000",
+            PROXY_API_KEY=REFUSED_KEY,
+        )
+    )
+
+
+@pytest.mark.parametrize("client", ["axios", "axiosPooled", "nodeFetch", "undici"])
+@pytest.mark.parametrize(
+    ("key", "path", "status"),
+    [
+        ("wrong", "/upload", 401),
+        ("wrong", "//upload", 401),
+        (REFUSED_KEY, "/upload", 413),
+    ],
+)
+def test_all_who_still_send_an_upload_read_why_it_was_refused(
+    full_api: CodeApi, client: str, key: str, path: str, status: int
+) -> None:
+    """With LibreChat's HTTP clients: 48 uploads of 12 MB at once."""
+    asked = {
+        "url": f"{full_api.url}{path}",
+        "client": client,
+        "count": REFUSED,
+        "sizeBytes": 12_000_000,
+        "headers": {"Authorization": f"Bearer {key}"},
+    }
+    assert run_node("refused.mjs", asked) == [status] * REFUSED
 
 
 def names(result: dict[str, Any]) -> list[str]:

@@ -27,10 +27,13 @@ import pytest
 import requests
 from attacks import (
     Attackers,
+    Streamers,
+    bodies_of_small_chunks,
     does_not_close,
     drips_bodies,
     drips_headers,
     head,
+    heads_in_pieces,
     health_s,
     post,
     reads_nothing,
@@ -170,6 +173,34 @@ def test_a_client_that_still_sends_reads_why_it_was_refused_and_is_not_reset(
             pass  # to its end
 
 
+@pytest.mark.parametrize(
+    ("body", "lines", "connection"),
+    [
+        (b'{"code": 1}', ["Content-Type: application/json"], b"keep-alive"),
+        (b'{"code": 1}', ["Content-Type: text/plain"], b"close"),
+        (b"", ["Content-Type: text/plain"], b"keep-alive"),
+    ],
+)
+def test_a_reply_says_close_where_the_body_was_not_read(
+    service: Service, body: bytes, lines: list[str], connection: bytes
+) -> None:
+    key = f"Authorization: Bearer {PROXY_KEY}"
+    with connected(service) as client:
+        length = f"Content-Length: {len(body)}"
+        client.sendall(head("POST /execute HTTP/1.1", *lines, key, length) + body)
+        assert b"\r\nConnection: " + connection in client.recv(65_536)
+
+
+def test_100_clients_that_go_on_after_a_refusal_hold_no_thread(
+    service: Service,
+) -> None:
+    lines = ("Content-Type: text/plain", "Content-Length: 100000000")
+    refused = head("POST /execute HTTP/1.1", *lines)
+    with nothing_remains(service), Attackers(service.port, 100, refused, b"x"):
+        took_s = health_s(service.port, 2.5, AT_LEAST)
+    assert took_s[-1] < 0.5, took_s[-5:]
+
+
 # --- slow clients -----------------------------------------------------
 
 
@@ -222,6 +253,130 @@ def test_an_upload_at_a_fair_rate_is_not_cut_off_among_slow_clients(
                 time.sleep(5)
             client.sendall(body[start : start + 130_000])
         assert client.recv(65_536).startswith(b"HTTP/1.1 200")
+
+
+# --- requests that are long to read ----------------------------------------------
+
+
+def small_chunks_with_the_key(port: int) -> Streamers:
+    return bodies_of_small_chunks(port, f"Authorization: Bearer {PROXY_KEY}")
+
+
+@pytest.mark.parametrize(
+    "streams", [heads_in_pieces, bodies_of_small_chunks, small_chunks_with_the_key]
+)
+def test_heads_and_bodies_in_very_small_pieces_leave_health_quick(
+    service: Service, streams: Callable[[int], Streamers]
+) -> None:
+    with nothing_remains(service), streams(service.port):
+        took_s = health_s(service.port, 3, AT_LEAST)
+    assert took_s[-1] < 0.5, took_s[-5:]
+
+
+HEADS = {
+    "a token of 4 kB": (["Authorization: Bearer " + "t" * 4000], 200),
+    "cookies of 8 kB": (["Cookie: " + "c" * 8100], 200),
+    "both, and 50 of a proxy's": (
+        [
+            "Cookie: " + "c" * 8100,
+            "Authorization: Bearer " + "t" * 4000,
+            *[f"X-Forwarded-{n}: {'x' * 200}" for n in range(50)],
+        ],
+        200,
+    ),
+    "a header of 9 kB": (["Cookie: " + "c" * 9000], 431),
+    "65 headers": ([f"X-{n}: 1" for n in range(65)], 431),
+    "40 kB in all": ([f"X-{n}: {'x' * 5000}" for n in range(8)], 431),
+}
+
+
+@pytest.mark.parametrize("row", HEADS)
+@pytest.mark.parametrize("piece_bytes", [7, 100_000])
+def test_heads_of_browsers_and_libre_chat_pass_and_longer_ones_are_told(
+    service: Service, row: str, piece_bytes: int
+) -> None:
+    headers, status = HEADS[row]
+    whole = head("GET /health HTTP/1.1", *headers)
+    with connected(service) as client:
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for start in range(0, len(whole), piece_bytes):
+            try:
+                client.sendall(whole[start : start + piece_bytes])
+            except ConnectionError:
+                break  # refused before its end
+        assert client.recv(65_536).startswith(f"HTTP/1.1 {status} ".encode())
+
+
+@pytest.mark.parametrize("cut", range(-4, 60, 3))
+def test_a_request_that_comes_with_the_end_of_the_one_before_is_answered(
+    service: Service, cut: int
+) -> None:
+    """Wherever it is cut: in the body before it, in its head, in the head's end."""
+    body = b'{"code": 3}'
+    lines = (f"Authorization: Bearer {PROXY_KEY}", "Content-Type: application/json")
+    first = (
+        head("POST /execute HTTP/1.1", *lines, f"Content-Length: {len(body)}") + body
+    )
+    second = head("GET /health HTTP/1.1", "Connection: close")
+    end = len(first) + cut
+    whole = first + second
+    with connected(service) as client:
+        client.sendall(whole[:end])
+        if cut >= 0:
+            assert client.recv(65_536).startswith(b"HTTP/1.1 400 ")
+        client.sendall(whole[end:])
+        replies = b""
+        while data := client.recv(65_536):
+            replies += data
+    assert b"HTTP/1.1 200 OK" in replies
+
+
+def test_a_line_that_ends_in_a_bare_newline_is_refused_at_once(
+    service: Service,
+) -> None:
+    with connected(service) as client:
+        client.settimeout(5)
+        client.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\n")
+        assert client.recv(65_536).startswith(b"HTTP/1.1 400 ")
+
+
+@pytest.mark.parametrize(
+    ("chunk_bytes", "body_bytes", "status"),
+    [
+        (1, 1500, 200),
+        (200, 200_000, 200),
+        (1000, 1_000_000, 200),
+        (65_536, 1_000_000, 200),
+        (1, 20_000, 400),
+        (100, 1_000_000, 400),
+    ],
+)
+def test_chunks_may_be_small_and_few_or_many_and_large(
+    service: Service, chunk_bytes: int, body_bytes: int, status: int
+) -> None:
+    body = b'{"code": "1"}'.ljust(body_bytes)
+
+    def chunks() -> Iterator[bytes]:
+        for start in range(0, body_bytes, chunk_bytes):
+            yield body[start : start + chunk_bytes]
+
+    reply = b""
+    with connected(service) as client:
+        lines = (
+            f"Authorization: Bearer {PROXY_KEY}",
+            "Content-Type: application/json",
+            "Transfer-Encoding: chunked",
+            "Connection: close",
+        )
+        data = head("POST /execute HTTP/1.1", *lines)
+        for chunk in chunks():
+            data += b"%x\r\n%b\r\n" % (len(chunk), chunk)
+        client.sendall(data + b"0\r\n\r\n")
+        while data := client.recv(65_536):
+            reply += data
+    assert reply.startswith(f"HTTP/1.1 {status} ".encode()), reply
+    if status == 400:
+        assert b"chunks" in reply
 
 
 # --- code that keeps a pattern busy --------------------------------------------

@@ -12,7 +12,7 @@ from importlib.metadata import version
 
 import pytest
 from gunicorn import glogging, util
-from gunicorn.http import unreader
+from gunicorn.http import body, unreader, wsgi
 from gunicorn.workers import gthread
 
 from conftest import ROOT
@@ -57,9 +57,19 @@ def test_the_base_classes_use_what_the_worker_reads_and_sets() -> None:
             *("self.nr_conns < self.worker_connections", "self._accepting"),
             *("self.pending_conns", "self._cap_keepalive(", "result is _DEFER"),
             *("self.get_thread_pool()", "self.wait_for_and_dispatch_events("),
+            *("self.handle_request(req, conn)", "self.poller.register("),
+            "req = next(conn.parser)",
         ),
         gthread.TConn: ("self.data_ready", "self.sock"),
         unreader.SocketUnreader: ("self.sock.recv(size)",),
+        unreader.Unreader: ("def take_buffered",),
+        body.Body: ("self.failed = True",),
+        body.LengthReader: ("self.length -= size",),
+        body.ChunkedReader: (
+            *("self.parser = self.parse_chunked(unreader)", "self.parser = None"),
+            "> self.limit_trailer_section",
+        ),
+        wsgi.Response: ("self.req.should_close()",),
         util.write: ("sock.sendall(data)",),
         glogging.Logger: ("self.error_log",),
     }
