@@ -122,6 +122,7 @@ class Config:
     max_concurrent_runs: int = _whole_number(20, 1, 1000)
     max_code_chars: int = _whole_number(100_000, 1, 1_000_000)
     max_output_chars: int = _whole_number(30_000, 1000, 1_000_000)
+    max_in_flight_bytes: int = _whole_number(128 * 1024**2, 1024**2, 10**12 - 1)
     max_images: int = _whole_number(10, 0, 100)
     max_image_bytes: int = _whole_number(5 * 1024 * 1024, 1024, MAX_REPLY_IMAGE_BYTES)
     mcp_image_bytes: int = _whole_number(50_000, 0, MAX_REPLY_IMAGE_BYTES)

@@ -1,5 +1,6 @@
 """The HTTP side, and the single module that knows Flask: routes, errors, `app`."""
 
+import errno
 import hashlib
 import json
 import logging
@@ -14,7 +15,7 @@ from time import monotonic
 from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
-from flask import Blueprint, Flask, Response, g, request
+from flask import Blueprint, Flask, Response, after_this_request, g, request
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from werkzeug.datastructures import WWWAuthenticate
 from werkzeug.exceptions import (
@@ -23,6 +24,7 @@ from werkzeug.exceptions import (
     HTTPException,
     NotFound,
     RequestEntityTooLarge,
+    RequestTimeout,
     ServiceUnavailable,
     Unauthorized,
     UnsupportedMediaType,
@@ -43,6 +45,8 @@ from code_api.sweeper import Sweeper
 from code_api.upload import take_form
 from config import MAX_BODY_BYTES, VERSION, Config, log
 from formatter import echo, format_plain, format_run
+from in_flight import LARGE_BYTES, Hold, InFlight, NoRoom
+from json_body import PARSE_FACTOR, BadBody, JsonBody, parse_json
 from mcp_server import (
     PARSE_ERROR,
     PROTOCOL_VERSIONS,
@@ -62,14 +66,12 @@ from metrics import (
 from pictures.delivery import (
     Delivery,
     deliver,
-    json_pieces,
     published,
     start_removing_old,
 )
 from run import Run
 from sandboxes.pool import RETRY_AFTER_S, Full, Pool
 from sandboxes.sandbox import Unavailable, check_key
-from sandboxes.stream import is_costly
 from texts.cell import Cell
 
 _HERE = Path(__file__).parent
@@ -92,7 +94,7 @@ _LOOPBACK = re.compile(
 # A script of 10 MiB twice in base64, which is how create_file sends a file.
 MAX_EXEC_BODY_BYTES = 32 * 1024 * 1024
 # As much as the worker sends at once. By smaller pieces a slow client would look quick.
-_DOWNLOAD_PIECE_BYTES = 64 * 1024
+_FILE_PIECE_BYTES = 64 * 1024
 # What openapi.json says of calls, and what
 # MCP's clients are told where sessions are on.
 _NOTHING_IS_KEPT_AND = (
@@ -106,6 +108,14 @@ _SESSIONS_ARE_KEPT = (
     "Variables, imports and files (in /mnt/data) are kept within a conversation until"
     " {minutes} minutes pass without a call; a note says when they are gone."
 )
+_NO_ROOM = (
+    "Large requests and replies hold all of the memory that they may have. Try again in"
+    f" {RETRY_AFTER_S} seconds."
+)
+# What is large holds memory that others wait for: it has to come, or be taken, within
+# this time, and at this rate.
+_LARGE_SLACK_S = 30
+_LARGE_BYTES_PER_S = 512 * 1024
 _SLASHES = re.compile("/{2,}")
 _UNREADABLE = "The body is no JSON that can be read."
 _FULL = f"Every slot is taken. Try again in {RETRY_AFTER_S} seconds."
@@ -123,7 +133,12 @@ def create_app(config: Config) -> Flask:
     app = Flask(__name__, static_folder=None)
     pool = Pool(config)
     app.extensions["pool"] = pool
-    app.before_request(_start_request)
+    # Each that waits holds a thread, as who waits for a slot does.
+    in_flight = InFlight(
+        config.max_in_flight_bytes,
+        max_waiting=config.max_concurrent_runs // 2,
+    )
+    app.before_request(partial(_start_request, in_flight))
     app.before_request(partial(_refuse_foreign_page, config))
     app.before_request(_refuse_packed_body)
     app.after_request(_finish_request)
@@ -159,9 +174,10 @@ def _with_plain_path(
     return wsgi_app(environ, start_response)
 
 
-def _start_request() -> None:
-    """Note the time, the id and what to log."""
+def _start_request(in_flight: InFlight) -> None:
+    """Note the time, the id and what to log. It holds no memory yet."""
     g.started = monotonic()
+    g.hold = Hold(in_flight)
     g.fields = {}
     g.request_id = _request_id(request.headers.get("X-Request-Id", ""))
 
@@ -214,6 +230,7 @@ def _finish_request(response: Response) -> Response:
     response.headers["X-Request-Id"] = g.request_id
     response.headers["X-Content-Type-Options"] = "nosniff"
     response.headers.setdefault("Cache-Control", "no-store")
+    response.call_on_close(g.hold.release)  # once it is sent
     fields = {
         "request_id": g.request_id,
         "method": request.method,
@@ -286,9 +303,9 @@ def _guarded_views(
     def call_tool(arguments: JsonObject) -> JsonObject:
         try:
             run = _run(arguments, config, pool)
+            text, delivery = _reply_parts(run, config, over_mcp=True)
         except (BadRequest, ServiceUnavailable) as exc:
             return tool_result(str(exc.description), [], is_error=True)
-        text, delivery = _reply_parts(run, config, over_mcp=True)
         return tool_result(
             text,
             delivery.parts,
@@ -347,9 +364,14 @@ def _run(arguments: object, config: Config, pool: Pool) -> Run:
 
 
 def _reply_parts(run: Run, config: Config, *, over_mcp: bool) -> tuple[str, Delivery]:
-    """A run's text, and what becomes of its pictures; notes both for the log."""
+    """A run's text, and what becomes of its pictures; notes both for the log.
+
+    Raises ServiceUnavailable where replies under way leave no memory for the pictures.
+    """
     delivery = deliver(run, config, over_mcp=over_mcp)
     run = delivery.run
+    if not delivery.links:
+        _hold(run.picture_bytes)
     text_of = format_plain if over_mcp else format_run
     text = text_of(run, config.max_output_chars)
     PICTURE_BYTES.inc(run.picture_bytes)
@@ -454,12 +476,12 @@ def _add_open_views(
         found = published(name, config)
         if not found:
             raise NotFound("There is no such picture.")
-        data, media_type = found
-        return Response(
-            data,
-            headers=_IMAGE_HEADERS,
-            content_type=media_type,
-        )
+        path, media_type = found
+        try:
+            file = path.open("rb")
+        except FileNotFoundError:  # it was removed meanwhile
+            raise NotFound("There is no such picture.") from None
+        return _file(file, media_type, _IMAGE_HEADERS)
 
 
 # --- LibreChat's code interpreter
@@ -493,12 +515,15 @@ def _code_api(config: Config, pool: Pool) -> Blueprint:
             store,
             config.run_timeout_s,
         )
+        _hold(len(given.code))
         report = run_exec(
             given,
             pool,
             store,
             config,
         )
+        _when_sent(report.close)
+        _hold(0)
         g.fields |= {
             "session_id": report.session_id,
             "language": given.language_name,
@@ -545,18 +570,12 @@ def _code_api(config: Config, pool: Pool) -> Blueprint:
     @views.get("/download/<session_id>/<file_id>")
     def download(session_id: str, file_id: str) -> Response:
         stored = store.find(session_id, file_id)
-        file = stored.open()
-        headers = {
-            "Content-Disposition": "attachment",
-            "Content-Length": str(stored.size),
-        }
-        response = Response(
-            _counted_pieces(file),
-            headers=headers,
-            mimetype="application/octet-stream",
+        return _file(
+            stored.open(),
+            "application/octet-stream",
+            {"Content-Disposition": "attachment"},
+            DOWNLOAD_BYTES.inc,
         )
-        response.call_on_close(file.close)
-        return response
 
     @views.delete(object_path)
     @views.delete("/files/<session_id>/<file_id>")
@@ -570,21 +589,21 @@ def _code_api(config: Config, pool: Pool) -> Blueprint:
 
     @views.errorhandler(Full)
     def full(_exc: Full) -> Response:
+        return rate_limited(_FULL)
+
+    @views.errorhandler(ServiceUnavailable)
+    def no_room(exc: ServiceUnavailable) -> Response:
+        return rate_limited(str(exc.description))
+
+    def rate_limited(message: str) -> Response:
         body = {
             "error": "rate_limited",
-            "message": _FULL,
+            "message": message,
             "retry_after_seconds": RETRY_AFTER_S,
         }
         return _json(body, 429, {"Retry-After": str(RETRY_AFTER_S)})
 
     return views
-
-
-def _counted_pieces(file: BinaryIO) -> Iterator[bytes]:
-    """A file for a reply; a piece of it is counted once it has been sent."""
-    while piece := file.read(_DOWNLOAD_PIECE_BYTES):
-        yield piece
-        DOWNLOAD_BYTES.inc(len(piece))
 
 
 # --- what a model is told
@@ -658,37 +677,122 @@ def _code_api_error(
 
 
 def _json(body: object, status: int = 200, headers: Any = None) -> Response:
-    return Response(
-        json_pieces(body),
+    data = JsonBody(body)
+    response = Response(
+        _within_time(data),
         status,
         headers,
         content_type="application/json",
     )
+    response.content_length = data.size_bytes
+    return response
+
+
+def _file(
+    file: BinaryIO,
+    media_type: str,
+    headers: dict[str, str],
+    count: Callable[[float], None] = lambda _size_bytes: None,
+) -> Response:
+    """A file, which is never whole in memory. `count` is told how much is sent."""
+    response = Response(
+        _pieces(file, count),
+        headers=headers,
+        content_type=media_type,
+    )
+    response.content_length = os.fstat(file.fileno()).st_size
+    response.call_on_close(file.close)
+    return response
+
+
+def _pieces(file: BinaryIO, count: Callable[[float], None]) -> Iterator[bytes]:
+    while piece := file.read(_FILE_PIECE_BYTES):
+        yield piece
+        count(len(piece))
+
+
+def _within_time(data: JsonBody) -> Iterable[bytes]:
+    """The pieces of a reply. Who takes them too slowly may not hold their memory."""
+    held_bytes = g.hold.size_bytes
+    if not held_bytes:
+        return data
+    return _until(monotonic() + _large_limit_s(held_bytes), data)
+
+
+def _until(deadline: float, pieces: Iterable[bytes]) -> Iterator[bytes]:
+    for piece in pieces:
+        if monotonic() > deadline:
+            # To the server, a client that has gone: the connection is closed.
+            raise BrokenPipeError(errno.EPIPE, "the reply was taken too slowly")
+        yield piece
+
+
+def _large_limit_s(size_bytes: int) -> float:
+    return _LARGE_SLACK_S + size_bytes / _LARGE_BYTES_PER_S
+
+
+def _when_sent(action: Callable[[], None]) -> None:
+    """Do it once the reply is sent, whatever that is."""
+
+    @after_this_request
+    def _add(response: Response) -> Response:
+        response.call_on_close(action)
+        return response
+
+
+def _hold(size_bytes: int) -> None:
+    """Hold so much memory until the reply is sent. Raises ServiceUnavailable."""
+    try:
+        g.hold.resize(size_bytes)
+    except NoRoom:
+        raise ServiceUnavailable(_NO_ROOM, retry_after=RETRY_AFTER_S) from None
 
 
 def _json_body(max_bytes: int = MAX_BODY_BYTES) -> Any:
-    """What the request's body says.
+    """What the request's body says; its long texts may be LongTexts.
 
-    Raises UnsupportedMediaType, RequestEntityTooLarge, BadRequest.
+    Raises UnsupportedMediaType, RequestEntityTooLarge, RequestTimeout, BadRequest;
+    ServiceUnavailable where large bodies under way leave no memory for it.
     """
     if request.mimetype != "application/json":
         raise UnsupportedMediaType("Send the body as Content-Type: application/json.")
+    body = _received(max_bytes)
+    if len(body) < (request.content_length or 0):
+        raise BadRequest(_UNREADABLE)
+    try:
+        return parse_json(body)
+    except BadBody as exc:
+        raise BadRequest(str(exc)) from None
+    except (ValueError, RecursionError):
+        raise BadRequest(_UNREADABLE) from None
+
+
+def _received(max_bytes: int) -> bytearray:
+    """The body, whose memory is held before it is read."""
     too_large = RequestEntityTooLarge(f"The body has more than {max_bytes:,} bytes.")
     announced_bytes = request.content_length or 0
     if announced_bytes > max_bytes:
         raise too_large
+    if announced_bytes > LARGE_BYTES:
+        _hold(PARSE_FACTOR * announced_bytes)
+    limit_s = _large_limit_s(announced_bytes or max_bytes)
+    deadline = monotonic() + limit_s
+    body = bytearray()
+    while piece := _next_piece(max_bytes + 1 - len(body)):
+        body += piece
+        if len(body) > max_bytes:
+            raise too_large
+        if len(body) >= LARGE_BYTES and not g.hold.size_bytes:
+            # One in chunks, which says not how large it will be.
+            _hold(PARSE_FACTOR * max_bytes)
+        if g.hold.size_bytes and monotonic() > deadline:
+            raise RequestTimeout(f"The body took longer than {limit_s:.0f} s.")
+    return body
+
+
+def _next_piece(max_bytes: int) -> bytes:
     try:
-        body = request.stream.read(max_bytes + 1)
+        piece: bytes = request.stream.read(min(max_bytes, LARGE_BYTES))
     except Exception as exc:  # the server's own, for chunks that it does not take
         raise BadRequest(f"The body could not be read: {exc}.") from None
-    if len(body) > max_bytes:
-        raise too_large
-    if len(body) < announced_bytes:
-        raise BadRequest(_UNREADABLE)
-    try:
-        text = body.decode(json.detect_encoding(body), "surrogatepass")
-        if is_costly(text.encode("utf-8", "surrogatepass")):
-            raise BadRequest("The body has more values than any call needs.")
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        raise BadRequest(_UNREADABLE) from None
+    return piece

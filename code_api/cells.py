@@ -4,6 +4,7 @@ the sandbox's kernel. Pure but for reading."""
 import json
 import zlib
 from base64 import b64encode
+from codecs import getincrementaldecoder
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -17,7 +18,7 @@ _PROGRAM = _SCRIPT_PY.read_text("ascii")
 # E2B's server refuses cells above 10 MiB as JSON, and the kernel keeps each cell.
 _CELL_CHARS = 2_000_000
 _PIECE_BYTES = 768 * 1024  # 1 MiB as base64: a cell each, where they do not shrink
-_PIECE_CHARS = 200_000  # each has up to ten in a literal: \U0001f600
+_SCRIPT_PIECE_BYTES = 200_000  # each has up to four in a literal: \x80
 
 
 def exec_cells(request: ExecRequest) -> Iterator[str]:
@@ -52,9 +53,10 @@ def _plan(request: ExecRequest) -> str:
 
 def _carrying_lines(request: ExecRequest) -> Iterator[str]:
     """Lines of code, each of which takes a piece of the script or of an input along."""
-    code = request.code
-    for start in range(0, len(code), _PIECE_CHARS):
-        piece = code[start : start + _PIECE_CHARS]
+    decoder = getincrementaldecoder("utf-8")()
+    for start in range(0, len(request.code), _SCRIPT_PIECE_BYTES):
+        # The end of it may be in the middle of a character, which comes with the next.
+        piece = decoder.decode(request.code[start : start + _SCRIPT_PIECE_BYTES])
         yield f"the_exec.script += {piece!a}\n"
     for name, stored in request.inputs.items():
         try:

@@ -1,7 +1,8 @@
 """One exec: one sandbox, one run of the script, its files put into the store."""
 
+import gc
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from time import monotonic
 
 from code_api.cells import exec_cells, send_cell
@@ -9,6 +10,7 @@ from code_api.report import Report
 from code_api.request import ExecRequest
 from code_api.store import Store, StoreError
 from config import CARRIED_BYTES_PER_S, OVERHEAD_S, Config
+from in_flight import LARGE_BYTES
 from metrics import EXECS
 from run import Limits, Run
 from sandboxes.pool import Need, Pool
@@ -20,15 +22,22 @@ _NO_END = "the sandbox did not report the script's end"
 
 
 def run_exec(request: ExecRequest, pool: Pool, store: Store, config: Config) -> Report:
-    """Run it, once. Raises Full; whatever else happens is in the report."""
-    with store.new_session() as session:
-        report = Report(request, session, config.max_file_bytes)
+    """Run it, once. Raises Full; whatever else happens is in the report, which is to be
+    closed."""
+    with ExitStack() as on_error, store.new_session() as session:
+        assert config.files_dir  # noqa: S101 - no store without it
+        report = Report(request, session, config.max_file_bytes, config.files_dir)
+        on_error.callback(report.close)
         if request.language:
             with _failures_noted(report):
                 work = _Exec(request, report)
                 pool.use(work.run_in, Need(work.limit_s), durations_s={})
+        if len(request.code) + request.input_bytes() > LARGE_BYTES:
+            # What was sent hangs in cycles of the SDK's HTTP client, all of it.
+            gc.collect()
         with _failures_noted(report):
             report.publish()
+        on_error.pop_all()
     EXECS.labels(request.language_name, report.outcome).inc()
     return report
 

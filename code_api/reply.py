@@ -7,13 +7,21 @@ from code_api.report import Report
 
 
 def reply_body(report: Report) -> dict[str, Any]:
+    """Its streams are sent as they lie. Raises StoreError."""
     session_id = report.session_id
     delivered = report.delivered
     left_out = report.written_files - len(delivered)
+    stdout = report.streams["stdout"]
+    stderr = report.streams["stderr"]
+    if delivered and not stdout.size_bytes():
+        # The model sees no other names of files.
+        names = ", ".join(printable(file.name) for file in delivered)
+        stdout.add_lines([f"Files written: {names}"])
+    stderr.add_lines(_notes(report, left_out))
     body: dict[str, Any] = {
         "session_id": session_id,
-        "stdout": report.stdout.getvalue(),
-        "stderr": _stderr(report, left_out),
+        "stdout": stdout,
+        "stderr": stderr,
         "files": [],
     }
     for file in delivered:
@@ -23,10 +31,6 @@ def reply_body(report: Report) -> dict[str, Any]:
             "storage_session_id": session_id,
         }
         body["files"].append(ref)
-    if delivered and not body["stdout"]:
-        # The model sees no other names of files.
-        names = ", ".join(printable(file.name) for file in delivered)
-        body["stdout"] = f"Files written: {names}\n"
     if report.deleted:
         body["deleted_files"] = sorted(report.deleted)
     if left_out > 0:
@@ -40,13 +44,16 @@ def reply_body(report: Report) -> dict[str, Any]:
     return body
 
 
-def _stderr(report: Report, left_out: int) -> str:
-    """The script's own, then a line for each thing that was not as it should be."""
-    text = report.stderr.getvalue()
+def _notes(report: Report, left_out: int) -> list[str]:
+    """A line for each thing that was not as it should be."""
     lines = report.notes + report.left_out
+    for name, output in report.streams.items():
+        if output.missing_chars:
+            lines.append(
+                f"{name} was cut: {output.missing_chars:,} characters more would make"
+                " the reply too large"
+            )
     others = left_out - len(report.left_out)
     if others > 0:
         lines.append(f"{others:,} files more were left out")
-    if lines and text and not text.endswith("\n"):
-        text += "\n"
-    return text + "".join(f"{line}\n" for line in lines)
+    return lines

@@ -5,10 +5,11 @@ import zlib
 from base64 import b64decode
 from collections.abc import Iterator
 from dataclasses import dataclass
-from io import StringIO
+from pathlib import Path
 from typing import Any
 
 from code_api.names import display_problem, escaped, name_problem, printable
+from code_api.output import Output
 from code_api.request import MAX_ENTRIES, ExecRequest
 from code_api.store import NewFile, NewSession, StoreError
 from config import MAX_CARRIED_BYTES
@@ -19,6 +20,9 @@ from run import Clipped
 _MAX_LINE_CHARS = 256 * 1024
 _MAX_NOTES = 2 * MAX_ENTRIES  # the request's own, and one for each input
 _MAX_NOTE_CHARS = 500
+# Of a stream's text in the reply, as many times what the runner passes on of it: all
+# characters fit but those that JSON escapes by more than a backslash.
+_REPLY_FACTOR = 2
 # Files that are left out and named; the others are counted.
 _MAX_LEFT_OUT = 50
 # More files than a sandbox has, and more bytes than any file.
@@ -26,7 +30,7 @@ _MAX_COUNT = 10**19
 
 
 @dataclass
-class Output:
+class Written:
     """A file that the script wrote and that is wanted."""
 
     size_bytes: int
@@ -41,12 +45,19 @@ class Report(Clipped):
     """
 
     def __init__(
-        self, request: ExecRequest, session: NewSession, max_file_bytes: int
+        self,
+        request: ExecRequest,
+        session: NewSession,
+        max_file_bytes: int,
+        folder: Path,
     ) -> None:
+        """`folder`: where long output lies until it is sent."""
         self.problem = ""
         self.outcome = "unavailable"  # until the script ended: "ok", "error", "timeout"
-        self.stdout = StringIO()
-        self.stderr = StringIO()
+        self.streams = {
+            name: Output(folder, _REPLY_FACTOR * limit_bytes)
+            for name, limit_bytes in OUTPUT_BYTES.items()
+        }
         self.notes = request.notes
         self.deleted: set[str] = set()  # inputs
         self.written_files = 0  # as the sandbox counts them
@@ -56,7 +67,7 @@ class Report(Clipped):
         self._inputs = request.inputs
         self._session = session
         self._max_file_bytes = max_file_bytes
-        self._outputs: dict[str, Output] = {}  # by name
+        self._outputs: dict[str, Written] = {}  # by name
         self._line = ""
         super().__init__(limit=0)
 
@@ -81,9 +92,9 @@ class Report(Clipped):
     def _take(self, line: dict[str, Any]) -> None:
         match line:
             case {"stdout": str(text)}:
-                self._take_text("stdout", self.stdout, text)
+                self._take_text("stdout", text)
             case {"stderr": str(text)}:
-                self._take_text("stderr", self.stderr, text)
+                self._take_text("stderr", text)
             case {"note": str(text)}:
                 self._take_note(escaped(text[:_MAX_NOTE_CHARS]))
             case {"cache": str(name), "files": count} if is_count(count):
@@ -103,9 +114,11 @@ class Report(Clipped):
             case _:
                 raise ValueError("no line of a report")
 
-    def _take_text(self, name: str, stream: StringIO, text: str) -> None:
-        stream.write(text)
-        if stream.tell() > OUTPUT_BYTES[name]:
+    def _take_text(self, name: str, text: str) -> None:
+        output = self.streams[name]
+        output.add(text)
+        # A byte makes one character at most.
+        if output.chars > OUTPUT_BYTES[name]:
             raise ValueError("more output than the script's runner passes on")
 
     def _take_end(self, outcome: str) -> None:
@@ -142,7 +155,7 @@ class Report(Clipped):
             self._leave_out(name, problem)
             return
         file = self._session.new_file(name)
-        self._outputs[name] = Output(size, file)
+        self._outputs[name] = Written(size, file)
 
     def _size_problem(self, size: int) -> str:
         if size > self._max_file_bytes:
@@ -193,6 +206,11 @@ class Report(Clipped):
                 self._leave_out(name, "it did not arrive whole")
         self._session.publish(whole)
         self.delivered = whole
+
+    def close(self) -> None:
+        """After the reply was sent."""
+        for output in self.streams.values():
+            output.close()
 
 
 def is_count(value: object) -> bool:

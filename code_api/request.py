@@ -6,9 +6,10 @@ from typing import Any
 from werkzeug.exceptions import BadRequest
 
 from code_api.languages import LANGUAGES, Language
-from code_api.names import has_surrogate, name_problem, printable
+from code_api.names import name_problem, printable
 from code_api.store import NotStored, Store, StoredFile
 from config import MAX_CARRIED_BYTES
+from json_body import LongText
 
 MAX_ENTRIES = 1000  # of args, and of files
 
@@ -19,7 +20,7 @@ Fields = dict[str, Any]
 class ExecRequest:
     language_name: str  # one of LANGUAGES, or "other"
     language: Language | None
-    code: str
+    code: bytes  # UTF-8
     args: list[str]
     limit_s: int
     # By the name under which each is mounted.
@@ -40,9 +41,7 @@ def parse_exec(body: object, store: Store, run_timeout_s: int) -> ExecRequest:
         raise BadRequest('Expected a JSON object such as {"lang": "bash", "code": …}.')
     name = _text(body, "lang")
     language = LANGUAGES.get(name)
-    code = _text(body, "code")
-    if has_surrogate(code):
-        raise BadRequest("code must not hold a lone surrogate.")
+    code = _code(body)
     request = ExecRequest(
         language_name=name if language else "other",
         language=language,
@@ -63,6 +62,19 @@ def _text(body: Fields, field_name: str) -> str:
     if not isinstance(text, str):
         raise BadRequest(f"{field_name} must be a string.")
     return text
+
+
+def _code(body: Fields) -> bytes:
+    """The script, which may be 32 MB: as a `str` it would be four times as much."""
+    text = body.get("code")
+    try:
+        if isinstance(text, LongText):
+            return text.utf8()
+        return _text(body, "code").encode()
+    except UnicodeEncodeError:
+        raise BadRequest("code must not hold a lone surrogate.") from None
+    except ValueError:
+        raise BadRequest("code is no text of JSON that can be read.") from None
 
 
 def _list(body: Fields, field_name: str, kind: type) -> list[Any]:

@@ -42,7 +42,7 @@ class StoreError(Exception):
 
 
 @contextmanager
-def _as_store_error() -> Iterator[None]:
+def as_store_error() -> Iterator[None]:
     try:
         yield
     except OSError as exc:
@@ -81,7 +81,7 @@ class NewFile:
         self._path = folder / self.id
         self.write(b"")
 
-    @_as_store_error()
+    @as_store_error()
     def write(self, data: bytes) -> None:
         """Append to it; it is open only meanwhile."""
         with self._path.open("ab") as file:
@@ -97,12 +97,12 @@ class NewSession:
         self.hidden_folder = root / f"{HIDDEN}{self.id}"
         self._folder = root / self.id
 
-    @_as_store_error()
+    @as_store_error()
     def new_file(self, name: str) -> NewFile:
         self.hidden_folder.mkdir(mode=0o700, exist_ok=True)
         return NewFile(self.hidden_folder, name)
 
-    @_as_store_error()
+    @as_store_error()
     def publish(self, files: list[NewFile], read_only: bool = False) -> None:
         """From now on these can be found, if there are any; others are removed."""
         if not files:
@@ -159,7 +159,7 @@ class Store:
             modified_at=status.st_mtime,
         )
 
-    @_as_store_error()
+    @as_store_error()
     def delete(self, session_id: str, file_id: str) -> None:
         """Delete a file, its session with the
         last one. Raises NotStored, StoreError."""

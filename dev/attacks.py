@@ -6,12 +6,14 @@ Used by the soak and by tests/process/test_attacks.py. Nothing here runs by itse
 from __future__ import annotations
 
 import http.client
+import json
 import select
 import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
+from typing import Any
 
 LOOPBACK = "127.0.0.1"
 DROP_EVERY_S = 0.5
@@ -206,15 +208,17 @@ def does_not_close(port: int) -> Iterator[None]:
 
 
 @contextmanager
-def runs_code(port: int, count: int) -> Iterator[None]:
-    """Callers that run code again and again. What it answers is up to the stand-in."""
+def calls(port: int, count: int, request: bytes) -> Iterator[list[bytes]]:
+    """Callers that send `request` again and again; the first line of each reply."""
     ended = threading.Event()
-    body = b'{"code": "1"}'
+    statuses: list[bytes] = []
 
     def call() -> None:
         while not ended.is_set():
             with socket.create_connection((LOOPBACK, port), 100) as client:
-                client.sendall(post(len(body), "Connection: close") + body)
+                client.sendall(request)
+                reply = client.recv(65_536)
+                statuses.append(reply.partition(b"\r\n")[0])
                 while client.recv(65_536):
                     pass
 
@@ -222,8 +226,61 @@ def runs_code(port: int, count: int) -> Iterator[None]:
     for caller in callers:
         caller.start()
     try:
-        yield
+        yield statuses
     finally:
         ended.set()
         for caller in callers:
             caller.join()
+
+
+def execute(path: str, body: bytes, *headers: str) -> bytes:
+    """A request that runs what `body` says, and is the only one of its connection."""
+    about_body = ("Content-Type: application/json", f"Content-Length: {len(body)}")
+    line = f"POST {path} HTTP/1.1"
+    return head(line, *about_body, "Connection: close", *headers) + body
+
+
+def runs_code(port: int, count: int) -> AbstractContextManager[list[bytes]]:
+    """Callers that run code. What it answers is up to the stand-in."""
+    return calls(port, count, execute("/execute", b'{"code": "1"}'))
+
+
+# A licence in the head of a file that was written on Windows.
+LICENCE = "# Licensed under the Apache License\r\n" * 2000
+
+
+def runs_a_licence(port: int, count: int) -> AbstractContextManager[list[bytes]]:
+    """Code under comment lines that end in CR LF."""
+    body = json.dumps({"code": f"{LICENCE}print(1)\r\n"}).encode()
+    return calls(port, count, execute("/execute", body))
+
+
+def large_exec(*headers: str, is_good: bool = True) -> bytes:
+    """The largest body there is. For its emoji Python would take four times as much."""
+    code = "\N{GRINNING FACE}".ljust(32 * 1024 * 1024 - 200, "x")
+    fields = {"lang": "bash" if is_good else 3, "code": code}
+    body = json.dumps(fields, ensure_ascii=False).encode()
+    return execute("/v1/exec", body, *headers)
+
+
+def sends_large_bodies(
+    port: int, count: int, *headers: str, is_good: bool = True
+) -> AbstractContextManager[list[bytes]]:
+    return calls(port, count, large_exec(*headers, is_good=is_good))
+
+
+def prints_nul(port: int, count: int) -> AbstractContextManager[list[bytes]]:
+    """Execs, for a stand-in that answers with `printed`."""
+    return calls(port, count, execute("/v1/exec", b'{"lang": "bash", "code": "1"}'))
+
+
+def printed(character: str) -> dict[str, Any]:
+    """The stand-in's script for execs that print 12 Mi of a character."""
+    line = json.dumps({"stdout": character * 32_768}, ensure_ascii=False) + "\n"
+    end = '{"ended": "ok"}\n{"written_files": 0}\n'
+    stdout = {"type": "stdout", "timestamp": "2026-01-01T00:00:00+00:00"}
+    events = [
+        {"times": 384, "event": {**stdout, "text": line}},
+        {**stdout, "text": end},
+    ]
+    return {"run": {"events": events}}

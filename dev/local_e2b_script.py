@@ -18,8 +18,9 @@ An answer may hold
   endless (each page has a next one).
   run only: kernel (true: the real thing, after the delay), from_code (the answer is in
   the code's line `# answer: {json}`), delay_after_headers_s, run_s (the time that the
-  run takes), events, stdout_bytes in lines of line_bytes, one_line_bytes, pngs of
-  png_bytes, big_png_line_bytes, raw (no first and last line), keepalive_s.
+  run takes), events (or {"times": 9, "event": one}), stdout_bytes in lines of
+  line_bytes, one_line_bytes, pngs of png_bytes, big_png_line_bytes, raw (no first and
+  last line), keepalive_s.
 """
 
 from __future__ import annotations
@@ -164,7 +165,12 @@ def scripted_lines(answer: Answer) -> Iterator[bytes]:
     """The lines between number_of_executions and
     end_of_execution, in chunks of any length."""
     for event in answer.get("events", []):
-        yield line_of(event)
+        times = 1
+        if isinstance(event, dict) and "times" in event:
+            times, event = event["times"], event["event"]
+        line = line_of(event)
+        for _ in range(times):
+            yield line
     missing = answer.get("stdout_bytes", 0)
     line_bytes = answer.get("line_bytes", 80)
     message_bytes = max(CHUNK_BYTES // line_bytes, 1) * line_bytes

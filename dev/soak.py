@@ -27,8 +27,9 @@ from base64 import b64encode
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,12 @@ FULL = "slot is taken"
 # 10 MB in one line, which are long to parse.
 ENTRIES = 800_000
 ATTACK_S = 5
+RUNS = attacks.runs_code
+PLAIN_RUN: dict[str, Any] = {"run": {"events": []}}
+# How far the service's memory may rise in an attack: what is large may hold 128 MiB,
+# runs and the interpreter's own pools have the rest. And what may stay.
+MAX_PEAK_MB = 300
+MAX_KEPT_MB = 64
 
 Answer = dict[str, Any]
 
@@ -246,6 +253,35 @@ class Restart:
     ended_at: float = float("inf")
 
 
+@dataclass(frozen=True)
+class Attack:
+    """What one attack did to the service."""
+
+    name: str
+    health_s: float  # the longest that GET /health took
+    limit_s: float  # and may take
+    before_mb: float
+    peak_mb: float
+    after_mb: float
+
+    def problems(self) -> list[str]:
+        found = []
+        if self.health_s >= self.limit_s:
+            found.append(f"/health took {self.health_s:.2f} s, not {self.limit_s} s")
+        if self.peak_mb - self.before_mb >= MAX_PEAK_MB:
+            found.append(f"the memory rose by {self.peak_mb - self.before_mb:.0f} MB")
+        if self.after_mb - self.before_mb >= MAX_KEPT_MB:
+            found.append(f"{self.after_mb - self.before_mb:.0f} MB of memory stayed")
+        return [f"{self.name}: {problem}" for problem in found]
+
+    def __str__(self) -> str:
+        return (
+            f"{self.name}: /health at most {self.health_s:.2f} s (of {self.limit_s} s),"
+            f" memory {self.before_mb:.0f}, {self.peak_mb:.0f}, {self.after_mb:.0f} MB"
+            " before, at most, after"
+        )
+
+
 @dataclass
 class Report:
     """What came of a soak."""
@@ -271,8 +307,7 @@ class Report:
     may_expire: int = 0  # sandboxes that no kill can have ended
     longest_lifetime_s: float = 0.0
     took_s: float = 0.0
-    # The longest that GET /health took, and may take, during each attack, s.
-    attacks: dict[str, tuple[float, float]] = field(default_factory=dict)
+    attacks: list[Attack] = field(default_factory=list)
 
     def never_killed(self) -> int:
         """Sandboxes that were left to their lifetime
@@ -327,9 +362,8 @@ def problems(report: Report, plan: Plan) -> list[str]:
         found.append(
             f"{report.no_sandbox} runs got no sandbox: more than faults can explain"
         )
-    for name, (longest_s, limit_s) in report.attacks.items():
-        if longest_s >= limit_s:
-            found.append(f"{name}: /health took {longest_s:.2f} s, not {limit_s} s")
+    for attack in report.attacks:
+        found += attack.problems()
     growth = report.lives[-1].growth()
     if growth.memory_mb >= MAX_GROWTH_MB:
         found.append(
@@ -880,36 +914,84 @@ def _one_session(port: int, number: int) -> list[str]:
     return found
 
 
-def _attack() -> dict[str, tuple[float, float]]:
-    """The longest that GET /health took, and may take, during each attack, s.
+def _attack() -> list[Attack]:
+    """What came of each attack.
 
     On a service of its own, with the threads that it has by default.
     """
     entries = {str(number): 0 for number in range(ENTRIES)}
     large = {"type": "result", "json": entries, "extra": {}}
-    found = {}
+    large_dict = {"run": {"events": [large]}}
+    found = []
     with StandIn({}) as e2b, tempfile.TemporaryDirectory() as folder:
-        e2b.set_script({"run": {"events": [large]}})
         picture = Path(folder) / f"e2b-{secrets.token_urlsafe(24)}.png"
         picture.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(5_000_000))
-        images = {"IMAGE_DIR": folder, "IMAGE_URL": "http://localhost/images"}
-        with Service(clean_environ(e2b.url) | images) as service:
+        settings = {
+            "IMAGE_DIR": folder,
+            "IMAGE_URL": "http://localhost/images",
+            "FILES_DIR": folder,
+        }
+        with Service(clean_environ(e2b.url) | settings) as service:
             port = service.port
-            for name, limit_s, attack in (
-                ("300 do not close", 0.5, attacks.does_not_close(port)),
-                ("1 gets a large dict", 0.5, attacks.runs_code(port, 1)),
-                ("20 get a large dict", 1.5, attacks.runs_code(port, 20)),
-                ("100 drip headers", 1, attacks.drips_headers(port)),
-                ("100 drip bodies", 1, attacks.drips_bodies(port)),
+            reads_nothing = partial(
+                attacks.reads_nothing, path=f"/images/{picture.name}"
+            )
+            bad_bodies = partial(attacks.sends_large_bodies, count=20, is_good=False)
+            for name, limit_s, script, attack in (
+                ("300 do not close", 0.5, {}, attacks.does_not_close),
+                ("1 gets a large dict", 0.5, large_dict, partial(RUNS, count=1)),
+                ("20 get a large dict", 1.5, large_dict, partial(RUNS, count=20)),
+                ("100 drip headers", 1, {}, attacks.drips_headers),
+                ("100 drip bodies", 1, {}, attacks.drips_bodies),
+                ("60 read nothing", 1, {}, reads_nothing),
+                ("30 heads in pieces", 0.5, {}, attacks.heads_in_pieces),
+                ("16 bodies in crumbs", 0.5, {}, attacks.bodies_of_small_chunks),
                 (
-                    "60 read nothing",
-                    1,
-                    attacks.reads_nothing(port, f"/images/{picture.name}"),
+                    "4 under a licence",
+                    0.5,
+                    PLAIN_RUN,
+                    partial(attacks.runs_a_licence, count=4),
+                ),
+                ("20 bad bodies of 32 MB", 0.5, PLAIN_RUN, bad_bodies),
+                (
+                    "20 bodies of 32 MB",
+                    0.5,
+                    PLAIN_RUN,
+                    partial(attacks.sends_large_bodies, count=20),
+                ),
+                (
+                    "8 print 12 MiB of NUL",
+                    0.5,
+                    attacks.printed("\0"),
+                    partial(attacks.prints_nul, count=8),
                 ),
             ):
-                with attack:
-                    found[name] = attacks.health_s(port, ATTACK_S)[-1], limit_s
+                e2b.set_script(script)
+                found.append(_attacked(service, name, limit_s, attack(port)))
     return found
+
+
+def _attacked(
+    service: Service, name: str, limit_s: float, attack: AbstractContextManager[object]
+) -> Attack:
+    before_mb = service.memory_mb()
+    memory_mb = [before_mb]
+    has_ended = threading.Event()
+
+    def watch() -> None:
+        while not has_ended.wait(0.02):
+            memory_mb.append(service.memory_mb())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    with attack:
+        health_s = attacks.health_s(service.port, ATTACK_S)[-1]
+    has_ended.set()
+    watcher.join()
+    attacks.health_s(service.port, 2)  # until the last of it has come to its end
+    return Attack(
+        name, health_s, limit_s, before_mb, max(memory_mb), service.memory_mb()
+    )
 
 
 def _restart(
@@ -955,10 +1037,7 @@ def text_of(report: Report) -> str:
             f" refused, {report.stopped:,} runs told so, {report.cut_by_kill:,} cut by "
             "SIGKILL",
         ),
-        *(
-            ("attack", f"{name}: /health at most {longest_s:.2f} s (of {limit_s} s)")
-            for name, (longest_s, limit_s) in report.attacks.items()
-        ),
+        *(("attack", str(attack)) for attack in report.attacks),
         (
             "sandboxes",
             f"{report.created:,} created, {report.killed:,} killed, {report.expired:,} "

@@ -1,33 +1,22 @@
 """Where pictures go: into the reply, or published as files that a link shows."""
 
-import json
 import re
 import secrets
 import threading
 import time
-from base64 import b64encode
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from config import Config, log
+from json_body import Blob
 from pictures.children import rasterized, shrunk
 from pictures.picture import JPEG, PNG, Picture
 from run import Run
 
 _SWEEP_INTERVAL_S = 60  # a folder of 50,000 files takes 0.3 s
 _NAME = r"e2b-[A-Za-z0-9_-]{32}\.(png|jpg)"
-# Stands in a body for a blob; nobody can guess it, and so put it into a text.
-_PLACEHOLDER = secrets.token_hex(16)
-
-
-@dataclass(frozen=True)
-class Blob:
-    """Bytes in a body for `json_pieces`: there they are a text, as base64."""
-
-    data: bytes = field(repr=False)
-    prefix: str = ""
 
 
 @dataclass(frozen=True)
@@ -137,29 +126,12 @@ def remove_old(folder: Path, ttl_hours: int) -> None:
                 path.unlink()
 
 
-def published(name: str, config: Config) -> tuple[bytes, str] | None:
-    """The bytes and the media type of a picture that this service published."""
+def published(name: str, config: Config) -> tuple[Path, str] | None:
+    """The file and the media type of a picture that this service published."""
     if not config.image_dir or not re.fullmatch(_NAME, name):
         return None
     path = config.image_dir / name
     if path.is_symlink() or not path.is_file():
         return None
     media_type = PNG if path.suffix == ".png" else JPEG
-    return path.read_bytes(), media_type
-
-
-def json_pieces(body: object) -> list[bytes]:
-    """A JSON body in pieces. JSON's own pass over megabytes of base64 is spared."""
-    blobs: list[bytes] = []
-
-    def placeholder(blob: Blob) -> str:
-        blobs.append(blob.data)
-        return blob.prefix + _PLACEHOLDER
-
-    text = json.dumps(body, default=placeholder)
-    first, *others = text.split(_PLACEHOLDER)
-    pieces = [first.encode()]
-    for blob, other in zip(blobs, others, strict=True):
-        pieces.append(b64encode(blob))
-        pieces.append(other.encode())
-    return pieces
+    return path, media_type

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
+from tempfile import gettempdir
 from typing import Any
 
 import pytest
@@ -27,6 +28,7 @@ from werkzeug.exceptions import RequestEntityTooLarge
 from code_api.cells import exec_cells, send_cell
 from code_api.languages import LANGUAGES
 from code_api.names import is_id, name_problem, new_id
+from code_api.reply import reply_body
 from code_api.report import Report
 from code_api.request import ExecRequest, parse_exec
 from code_api.store import NewSession, NotStored, Store, StoredFile, StoreError
@@ -35,6 +37,7 @@ from code_api.upload import take_form
 from config import Config
 from conftest import ROOT
 from in_sandbox.script import CACHES, HOME_CACHES, cache_of
+from json_body import JsonBody
 
 FORM = "multipart/form-data; boundary=x"
 PROGRAM = ROOT / "in_sandbox" / "script.py"
@@ -461,12 +464,27 @@ def chunk(name: str, data: bytes) -> str:
     return line(of=name, packed=b64encode(zlib.compress(data)).decode())
 
 
+@pytest.fixture(autouse=True)
+def _reports_are_closed() -> Iterator[None]:
+    yield
+    while REPORTS:
+        REPORTS.pop().close()
+
+
+REPORTS: list[Report] = []
+
+
 def report_in(session: NewSession, max_file_bytes: int) -> Report:
-    request = ExecRequest("py", LANGUAGES["py"], code="", args=[], limit_s=1)
+    request = ExecRequest("py", LANGUAGES["py"], code=b"", args=[], limit_s=1)
     stored = StoredFile(session.hidden_folder, 1, read_only=False, modified_at=0)
     request.inputs["in"] = stored
     request.inputs["read-only"] = replace(stored, read_only=True)
-    return Report(request, session, max_file_bytes)
+    REPORTS.append(Report(request, session, max_file_bytes, Path(gettempdir())))
+    return REPORTS[-1]
+
+
+def text_of(report: Report, name: str) -> str:
+    return str(json.loads(b'"' + b"".join(report.streams[name].pieces()) + b'"'))
 
 
 ENDED = line(ended="ok")
@@ -506,9 +524,49 @@ def test_a_lie_is_named_and_nothing_is_taken_after_it(tmp_path: Path, lie: str) 
         report.add(lie)
         assert report.problem.startswith("the sandbox's report is wrong")
         report.add(line(stderr="later"))
-        assert report.stderr.getvalue() == ""
+        assert text_of(report, "stderr") == ""
         report.publish()
     assert not list(tmp_path.iterdir())
+
+
+MIB = 1024 * 1024
+
+
+@pytest.mark.parametrize(
+    ("character", "kept"),
+    [
+        ("x", 12 * MIB),
+        ('"', 12 * MIB),
+        ("\n", 12 * MIB),
+        ("é", 12 * MIB),
+        ("\0", 4 * MIB),
+        ("😀", 6 * MIB),
+    ],
+)
+def test_what_goes_out_is_capped_in_bytes_and_what_is_cut_is_said(
+    tmp_path: Path, character: str, kept: int
+) -> None:
+    """12 Mi characters, which are up to 75 MB as JSON."""
+    with store_in(tmp_path).new_session() as session:
+        report = report_in(session, 100)
+        text = line(stdout=character * (32 * 1024))
+        tracemalloc.start()
+        for _ in range(12 * MIB // (32 * 1024)):
+            report.add(text)
+        report.add(ENDED)
+        body = reply_body(report)
+        made = JsonBody(body)
+        sent_bytes = sum(map(len, made))
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert not report.problem
+        assert sent_bytes == made.size_bytes < 24 * MIB + 10_000
+        assert kept - 32 * 1024 < text_of(report, "stdout").count(character) <= kept
+        missing = 12 * MIB - text_of(report, "stdout").count(character)
+        note = f"stdout was cut: {missing:,} characters more would make the reply too"
+        assert text_of(report, "stderr").startswith(note if missing else "")
+        assert bool(text_of(report, "stderr")) == bool(missing)
+        assert peak < 3_000_000
 
 
 @pytest.mark.parametrize(
@@ -555,7 +613,7 @@ def test_a_report_is_the_same_however_it_is_cut(tmp_path: Path) -> None:
             report = report_in(session, 100)
             for start in range(0, len(text), size):
                 report.add(text[start : start + size])
-            assert report.stdout.getvalue() == "é\u2028\n"
+            assert text_of(report, "stdout") == "é\u2028\n"
             report.publish()
             assert [file.size for file in report.delivered] == [3]
 
@@ -674,7 +732,7 @@ def run_cells(python: str, tmp_path: Path) -> None:
         [output] = report.delivered
     assert not report.problem
     assert (report.outcome, report.notes) == ("error", ["exit code 3"])
-    assert (report.stdout.getvalue(), report.stderr.getvalue()) == ("hi\n", "oh\n")
+    assert (text_of(report, "stdout"), text_of(report, "stderr")) == ("hi\n", "oh\n")
     given, came = store.find(*ids), store.find(session.id, output.id)
     assert given.path.read_bytes() == came.path.read_bytes()
 
@@ -719,5 +777,5 @@ def test_a_script_runs_as_user_where_the_program_is_root(tmp_path: Path) -> None
         report = report_in(session, 100)
         report.add(ran.stdout.decode())
         report.publish()
-    assert report.stdout.getvalue() == "user\n/tmp\nuser\nuser\nuser\n", ran.stderr
+    assert text_of(report, "stdout") == "user\n/tmp\nuser\nuser\nuser\n", ran.stderr
     assert [file.name for file in report.delivered] == ["in/a.txt", "new"]

@@ -3,9 +3,7 @@ whole."""
 
 from __future__ import annotations
 
-import base64
 import io
-import json
 import os
 import re
 import resource
@@ -28,8 +26,6 @@ from config import Config
 from pictures import delivery as images
 from pictures.children import rasterized
 from pictures.delivery import (
-    Blob,
-    json_pieces,
     publish,
     published,
     remove_old,
@@ -406,7 +402,7 @@ class TestPublishing:
         assert all(re.fullmatch(r"e2b-[\w-]{32}\.(png|jpg)", name) for name in names)
         assert sorted(os.listdir(tmp_path)) == sorted(set(names))
         for name, picture in zip(names, run.pictures, strict=True):
-            assert published(name, config) == (picture.data, picture.media_type)
+            assert published(name, config) == (tmp_path / name, picture.media_type)
             assert (tmp_path / name).read_bytes() == picture.data
 
     @pytest.mark.parametrize("umask", [0o077, 0o000, 0o777])
@@ -496,28 +492,6 @@ class TestPublishing:
         (tmp_path / "secret").write_bytes(png())
         (tmp_path / name).symlink_to(tmp_path / "secret")
         assert published(name, self.config(tmp_path)) is None
-
-
-class TestJsonPieces:
-    @pytest.mark.parametrize(
-        "blobs", [[], [b""], [b"a"], [b"ab", b"abc"], [bytes(10_000), b"x"]]
-    )
-    def test_they_are_the_body_with_each_blob_in_base64(
-        self, blobs: list[bytes]
-    ) -> None:
-        body = [
-            {"url": Blob(data, "data:image/png;base64,"), "n": number}
-            for number, data in enumerate(blobs)
-        ]
-        pieces = json_pieces({"é\u2028": "x", "all": body})
-        joined = b"".join(pieces)
-        assert sum(map(len, pieces)) == len(joined)
-        urls = [part["url"] for part in json.loads(joined)["all"]]
-        assert [base64.b64decode(url.partition(",")[2]) for url in urls] == blobs
-
-    def test_nothing_else_than_json_and_blobs_is_taken(self) -> None:
-        with pytest.raises(AttributeError):
-            json_pieces([b"x"])
 
 
 def test_a_check_of_references_is_linear_in_the_length_of_the_svg() -> None:

@@ -21,11 +21,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from threading import Event, Thread
 
 import psutil
 import pytest
 import requests
 from attacks import (
+    LICENCE,
     Attackers,
     Streamers,
     bodies_of_small_chunks,
@@ -35,8 +37,12 @@ from attacks import (
     head,
     heads_in_pieces,
     health_s,
+    large_exec,
     post,
+    printed,
     reads_nothing,
+    runs_a_licence,
+    sends_large_bodies,
 )
 from local_e2b import LocalE2B
 
@@ -88,7 +94,11 @@ def service(
     )
     try:
         service.wait_until_ready()
-        assert text_of(execute(service))
+        # As many runs at once as there may be: all threads that it ever has are there.
+        e2b.set_script({"run": {"run_s": 0.5, **OK_RUN}})
+        with ThreadPoolExecutor(20) as threads:
+            assert all(map(text_of, threads.map(execute, [service] * 20)))
+        e2b.set_script({"run": OK_RUN})
         e2b.wait_for(lambda state: state["alive"] == 0)
         yield service
     finally:
@@ -113,7 +123,14 @@ class Footprint:
     @classmethod
     def of(cls, service: Service) -> Footprint:
         worker = worker_of(service)
-        return cls(worker.pid, worker.num_threads(), worker.num_fds())
+        # The SDK keeps as many connections to E2B as there ever were at once.
+        kept = [
+            connection
+            for connection in worker.net_connections("tcp")
+            if connection.raddr and connection.laddr.port != service.port
+        ]
+        descriptors = worker.num_fds() - len(kept)
+        return cls(worker.pid, worker.num_threads(), descriptors)
 
     def is_within(self, other: Footprint) -> bool:
         """The same process holds no more: less is only what came to its end since."""
@@ -135,11 +152,14 @@ def nothing_remains(service: Service) -> Iterator[None]:
     memory = worker_of(service).memory_info().rss
     yield
     give_up_at = time.monotonic() + 20
-    while not Footprint.of(service).is_within(before):
-        assert time.monotonic() < give_up_at, (Footprint.of(service), before)
+
+    def grown_mb() -> float:
+        return float((worker_of(service).memory_info().rss - memory) / 1e6)
+
+    while not Footprint.of(service).is_within(before) or grown_mb() >= MAX_GROWTH_MB:
+        left = (Footprint.of(service), before, grown_mb())
+        assert time.monotonic() < give_up_at, left
         time.sleep(0.05)
-    grown_mb = (worker_of(service).memory_info().rss - memory) / 1e6
-    assert grown_mb < MAX_GROWTH_MB
     health = requests.get(f"{service.url}/health", timeout=20).json()
     assert health["runs_in_flight"] == 0
     assert text_of(execute(service))
@@ -379,10 +399,110 @@ def test_chunks_may_be_small_and_few_or_many_and_large(
         assert b"chunks" in reply
 
 
-# --- code that keeps a pattern busy --------------------------------------------
+# --- much at once -----------------------------------------------------------------
 
-# A licence in the head of a file that was written on Windows.
-LICENCE = "# Licensed under the Apache License\r\n" * 2000
+KEY_HEADER = f"Authorization: Bearer {PROXY_KEY}"
+# What is large may hold 128 MiB.
+MAX_PEAK_MB = 300
+
+
+@contextmanager
+def little_memory(service: Service) -> Iterator[None]:
+    """The worker's memory stays below a limit all the while."""
+    worker = worker_of(service)
+    before = worker.memory_info().rss
+    peaks = [before]
+    ended = Event()
+
+    def watch() -> None:
+        while not ended.wait(0.01):
+            peaks.append(worker.memory_info().rss)
+
+    watcher = Thread(target=watch)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join()
+    assert (max(peaks) - before) / 1e6 < MAX_PEAK_MB
+
+
+@pytest.mark.parametrize("is_good", [True, False], ids=["good", "bad"])
+def test_20_bodies_of_32_mb_at_once_take_little_memory_and_leave_health_quick(
+    service: Service, is_good: bool
+) -> None:
+    attack = sends_large_bodies(service.port, 20, KEY_HEADER, is_good=is_good)
+    with nothing_remains(service), little_memory(service), attack as statuses:
+        took_s = health_s(service.port, 4, AT_LEAST)
+    assert took_s[-1] < 0.5, took_s[-5:]
+    status = b"HTTP/1.1 200 OK" if is_good else b"HTTP/1.1 400 BAD REQUEST"
+    assert set(statuses) <= {status, b"HTTP/1.1 429 TOO MANY REQUESTS"}
+    assert statuses.count(status) >= 3
+
+
+def test_a_large_body_waits_and_then_reads_when_to_come_again(
+    service: Service,
+) -> None:
+    """The first sends its head only: its memory is held before its body is read."""
+    whole = large_exec(KEY_HEADER)
+    with connected(service) as first:
+        first.sendall(whole[:1000])
+        time.sleep(0.5)  # until it holds its memory; nothing tells when
+        small = requests.post(
+            f"{service.url}/v1/exec",
+            json={"lang": "bash", "code": "x" * 100_000},
+            headers=AUTHORIZATION,
+            timeout=5,
+        )
+        assert small.status_code == 200
+        with connected(service) as second:
+            started_at = time.monotonic()
+            second.sendall(whole)
+            reply = b""
+            while data := second.recv(65_536):
+                reply += data
+            waited_s = time.monotonic() - started_at
+    assert 5 < waited_s < 15
+    assert reply.startswith(b"HTTP/1.1 429 ")
+    assert b"\r\nRetry-After: 5\r\n" in reply
+    assert json.loads(reply.partition(b"\r\n\r\n")[2])["error"] == "rate_limited"
+
+
+@pytest.mark.parametrize("character", ["\0", "\N{GRINNING FACE}"], ids=["NUL", "emoji"])
+def test_execs_that_print_much_take_little_memory_and_leave_health_quick(
+    service: Service, e2b: LocalE2B, character: str
+) -> None:
+    def run(_: int) -> tuple[int, str, str]:
+        reply = requests.post(
+            f"{service.url}/v1/exec",
+            json={"lang": "bash", "code": "1"},
+            headers=AUTHORIZATION,
+            timeout=200,
+        )
+        body = reply.json()
+        return len(reply.content), body["stdout"], body["stderr"]
+
+    e2b.set_script(printed(character))
+    try:
+        with (
+            nothing_remains(service),
+            little_memory(service),
+            ThreadPoolExecutor(4) as threads,
+        ):
+            replies = threads.map(run, range(4))
+            took_s = health_s(service.port, 2, AT_LEAST)
+            for size_bytes, output, note in replies:
+                assert size_bytes < 24 * 1024 * 1024 + 1000
+                assert set(output) == {character}
+                assert note.startswith("stdout was cut: ")
+            e2b.set_script({"run": OK_RUN})
+    finally:
+        e2b.set_script({"run": OK_RUN})
+    assert took_s[-1] < 0.5, took_s[-5:]
+
+
+# --- code that keeps a pattern busy --------------------------------------------
 
 
 @pytest.mark.parametrize("path", ["/execute", "/mcp"])
@@ -402,6 +522,12 @@ def test_code_under_a_licence_with_windows_newlines_runs_at_once(
     assert reply.status_code == 200
     assert "ok" in reply.text
     assert worker_of(service) == worker
+
+
+def test_code_under_a_licence_leaves_health_quick(service: Service) -> None:
+    with nothing_remains(service), runs_a_licence(service.port, 4):
+        took_s = health_s(service.port, 2, AT_LEAST)
+    assert took_s[-1] < 0.5, took_s[-5:]
 
 
 # --- headers of a proxy -----------------------------------------------------

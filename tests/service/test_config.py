@@ -26,6 +26,7 @@ DEFAULTS: dict[str, Any] = {
     "max_concurrent_runs": 20,
     "max_code_chars": 100_000,
     "max_output_chars": 30_000,
+    "max_in_flight_bytes": 128 * 1024**2,
     "max_images": 10,
     "max_image_bytes": 5 * 1024 * 1024,
     "mcp_image_bytes": 50_000,
