@@ -9,10 +9,11 @@ import os
 import re
 import secrets
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from time import monotonic
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import urlsplit
 
 from flask import Blueprint, Flask, Response, after_this_request, g, request
@@ -66,13 +67,14 @@ from metrics import (
 from pictures.delivery import (
     Delivery,
     deliver,
-    published,
-    start_removing_old,
 )
 from run import Run
 from sandboxes.pool import RETRY_AFTER_S, Full, Pool
 from sandboxes.sandbox import Unavailable, check_key
 from texts.cell import Cell
+
+if TYPE_CHECKING:
+    from pictures.publishing import Publisher
 
 _HERE = Path(__file__).parent
 _PAGE_POLICY = (
@@ -128,10 +130,20 @@ def __getattr__(name: str) -> Flask:
     raise AttributeError(name)
 
 
+@dataclass(frozen=True)
+class _Service:
+    """What the views need."""
+
+    config: Config
+    pool: Pool
+    publisher: "Publisher | None"  # of pictures; None where that is off
+
+
 def create_app(config: Config) -> Flask:
     """The WSGI application; `extensions["pool"].close()` ends what it started."""
     app = Flask(__name__, static_folder=None)
     pool = Pool(config)
+    service = _Service(config, pool, _publisher(config))
     app.extensions["pool"] = pool
     # Each that waits holds a thread, as who waits for a slot does.
     in_flight = InFlight(
@@ -144,17 +156,27 @@ def create_app(config: Config) -> Flask:
     app.after_request(_finish_request)
     app.register_error_handler(HTTPException, _error)
     document, tool = _load_document(config)
-    _add_open_views(app, config, pool, document)
+    _add_open_views(app, service, document)
     instructions = _with_sessions(document["info"]["description"], config)
-    app.register_blueprint(_guarded_views(config, pool, tool, instructions))
-    app.register_blueprint(_code_api(config, pool))
+    app.register_blueprint(_guarded_views(service, tool, instructions))
+    app.register_blueprint(_code_api(service))
     app.wsgi_app = partial(_with_plain_path, app.wsgi_app)  # type: ignore[method-assign]
     IN_FLIGHT.set_function(lambda: pool.count("running"))
     WARM_READY.set_function(lambda: pool.count("ready"))
     IDLE_SESSIONS.set_function(lambda: pool.count("idle"))
     LOST_SANDBOXES.set_function(lambda: pool.count("lost"))
-    start_removing_old(config)
     return app
+
+
+def _publisher(config: Config) -> "Publisher | None":
+    if not config.image_dir:
+        return None
+    from pictures.publishing import Publisher
+
+    publisher = Publisher(config.image_dir, config.image_url)
+    if config.image_ttl_hours:
+        publisher.start_removing_old(config.image_ttl_hours)
+    return publisher
 
 
 # --- before and after each request
@@ -252,19 +274,17 @@ def _milliseconds(duration_s: float) -> float:
 # --- runs
 
 
-def _guarded_views(
-    config: Config, pool: Pool, tool: JsonObject, instructions: str
-) -> Blueprint:
+def _guarded_views(service: _Service, tool: JsonObject, instructions: str) -> Blueprint:
     """The views that need the key, where there is one."""
     views = Blueprint("guarded", __name__)
-    views.before_request(partial(_require_key, config))
+    views.before_request(partial(_require_key, service.config))
 
     @views.post("/execute")
     def execute() -> Response:
         """Run code; answers with LibreChat's two-element array: text, then pictures."""
         arguments = _json_body()
-        run = _run(arguments, config, pool)
-        text, delivery = _reply_parts(run, config, over_mcp=False)
+        run = _run(arguments, service)
+        text, delivery = _reply_parts(run, service, over_mcp=False)
         parts = [
             text,
             _markdown(delivery.links),
@@ -302,8 +322,8 @@ def _guarded_views(
 
     def call_tool(arguments: JsonObject) -> JsonObject:
         try:
-            run = _run(arguments, config, pool)
-            text, delivery = _reply_parts(run, config, over_mcp=True)
+            run = _run(arguments, service)
+            text, delivery = _reply_parts(run, service, over_mcp=True)
         except (BadRequest, ServiceUnavailable) as exc:
             return tool_result(str(exc.description), [], is_error=True)
         return tool_result(
@@ -345,8 +365,9 @@ def _valid_code(code: object, max_chars: int) -> str:
     return code
 
 
-def _run(arguments: object, config: Config, pool: Pool) -> Run:
+def _run(arguments: object, service: _Service) -> Run:
     """Run what was sent. Raises BadRequest; ServiceUnavailable if no slot is free."""
+    config = service.config
     code, limit_s = _parse_arguments(arguments, config)
     digest = hashlib.sha256(code.encode()).hexdigest()
     g.fields |= {
@@ -358,17 +379,20 @@ def _run(arguments: object, config: Config, pool: Pool) -> Run:
         session_id = request.headers.get("X-Session-Id", "")
         mark = session_mark(session_id, config.e2b_api_key)
     try:
-        return pool.run(Cell(code), limit_s, mark)
+        return service.pool.run(Cell(code), limit_s, mark)
     except Full:
         raise ServiceUnavailable(_FULL, retry_after=RETRY_AFTER_S) from None
 
 
-def _reply_parts(run: Run, config: Config, *, over_mcp: bool) -> tuple[str, Delivery]:
+def _reply_parts(
+    run: Run, service: _Service, *, over_mcp: bool
+) -> tuple[str, Delivery]:
     """A run's text, and what becomes of its pictures; notes both for the log.
 
     Raises ServiceUnavailable where replies under way leave no memory for the pictures.
     """
-    delivery = deliver(run, config, over_mcp=over_mcp)
+    config = service.config
+    delivery = deliver(run, config, service.publisher, over_mcp=over_mcp)
     run = delivery.run
     if not delivery.links:
         _hold(run.picture_bytes)
@@ -399,10 +423,10 @@ def _markdown(urls: list[str]) -> str:
 # --- looking at the service
 
 
-def _add_open_views(
-    app: Flask, config: Config, pool: Pool, document: JsonObject
-) -> None:
+def _add_open_views(app: Flask, service: _Service, document: JsonObject) -> None:
     """The views that need no key."""
+    config = service.config
+    pool = service.pool
     # Without an address of its own, E2B is on the internet.
     e2b_host = urlsplit(config.e2b_api_url or "https://e2b.dev").netloc
     is_e2b_local = bool(_LOOPBACK.fullmatch(e2b_host))
@@ -473,7 +497,8 @@ def _add_open_views(
     @app.get("/images/<name>")
     def image(name: str) -> Response:
         """A picture that was published here."""
-        found = published(name, config)
+        publisher = service.publisher
+        found = publisher.find(name) if publisher else None
         if not found:
             raise NotFound("There is no such picture.")
         path, media_type = found
@@ -487,8 +512,9 @@ def _add_open_views(
 # --- LibreChat's code interpreter
 
 
-def _code_api(config: Config, pool: Pool) -> Blueprint:
+def _code_api(service: _Service) -> Blueprint:
     """The views of LibreChat's code interpreter; without FILES_DIR all are a 404."""
+    config = service.config
     views = Blueprint("code_api", __name__, url_prefix="/v1")
     if not config.files_dir:
 
@@ -518,7 +544,7 @@ def _code_api(config: Config, pool: Pool) -> Blueprint:
         _hold(len(given.code))
         report = run_exec(
             given,
-            pool,
+            service.pool,
             store,
             config,
         )

@@ -25,13 +25,9 @@ from PIL import Image
 from config import Config
 from pictures import delivery as images
 from pictures.children import rasterized
-from pictures.delivery import (
-    publish,
-    published,
-    remove_old,
-    start_removing_old,
-)
 from pictures.picture import JPEG, PNG, SVG, Picture
+from pictures.publishing import Publisher
+from proxy import create_app
 from run import Run
 
 SVG_TO_PNG = Path(images.__file__).with_name("svg_to_png.py")
@@ -385,24 +381,21 @@ class TestReferences:
 class TestPublishing:
     url = "http://pictures.example/x"
 
-    def config(self, folder: Path) -> Config:
-        return Config(image_dir=folder, image_url=self.url)
-
     def test_a_picture_has_a_name_of_its_own_that_nobody_can_guess(
         self, tmp_path: Path
     ) -> None:
-        config = self.config(tmp_path)
+        publisher = Publisher(tmp_path, self.url)
         run = run_with(png(), png(GREEN), kind=PNG)
         run.pictures.append(Picture(JPEG, png(kind="JPEG")))
         names = [
             url.removeprefix("http://pictures.example/x/")
-            for url in publish(run, tmp_path, self.url)
+            for url in publisher.publish(run)
         ]
         assert [name.rpartition(".")[2] for name in names] == ["png", "png", "jpg"]
         assert all(re.fullmatch(r"e2b-[\w-]{32}\.(png|jpg)", name) for name in names)
         assert sorted(os.listdir(tmp_path)) == sorted(set(names))
         for name, picture in zip(names, run.pictures, strict=True):
-            assert published(name, config) == (tmp_path / name, picture.media_type)
+            assert publisher.find(name) == (tmp_path / name, picture.media_type)
             assert (tmp_path / name).read_bytes() == picture.data
 
     @pytest.mark.parametrize("umask", [0o077, 0o000, 0o777])
@@ -411,7 +404,7 @@ class TestPublishing:
     ) -> None:
         before = os.umask(umask)
         try:
-            [url] = publish(run_with(png(), kind=PNG), tmp_path, self.url)
+            [url] = Publisher(tmp_path, self.url).publish(run_with(png(), kind=PNG))
         finally:
             os.umask(before)
         assert (tmp_path / url.rpartition("/")[2]).stat().st_mode & 0o7777 == 0o644
@@ -429,7 +422,7 @@ class TestPublishing:
         watcher = threading.Thread(target=watch)
         watcher.start()
         try:
-            publish(run_with(*[data] * 20, kind=PNG), tmp_path, self.url)
+            Publisher(tmp_path, self.url).publish(run_with(*[data] * 20, kind=PNG))
         finally:
             done.set()
             watcher.join()
@@ -453,19 +446,20 @@ class TestPublishing:
         for name in (*gone, *kept):
             os.utime(tmp_path / name, (0, time.time() - 2 * 3600 - 60))
         os.utime(tmp_path / young, (0, time.time() - 2 * 3600 + 60))
-        remove_old(tmp_path, ttl_hours=2)
+        Publisher(tmp_path, self.url).remove_old(ttl_hours=2)
         assert sorted(os.listdir(tmp_path)) == sorted([*kept, young])
 
     def test_without_a_folder_nothing_is_removed(self) -> None:
         before = threading.active_count()
-        start_removing_old(Config(image_ttl_hours=1))
+        app = create_app(Config(e2b_api_key="e2b_0", image_ttl_hours=1))
         assert threading.active_count() == before
+        app.extensions["pool"].close()
 
     def test_a_folder_that_is_not_there_costs_the_pictures(
         self, tmp_path: Path
     ) -> None:
         run = run_with(png(), png(GREEN), kind=PNG)
-        assert publish(run, tmp_path / "none", self.url) == []
+        assert Publisher(tmp_path / "none", self.url).publish(run) == []
         assert run.left_out == {
             ("picture", "it could not be stored by this service"): 2
         }
@@ -485,13 +479,13 @@ class TestPublishing:
     )
     def test_nothing_else_is_served(self, name: str, tmp_path: Path) -> None:
         (tmp_path / "mark.png").write_bytes(png())
-        assert published(name, self.config(tmp_path)) is None
+        assert Publisher(tmp_path, self.url).find(name) is None
 
     def test_a_link_is_not_followed(self, tmp_path: Path) -> None:
         name = f"e2b-{'A' * 32}.png"
         (tmp_path / "secret").write_bytes(png())
         (tmp_path / name).symlink_to(tmp_path / "secret")
-        assert published(name, self.config(tmp_path)) is None
+        assert Publisher(tmp_path, self.url).find(name) is None
 
 
 def test_a_check_of_references_is_linear_in_the_length_of_the_svg() -> None:
