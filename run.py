@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from time import monotonic
 from typing import Any, Literal, Self
 
 from pictures.picture import BadPicture, Picture, decode, picture_from
@@ -104,7 +103,6 @@ class Run:
     saved_figures_are_shown: bool = False  # once more, so that a saved one is a copy
     # How many times (what, why) was not shown.
     left_out: Counter[tuple[str, str]] = field(default_factory=Counter)
-    started_at: float = field(default_factory=monotonic)
     durations_s: dict[str, float] = field(default_factory=dict)
 
     @classmethod

@@ -1,4 +1,4 @@
-"""Ids and names of files: what is accepted, on both ways."""
+"""Ids and names of files: what is accepted, on both ways. Pure."""
 
 import re
 import secrets

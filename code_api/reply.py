@@ -1,12 +1,14 @@
 """The body of an exec's reply. Pure."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from code_api.names import printable
-from code_api.report import Report
+
+if TYPE_CHECKING:
+    from code_api.report import Report
 
 
-def reply_body(report: Report) -> dict[str, Any]:
+def reply_body(report: "Report") -> dict[str, Any]:
     """Its streams are sent as they lie. Raises StoreError."""
     session_id = report.session_id
     delivered = report.delivered
@@ -44,7 +46,7 @@ def reply_body(report: Report) -> dict[str, Any]:
     return body
 
 
-def _notes(report: Report, left_out: int) -> list[str]:
+def _notes(report: "Report", left_out: int) -> list[str]:
     """A line for each thing that was not as it should be."""
     lines = report.notes + report.left_out
     for name, output in report.streams.items():

@@ -1,10 +1,11 @@
-"""How much there is to understand: the size of the service's code.
+"""How much there is to read: lines of the service's code, by what they are for.
 
     python dev/size.py
 
-Prints for each file, and for all of them: syntax nodes (as `ast.walk` counts them),
-lines of code (without comments, docstrings and blank lines) and nodes a line of code.
-tests/tools/test_size.py holds the README to it. No number is a limit on the code.
+A line of code is one that holds more than a comment or a docstring. What a process
+imports with default settings has to be read by whoever audits it, but for rooms that
+can do no harm; each setting that turns something on adds a room. The README says the
+figures, to which tests/tools/test_size.py holds it. No number is a limit on the code.
 """
 
 from __future__ import annotations
@@ -12,14 +13,27 @@ from __future__ import annotations
 import ast
 import io
 import tokenize
-from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-# An experienced developer read 11,853 nodes of it in 95 minutes.
-NODES_READ_A_MINUTE = 125
 # Folders that hold no code of the service. A hidden one holds none either.
 OTHER_FOLDERS = {"tests", "dev"}
+# What each option adds, by the start of a file's path. Nothing of it is imported while
+# the option is off: tests/service/test_imports.py looks.
+OPTIONS = {
+    "code interpreter (FILES_DIR)": ("code_api/", "in_sandbox/"),
+    "sessions, sandboxes kept ready (SESSION_IDLE_S, WARM_SANDBOXES)": (
+        "sandboxes/keeping.py",
+    ),
+    "published pictures (IMAGE_DIR)": ("pictures/publishing.py",),
+}
+# They are run as programs of their own, in limits, and imported by nobody.
+CHILDREN = ("pictures/shrink_pictures.py", "pictures/svg_to_png.py")
+# What an auditor of the default need not read, and why.
+SKIPPED = {
+    "text rules, pure by test": ("texts/",),
+    "the worker, which the word `gthread` replaces": ("process/worker.py",),
+}
 _NO_CODE = {
     tokenize.COMMENT,
     tokenize.NL,
@@ -28,16 +42,6 @@ _NO_CODE = {
     tokenize.DEDENT,
     tokenize.ENDMARKER,
 }
-
-
-@dataclass(frozen=True)
-class Size:
-    nodes: int
-    lines: int
-
-    @property
-    def nodes_per_line(self) -> float:
-        return self.nodes / max(1, self.lines)
 
 
 def service_files() -> list[Path]:
@@ -58,11 +62,10 @@ def is_test(path: Path) -> bool:
     return path.name.startswith("test_") or path.name == "conftest.py"
 
 
-def size_of(source: str) -> Size:
-    """The size of a module's source."""
+def lines_of(source: str) -> int:
+    """How many lines of code a module's source has."""
     tree = ast.parse(source)
-    nodes = sum(1 for _ in ast.walk(tree))
-    return Size(nodes, len(lines_of_code(source) - lines_of_docstrings(tree)))
+    return len(lines_of_code(source) - lines_of_docstrings(tree))
 
 
 def lines_of_code(source: str) -> set[int]:
@@ -88,34 +91,44 @@ def lines_of_docstrings(tree: ast.Module) -> set[int]:
     return numbers
 
 
-def total(sizes: list[Size]) -> Size:
-    nodes = sum(size.nodes for size in sizes)
-    lines = sum(size.lines for size in sizes)
-    return Size(nodes, lines)
-
-
-def hours_to_read(size: Size) -> float:
-    return size.nodes / NODES_READ_A_MINUTE / 60
-
-
-def sizes_by_file() -> dict[str, Size]:
-    """The size of each file of the service, by its path in the repository."""
+def lines_by_file() -> dict[str, int]:
+    """The lines of each file of the service, by its path in the repository."""
     return {
-        str(path.relative_to(ROOT)): size_of(path.read_text("utf-8"))
+        path.relative_to(ROOT).as_posix(): lines_of(path.read_text("utf-8"))
         for path in service_files()
     }
 
 
+def audit() -> dict[str, int]:
+    """The table that the README has: lines by what they are for."""
+    left = lines_by_file()
+
+    def taken(starts: tuple[str, ...]) -> int:
+        names = [name for name in left if name.startswith(starts)]
+        return sum(left.pop(name) for name in names)
+
+    options = {f"adds: {name}": taken(starts) for name, starts in OPTIONS.items()}
+    not_imported = {"child processes, with limits": taken(CHILDREN)}
+    skipped = {
+        f"  of these, not to be read: {name}": taken(starts)
+        for name, starts in SKIPPED.items()
+    }
+    to_read = sum(left.values())
+    return {
+        "audit the default": to_read,
+        "imported by default": to_read + sum(skipped.values()),
+        **skipped,
+        **not_imported,
+        **options,
+    }
+
+
 def main() -> None:
-    sizes = sizes_by_file()
-    sizes["total"] = total(list(sizes.values()))
-    width = max(len(name) for name in sizes)
-    print(f"{'':{width}}{'nodes':>8}{'lines':>8}{'nodes/line':>12}")
-    for name, size in sizes.items():
-        figures = f"{size.nodes:8,}{size.lines:8,}{size.nodes_per_line:12.1f}"
-        print(f"{name:{width}}{figures}")
-    hours = hours_to_read(sizes["total"])
-    print(f"About {hours:.1f} hours to read.")
+    for table in (lines_by_file(), audit()):
+        width = max(len(name) for name in table)
+        for name, lines in table.items():
+            print(f"{name:{width}} {lines:6,}")
+        print()
 
 
 if __name__ == "__main__":

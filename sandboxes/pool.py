@@ -408,9 +408,10 @@ class Pool:
 
         Raises Full; other failures are in the Run."""
         run = cell.new_run(self._config.run_limits())
+        asked_at = monotonic()
         try:
             with self._slots.turn(mark, limit_s):
-                waited_s = monotonic() - run.started_at if mark else 0.0
+                waited_s = monotonic() - asked_at if mark else 0.0
                 left_s = math.ceil(limit_s - waited_s)
                 if left_s < min(limit_s, _LEAST_RUN_S):
                     raise Unavailable(_SESSION_BUSY)

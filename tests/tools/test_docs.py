@@ -14,6 +14,7 @@ import yaml
 from prometheus_client import REGISTRY
 
 import metrics
+from code_api.languages import LANGUAGES
 from config import Config
 
 ROOT = Path(__file__).parents[2]
@@ -68,11 +69,20 @@ def test_the_table_of_metrics_has_each_metric() -> None:
 
 
 def test_the_table_of_files_has_each_file_of_the_service() -> None:
-    rows = rows_of_table("docs/development.md", "| file | what happens there |")
+    rows = rows_of_table(
+        "docs/development.md", "| file | what happens there | imported |"
+    )
     in_docs = {name for row in rows for name in re.findall(r"`(.+?)`", row[0])}
     modules = {path.name for path in ROOT.glob("*.py")}
     folders = {f"{path.parent.name}/" for path in ROOT.glob("*/__init__.py")}
     assert in_docs == (modules | folders) - {"test_proxy.py", "conftest.py"}
+
+
+def test_the_list_of_languages_has_each_language() -> None:
+    page = " ".join((ROOT / "docs/librechat.md").read_text("utf-8").split())
+    sentence = page.split("**Languages**:", 1)[1].split("`E2B_TEMPLATE`", 1)[0]
+    named = {word.strip(",;") for word in sentence.split()}
+    assert {language.title for language in LANGUAGES.values()} <= named
 
 
 def test_the_readme_is_short() -> None:

@@ -1,65 +1,73 @@
-"""How much there is to understand is what the README says."""
+"""How much there is to read is what the README says."""
 
 from __future__ import annotations
 
-import functools
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-import size
-from size import Size, service_files, size_of, sizes_by_file
+from size import audit, lines_by_file, lines_of
 
-ROOT = Path(__file__).parents[2]
-# Counted once, and only by the worker that runs these tests.
-counted_sizes = functools.cache(sizes_by_file)
+from conftest import ROOT, service_modules
 
-
-def total() -> Size:
-    return size.total(list(counted_sizes().values()))
+# Not each commit changes the README.
+TOLERANCE_LINES = 50
 
 
 def test_the_readme_says_how_much_there_is_to_read() -> None:
     readme = " ".join((ROOT / "README.md").read_text("utf-8").split())
-    found = re.search(r"([\d,]+) lines of Python .* about ([\d.]+) hours", readme)
+    found = re.search(
+        r"reads ([\d,]+) lines of Python.* need not be read: ([\d,]+)\."
+        r".* code interpreter ([\d,]+), sessions ([\d,]+), published pictures ([\d,]+)",
+        readme,
+    )
     assert found
-    # To the hundred: not each commit changes the README.
-    assert abs(int(found[1].replace(",", "")) - total().lines) <= 100
-    assert abs(float(found[2]) - size.hours_to_read(total())) <= 0.25
+    told = [int(figure.replace(",", "")) for figure in found.groups()]
+    table = audit()
+    to_read = table["audit the default"]
+    skipped = table["imported by default"] - to_read
+    added = [lines for name, lines in table.items() if name.startswith("adds: ")]
+    for figure, lines in zip(told, [to_read, skipped, *added], strict=True):
+        assert abs(figure - lines) <= TOLERANCE_LINES, (told, table)
+
+
+def test_each_line_is_counted_once() -> None:
+    table = audit()
+    added = [lines for name, lines in table.items() if name.startswith("adds: ")]
+    children = table["child processes, with limits"]
+    counted = table["imported by default"] + children + sum(added)
+    assert counted == sum(lines_by_file().values())
 
 
 def test_the_service_is_all_but_tests_and_tools() -> None:
-    names = {str(path.relative_to(ROOT)) for path in service_files()}
-    assert {"proxy.py", "gunicorn.conf.py", "code_api/store.py"} <= names
-    assert not {"test_proxy.py", "conftest.py", "dev/size.py"} & names
+    assert set(lines_by_file()) == service_modules()
+    assert {"proxy.py", "gunicorn.conf.py", "code_api/store.py"} <= service_modules()
 
 
 @pytest.mark.parametrize(
     ("source", "expected"),
     [
-        ("", Size(1, 0)),
-        ("x = 1  # why\n", Size(5, 1)),
-        ('"""Three\n\nlines."""\n\n# A comment.\nx = 1\n', Size(7, 1)),
-        ('text = """Two\nlines."""\n', Size(5, 2)),
-        ("x = (\n    # why\n    1\n)\n", Size(5, 3)),
+        ("", 0),
+        ("x = 1  # why\n", 1),
+        ('"""Three\n\nlines."""\n\n# A comment.\nx = 1\n', 1),
+        ('text = """Two\nlines."""\n', 2),
+        ("x = (\n    # why\n    1\n)\n", 3),
     ],
     ids=["nothing", "a line", "a docstring", "a text", "a call"],
 )
 def test_lines_without_comments_docstrings_and_blanks_are_counted(
-    source: str, expected: Size
+    source: str, expected: int
 ) -> None:
-    assert size_of(source) == expected
+    assert lines_of(source) == expected
 
 
-def test_the_command_prints_each_file_and_the_total() -> None:
+def test_the_command_prints_each_file_and_the_table() -> None:
     finished = subprocess.run(
         [sys.executable, str(ROOT / "dev" / "size.py")],
         capture_output=True,
         text=True,
         check=True,
     )
-    for name, each in [*counted_sizes().items(), ("total", total())]:
-        figures = rf"{each.nodes:,} +{each.lines:,} +{each.nodes_per_line:.1f}"
-        assert re.search(rf"^{re.escape(name)} +{figures}$", finished.stdout, re.M)
+    for name, lines in (lines_by_file() | audit()).items():
+        assert re.search(rf"^{re.escape(name)} +{lines:,}$", finished.stdout, re.M)
