@@ -1,7 +1,8 @@
-"""The process: gunicorn picks this file up from
-the working directory (`gunicorn proxy:app`).
+"""The process: gunicorn picks this file up from the working directory.
 
-Settings only: what they name is in worker.py.
+    gunicorn proxy:app
+
+Settings and hooks only: what they name is in process/.
 """
 
 import os
@@ -9,7 +10,7 @@ import resource
 import sys
 
 from config import Config
-from process.worker import JsonLogger, PatientWorker
+from process.addresses import exit_if_taken
 
 try:
     settings = Config.from_env(os.environ)
@@ -23,7 +24,10 @@ bind = f"{settings.host}:{settings.port}"
 # One worker: the limits are the process's, and
 # the SDK's transport does not survive a fork.
 workers = 1
-worker_class = PatientWorker
+# It bounds how long slow clients hold threads: beside 60 that stall in a body /health
+# answers in 0.00 s, where gunicorn's own worker, `gthread`, has none in 20 s. Behind a
+# proxy that buffers requests that one does as well: `gunicorn -k gthread proxy:app`.
+worker_class = "process.worker.PatientWorker"
 # The process's own, beside those of runs: its
 # stream, its create or kill, a picture's pipe.
 OWN_DESCRIPTORS = 32
@@ -54,7 +58,11 @@ control_socket_disable = True
 forwarder_headers = ""
 # The system would send a file past ClientSocket, which knows who does not read.
 sendfile = False
-logger_class = JsonLogger
+logger_class = "process.json_log.JsonLogger"
+
+
+def on_starting(server):
+    exit_if_taken(server.cfg.address)
 
 
 def when_ready(server):

@@ -1,5 +1,4 @@
-"""The log: lines of JSON in which no key ever
-stands, written by a thread of its own."""
+"""The log: lines of JSON, in which no key ever stands, written by their own thread."""
 
 import atexit
 import contextlib
@@ -10,6 +9,11 @@ import queue
 import threading
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from typing import Any
+
+from gunicorn import glogging
+
+from config import Config, log
 
 # A shorter "key" would be found, and hidden, in ordinary words.
 _MIN_HIDDEN_CHARS = 8
@@ -17,7 +21,7 @@ _MIN_HIDDEN_CHARS = 8
 _MAX_WAITING_LINES = 1000
 # At the end of the process, for a reader that is slow.
 _DRAIN_S = 2
-_STDOUT = 1
+_STDOUT_DESCRIPTOR = 1
 
 
 class JsonFormatter(logging.Formatter):
@@ -94,4 +98,28 @@ def _write(line: str) -> None:
     # An error: the reader is gone, and there is nowhere else to say so.
     with contextlib.suppress(OSError):
         while data:
-            data = data[os.write(_STDOUT, data) :]
+            data = data[os.write(_STDOUT_DESCRIPTOR, data) :]
+
+
+# One for the process: gunicorn may set its logger up again.
+_STDOUT = QueuedStdout()
+
+
+class JsonLogger(glogging.Logger):
+    """gunicorn's own lines, and ours.
+
+    LOG_LEVEL is not the SDK's: its debug lines hold code."""
+
+    def setup(self, cfg: Any) -> None:
+        settings = Config.from_env(os.environ)
+        level = settings.log_level.upper()
+        keys = (settings.e2b_api_key, settings.proxy_api_key)
+        _STDOUT.setFormatter(JsonFormatter(keys))
+        logging.basicConfig(
+            handlers=[_STDOUT],
+            level=logging.WARNING,
+            force=True,
+        )
+        log.setLevel(level)
+        self.error_log.setLevel(level)
+        self.error_log.propagate = True

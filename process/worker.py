@@ -1,5 +1,4 @@
-"""gunicorn's worker and logger as this service
-needs them. Nothing else knows gunicorn's insides.
+"""gunicorn's worker as this service needs it. Nothing else knows gunicorn's insides.
 
 What is overridden here is private to gunicorn's threaded worker, so
 its version is pinned exactly, and tests/process/test_worker.py holds what
@@ -14,11 +13,8 @@ A connection that is to be closed is read to its end there, without a thread:
 """
 
 import ctypes
-import logging
-import os
 import re
 import socket
-import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -29,13 +25,9 @@ from selectors import EVENT_READ
 from time import monotonic
 from typing import Any
 
-from gunicorn import glogging, util
 from gunicorn.http.body import Body, ChunkedReader
 from gunicorn.http.errors import InvalidChunkSize, LimitRequestHeaders
 from gunicorn.workers.gthread import _DEFER, TConn, ThreadWorker
-
-from config import Config, log
-from process.json_log import JsonFormatter, QueuedStdout
 
 # Slow is whom a thread waits for longer than
 # the bytes that came are worth, at this rate.
@@ -79,52 +71,6 @@ _SWITCH_INTERVAL_S = 0.001
 # If one thread cannot be started the worker ends;
 # the others wait for it no longer than this.
 _START_LIMIT_S = 10
-# By these systemd and an old master hand on sockets that listen already.
-_INHERITED = {"LISTEN_FDS", "GUNICORN_FD"}
-# One for the process: gunicorn may set its logger up again.
-_STDOUT = QueuedStdout()
-
-
-class JsonLogger(glogging.Logger):
-    """gunicorn's own lines, and ours; LOG_LEVEL is
-    not the SDK's, whose debug lines hold code."""
-
-    def __init__(self, cfg: Any) -> None:
-        """Made once, before gunicorn's first line: the time to try the addresses."""
-        if not _INHERITED & os.environ.keys():
-            for address in cfg.address:
-                if isinstance(address, tuple):  # neither a path nor a descriptor
-                    _try_address(*address)
-        super().__init__(cfg)
-
-    def setup(self, cfg: Any) -> None:
-        settings = Config.from_env(os.environ)
-        level = settings.log_level.upper()
-        keys = (settings.e2b_api_key, settings.proxy_api_key)
-        _STDOUT.setFormatter(JsonFormatter(keys))
-        logging.basicConfig(
-            handlers=[_STDOUT],
-            level=logging.WARNING,
-            force=True,
-        )
-        log.setLevel(level)
-        self.error_log.setLevel(level)
-        self.error_log.propagate = True
-
-
-def _try_address(host: str, port: int) -> None:
-    """Exit in a line, at once, where gunicorn would try five times and say so."""
-    family = socket.AF_INET6 if util.is_ipv6(host) else socket.AF_INET
-    with socket.socket(family) as probe:
-        # As gunicorn sets it: connections of a
-        # service that has just ended are no obstacle.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as exc:
-            sys.exit(
-                f"Cannot listen at {host}, port {port}: {exc.strerror} (HOST, PORT)"
-            )
 
 
 class ClientSocket(socket.socket):

@@ -305,6 +305,13 @@ def test_a_line_warns_when_anyone_can_reach_it_and_no_key_guards_it(
     assert key or "PROXY_API_KEY" in warnings[0]
 
 
+def only_line(said: str) -> str:
+    """What was said beside gunicorn's line that it starts."""
+    lines = [line for line in said.splitlines() if "Starting gunicorn" not in line]
+    assert len(lines) == 1, said
+    return lines[0]
+
+
 @pytest.mark.parametrize(
     ("host", "reason"),
     [
@@ -321,7 +328,7 @@ def test_an_address_that_cannot_be_had_ends_it_at_once_in_one_line(
     settings = {"E2B_API_KEY": E2B_KEY, "HOST": host, "PORT": str(shared.port)}
     code, said = ended(settings)
     assert code == 1
-    (line,) = said.strip().splitlines()
+    line = only_line(said)
     assert host.strip("[]") in line
     assert str(shared.port) in line
     assert re.search(reason, line)
@@ -331,8 +338,7 @@ def test_a_port_that_needs_rights_ends_it_at_once_in_one_line() -> None:
     settings = {"E2B_API_KEY": E2B_KEY, "PORT": "80"}
     code, said = ended(settings, before=WITHOUT_RIGHTS)
     assert code == 1
-    (line,) = said.strip().splitlines()
-    assert "80: Permission denied" in line
+    assert "80: Permission denied" in only_line(said)
 
 
 def test_settings_are_read_again_at_sighup_while_it_listens(
@@ -345,6 +351,17 @@ def test_settings_are_read_again_at_sighup_while_it_listens(
     service.wait_for_log("Booting worker", after=at)
     worker.wait(20)
     assert text_of(service.execute())
+
+
+def test_gunicorns_own_worker_serves_as_well(scripted_e2b: LocalE2B) -> None:
+    command = ("-k", "gthread", "proxy:app")
+    service = Service(e2b_at(scripted_e2b.url), command)
+    try:
+        service.wait_until_ready()
+        assert "Using worker: gthread" in service.wait_for_log("Using worker")
+        assert text_of(service.execute())
+    finally:
+        service.stop()
 
 
 # --- signals -----------------------------------------------------

@@ -16,8 +16,8 @@ from gunicorn.http import body, unreader, wsgi
 from gunicorn.workers import gthread
 
 from conftest import ROOT
-from process.json_log import JsonFormatter
-from process.worker import JsonLogger, PatientWorker
+from process.json_log import JsonFormatter, JsonLogger
+from process.worker import PatientWorker
 
 WHEN_IT_CHANGES = (
     "worker.py overrides private parts of gunicorn's threaded worker. Read what "
