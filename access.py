@@ -15,8 +15,8 @@ from base64 import b64decode
 _LOCAL_HOST = re.compile(r"([^.:]*|.*\.localhost|\d+(\.\d+){3}|\[[0-9a-f:.]+\])(:\d+)?")
 # Printable ASCII: `64f1c0ffee/5b6a0c1e-conversation`.
 _SESSION_ID = re.compile(r"[!-~](?:[ -~]{0,198}[!-~])?")
-# An unknown part of LibreChat's is empty, or stays as it was written: `64f1c0ffee/`,
-# `64f1c0ffee/{{LIBRECHAT_BODY_CONVERSATIONID}}`. All users would share what is left.
+# LibreChat leaves a placeholder that it cannot fill empty or unreplaced: `64f1c0ffee/`,
+# `64f1c0ffee/{{LIBRECHAT_BODY_CONVERSATIONID}}`. All users would share such an id.
 _UNKNOWN_PART = re.compile(r"\A/|/\Z|\{\{")
 
 
@@ -79,9 +79,10 @@ def is_key_right(authorization: str, key: str) -> bool:
 
 
 def session_mark(session_id: str, key: str) -> str:
-    """What marks the sandbox of a session: it says nothing of the id without the key.
+    """A keyed hash of the session id, which does not reveal the id.
 
-    Empty for what is no id: then a call has no session.
+    It marks the session's sandbox. It is empty for what is no id: then a call has no
+    session.
     """
     if not _SESSION_ID.fullmatch(session_id):
         return ""

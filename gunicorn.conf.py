@@ -21,42 +21,43 @@ except ValueError as exc:
     sys.exit(os.EX_CONFIG)
 
 bind = f"{settings.host}:{settings.port}"
-# One worker: the limits are the process's, and
-# the SDK's transport does not survive a fork.
+# One worker: the limits are the process's, and the SDK's transport does not survive a
+# fork.
 workers = 1
 # It bounds how long slow clients hold threads: beside 60 that stall in a body /health
 # answers in 0.00 s, where gunicorn's own worker, `gthread`, has none in 20 s. Behind a
 # proxy that buffers requests that one does as well: `gunicorn -k gthread proxy:app`.
 worker_class = "process.worker.PatientWorker"
-# The process's own, beside those of runs: its
-# stream, its create or kill, a picture's pipe.
+# OWN: descriptors of the process itself. RUN: those of a run, for its stream, its
+# create or kill, and a child's pipe.
 OWN_DESCRIPTORS = 32
 RUN_DESCRIPTORS = 3
 max_descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-# As many runs as all find their descriptors, and one for the caller of each.
+# How many runs fit, with one more descriptor for each caller.
 max_runs = (max_descriptors - OWN_DESCRIPTORS) // (RUN_DESCRIPTORS + 1)
 runs = min(settings.max_concurrent_runs, max_runs)
 left_descriptors = max_descriptors - OWN_DESCRIPTORS - RUN_DESCRIPTORS * runs
-# Each of more waits in the system's queue until one of these is closed.
+# Further connections wait in the kernel's accept queue.
 worker_connections = min(4000, left_descriptors)
-# A run may still be drawing or sending when its
-# slot has a next one; the rest is for /health.
+# A run may still be drawing or sending when its slot has a next one; the rest is for
+# /health.
 threads = min(2 * runs + 8, worker_connections - 1)
 # Browsers and proxies send some 40 headers. Of one, a token of 4 kB or all cookies of a
-# site are the longest; all together may have 32 KiB (worker.py).
+# site are the longest; all together may have 32 KiB (process/worker.py).
 limit_request_fields = 64
 limit_request_field_size = 8190
 limit_request_line = 4094
-# s; above Node's 5 s, or LibreChat sees ECONNRESET now and then.
+# In seconds. It is above Node's 5 s: else LibreChat sees ECONNRESET now and then.
 keepalive = 65
-# s; the longest request, then the kills.
+# In seconds: the longest request, then the kills.
 graceful_timeout = settings.longest_request_s() + 10
 worker_tmp_dir = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108
 control_socket_disable = True
-# By default a proxy on this machine may set SCRIPT_NAME: then
-# the path that it checked is not the one that is served.
+# By default a proxy on this machine may set SCRIPT_NAME: then the path that it checked
+# is not the one that is served.
 forwarder_headers = ""
-# The system would send a file past ClientSocket, which knows who does not read.
+# The system would send a file past the worker's ClientSocket, which notices clients
+# that do not read.
 sendfile = False
 logger_class = "process.json_log.JsonLogger"
 

@@ -23,7 +23,8 @@ INVALID_REQUEST = -32600
 UNKNOWN_METHOD = -32601
 INVALID_PARAMS = -32602
 
-# LibreChat heeds no isError, but what begins so: it shows that in red and in full.
+# LibreChat ignores isError. It shows a result in red, and in full, only if its text
+# begins with this.
 _FAILED = "Error: tool call failed: "
 
 JsonObject = dict[str, Any]

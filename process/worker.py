@@ -15,6 +15,7 @@ A connection that is to be closed is read to its end there, without a thread:
 import ctypes
 import re
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor

@@ -11,8 +11,8 @@ from run import Run
 # Quotes, separators and brackets: a JSON of so many takes 50 ms, in which no other
 # thread runs, and 30 MB.
 _MAX_TOKENS = 200_000
-# A line that is shorter is cheap to parse, whatever is in it. From here on a line of
-# output is decoded, and what another would cost is looked at, while it still grows.
+# A shorter line is cheap to parse, whatever is in it. Longer ones are handled while
+# they grow: output is decoded in parts, any other line has its parsing cost checked.
 _LONG_LINE_BYTES = 256 * 1024
 # JSON writes a character in at most this many: `\ud83d\ude00`.
 _CHARACTER_BYTES = 12
@@ -63,7 +63,8 @@ class StreamReader:
         size_before = len(self._line)
         self._line += piece
         size = len(self._line)
-        # A look costs as much as the line is long, so it is for each power of two.
+        # Checking scans the whole line, so it is done only when the length passes a
+        # power of two.
         is_due = size.bit_length() > size_before.bit_length()
         if size >= _LONG_LINE_BYTES and (is_due or size > self._max_line_bytes):
             self._take_output()

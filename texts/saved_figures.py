@@ -29,7 +29,7 @@ _OTHER_PICTURES = (
 _SAVED = "<PIL.Image.Image image mode=RGBA size="
 # `<Figure size 640x480 with 1 Axes>`.
 _FIGURE = r"<Figure size (\d{1,5})x(\d{1,5}) with \d+ Axes>"
-# Two sizes are of one form if their proportions differ by less: pixels are rounded.
+# Sizes match if their aspect ratios differ by less than this, as pixels are rounded.
 _TOLERANCE = 0.03
 
 
