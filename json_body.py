@@ -1,8 +1,4 @@
-"""JSON bodies in bounded memory: one that came is parsed, one that goes is made.
-
-A long text is never a `str`: Python takes four bytes for each of its characters where
-one of them is an emoji. Pure.
-"""
+"""JSON bodies: one that came is parsed, one that goes is made in pieces. Pure."""
 
 import json
 import secrets
@@ -11,115 +7,38 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from config import MAX_BODY_BYTES
-from sandboxes.stream import is_costly
-
+TOO_MANY_VALUES = "The body has more values than any call needs."
 # Parsing takes so many times the memory that the body has.
 PARSE_FACTOR = 3
-# A text of a large body that is longer is a LongText; a path or an argument is not.
-_LONG_BYTES = 64 * 1024
+# Quotes, separators and brackets: a JSON of so many takes 50 ms, in which no other
+# thread runs, and 30 MB.
+_MAX_TOKENS = 200_000
 _PIECE_BYTES = 48 * 1024  # 64 KiB as base64
-# JSON writes a character in at most this many: `\ud83d\ude00`.
-_CHARACTER_BYTES = 12
-# The first half of a character that JSON writes as two.
-_HIGH_SURROGATES = ("\ud800", "\udbff")
 # Stands in a body for what is long; nobody can guess it, and so put it into a text.
 _PLACEHOLDER = secrets.token_hex(16)
-_TOO_MANY_VALUES = "The body has more values than any call needs."
-_TOO_MUCH_ELSE = (
-    f"The body has more than {MAX_BODY_BYTES:,} bytes beside the texts of its own"
-    f" fields that are longer than {_LONG_BYTES:,}."
-)
 
 
 class BadBody(ValueError):
     """Says in our words why a body is not taken."""
 
 
-class LongText:
-    """A long text of a body, as it came: escaped, and in UTF-8."""
-
-    def __init__(self, literal: bytes) -> None:
-        self._literal = literal
-
-    def utf8(self) -> bytes:
-        """Raises ValueError; UnicodeEncodeError, which is one, for a lone surrogate."""
-        data = bytearray()
-        start = 0
-        while start < len(self._literal):
-            text, start = self._piece(start)
-            data += text.encode()
-        return bytes(data)
-
-    def _piece(self, start: int) -> tuple[str, int]:
-        """Some text, and where the next begins. Raises ValueError."""
-        size = len(self._literal)
-        end = min(start + _PIECE_BYTES, size)
-        # That may be in the middle of a character.
-        for stop in range(end, max(start, end - _CHARACTER_BYTES), -1):
-            literal = b'"' + self._literal[start:stop] + b'"'
-            try:
-                text = json.loads(literal.decode())
-            except ValueError:
-                continue
-            low, high = _HIGH_SURROGATES
-            if stop == size or not low <= text[-1] <= high:
-                return str(text), stop
-        raise ValueError("no text of JSON")
-
-
 def parse_json(body: bytes | bytearray) -> Any:
-    """Raises BadBody, ValueError or RecursionError.
-
-    The long texts of a large body's own fields are LongTexts; none may lie deeper.
-    """
-    if len(body) > MAX_BODY_BYTES:
-        return _parse_large(body)
+    """Raises BadBody, ValueError or RecursionError."""
     text = body.decode(json.detect_encoding(body), "surrogatepass")
     if is_costly(text.encode("utf-8", "surrogatepass")):
-        raise BadBody(_TOO_MANY_VALUES)
+        raise BadBody(TOO_MANY_VALUES)
     return json.loads(text)
 
 
-def _parse_large(body: bytes | bytearray) -> Any:
-    rest, texts = _without_long_texts(body)
-    if len(rest) > MAX_BODY_BYTES:
-        raise BadBody(_TOO_MUCH_ELSE)
-    value = parse_json(rest)
-    fields = value if isinstance(value, dict) else {}
-    put_back = 0
-    for name, text in fields.items():
-        if isinstance(text, str) and text.startswith(_PLACEHOLDER):
-            number = int(text.removeprefix(_PLACEHOLDER))
-            fields[name] = texts[number]
-            put_back += 1
-    if put_back < len(texts):
-        raise BadBody(_TOO_MUCH_ELSE)
-    return value
-
-
-def _without_long_texts(body: bytes | bytearray) -> tuple[bytearray, list[LongText]]:
-    """The body with a placeholder and a number instead of each long text."""
-    # As long as the body; each quote that is left begins or ends a text.
-    masked = body.replace(rb"\\", b"--").replace(rb"\"", b"--")
-    if masked.count(b'"') > MAX_BODY_BYTES:
-        raise BadBody(_TOO_MANY_VALUES)
-    texts: list[LongText] = []
-    rest = bytearray()
-    view = memoryview(body)
-    kept_to = 0
-    start = masked.find(b'"')
-    end = masked.find(b'"', start + 1)
-    while 0 <= start < end:
-        if end - start > _LONG_BYTES:
-            rest += view[kept_to : start + 1]
-            rest += f"{_PLACEHOLDER}{len(texts)}".encode()
-            texts.append(LongText(bytes(view[start + 1 : end])))
-            kept_to = end
-        start = masked.find(b'"', end + 1)
-        end = masked.find(b'"', start + 1)
-    rest += view[kept_to:]
-    return rest, texts
+def is_costly(text: bytes | bytearray) -> bool:
+    """Whether UTF-8 JSON has too many tokens; a string is one, however long."""
+    bare = text.replace(rb"\\", b"").replace(rb"\"", b"")
+    quotes = bare.count(b'"')
+    if quotes > _MAX_TOKENS:
+        return True
+    outside_strings = b"".join(bare.split(b'"')[::2])
+    separators = sum(map(outside_strings.count, (b",", b"[", b"{")))
+    return quotes + separators > _MAX_TOKENS
 
 
 class Long(Protocol):

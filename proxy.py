@@ -38,12 +38,6 @@ from access import (
     is_origin_own,
     session_mark,
 )
-from code_api.execute import run_exec
-from code_api.reply import reply_body
-from code_api.request import parse_exec
-from code_api.store import Store, StoreError
-from code_api.sweeper import Sweeper
-from code_api.upload import take_form
 from config import MAX_BODY_BYTES, VERSION, Config, log
 from formatter import echo, format_plain, format_run
 from in_flight import LARGE_BYTES, Hold, InFlight, NoRoom
@@ -93,8 +87,6 @@ _READY_CACHE_S = 30
 _LOOPBACK = re.compile(
     r"(?i)(|(.*\.)?localhost|127(\.\d+){3}|0\.0\.0\.0|\[::1?\])(:\d+)?"
 )
-# A script of 10 MiB twice in base64, which is how create_file sends a file.
-MAX_EXEC_BODY_BYTES = 32 * 1024 * 1024
 # As much as the worker sends at once. By smaller pieces a slow client would look quick.
 _FILE_PIECE_BYTES = 64 * 1024
 # What openapi.json says of calls, and what
@@ -523,9 +515,10 @@ def _code_api(service: _Service) -> Blueprint:
             raise NotFound("The code API is off: its operator has to set FILES_DIR.")
 
         return views
+    from code_api.service import MAX_EXEC_BODY_BYTES, CodeApi, StoreError, fields_to_log
+
+    api = CodeApi(config, service.pool)
     views.before_request(partial(_require_key, config))
-    store = Store(config.files_dir)
-    Sweeper(config.files_dir, config).start()
     object_path = "/sessions/<session_id>/objects/<file_id>"
 
     @views.post("/exec")
@@ -536,30 +529,13 @@ def _code_api(service: _Service) -> Blueprint:
                 "execution_profile_mismatch",
                 "Each exec has a sandbox of its own here.",
             )
-        given = parse_exec(
-            _json_body(MAX_EXEC_BODY_BYTES),
-            store,
-            config.run_timeout_s,
-        )
+        given = api.request(_json_body(MAX_EXEC_BODY_BYTES, api.parse))
         _hold(len(given.code))
-        report = run_exec(
-            given,
-            service.pool,
-            store,
-            config,
-        )
+        report = api.run(given)
         _when_sent(report.close)
         _hold(0)
-        g.fields |= {
-            "session_id": report.session_id,
-            "language": given.language_name,
-            "outcome": report.outcome,
-            "files_in": len(given.inputs),
-            "bytes_in": given.input_bytes(),
-            "files_out": len(report.delivered),
-            "bytes_out": sum(file.size for file in report.delivered),
-        }
-        return _json(reply_body(report))
+        g.fields |= fields_to_log(given, report)
+        return _json(api.reply(report))
 
     @views.post("/exec/programmatic")
     def run_program() -> Response:
@@ -572,9 +548,7 @@ def _code_api(service: _Service) -> Blueprint:
     @views.post("/upload")
     @views.post("/upload/batch")
     def upload() -> Response:
-        reply, size = take_form(
-            store,
-            config,
+        reply, size = api.upload(
             request.stream,
             request.headers.get("Content-Type", ""),
             is_batch=request.path.endswith("/batch"),
@@ -590,12 +564,12 @@ def _code_api(service: _Service) -> Blueprint:
     @views.get(object_path)
     def status(session_id: str, file_id: str) -> Response:
         """LibreChat asks before each turn whether it has to upload the file again."""
-        stored = store.find(session_id, file_id)
+        stored = api.store.find(session_id, file_id)
         return _json({"lastModified": stored.last_modified(), "size": stored.size})
 
     @views.get("/download/<session_id>/<file_id>")
     def download(session_id: str, file_id: str) -> Response:
-        stored = store.find(session_id, file_id)
+        stored = api.store.find(session_id, file_id)
         return _file(
             stored.open(),
             "application/octet-stream",
@@ -606,7 +580,7 @@ def _code_api(service: _Service) -> Blueprint:
     @views.delete(object_path)
     @views.delete("/files/<session_id>/<file_id>")
     def delete(session_id: str, file_id: str) -> Response:
-        store.delete(session_id, file_id)
+        api.store.delete(session_id, file_id)
         return _json({"message": "deleted"})
 
     @views.errorhandler(StoreError)
@@ -774,8 +748,11 @@ def _hold(size_bytes: int) -> None:
         raise ServiceUnavailable(_NO_ROOM, retry_after=RETRY_AFTER_S) from None
 
 
-def _json_body(max_bytes: int = MAX_BODY_BYTES) -> Any:
-    """What the request's body says; its long texts may be LongTexts.
+def _json_body(
+    max_bytes: int = MAX_BODY_BYTES,
+    parse: Callable[[bytearray], Any] = parse_json,
+) -> Any:
+    """What the request's body says.
 
     Raises UnsupportedMediaType, RequestEntityTooLarge, RequestTimeout, BadRequest;
     ServiceUnavailable where large bodies under way leave no memory for it.
@@ -786,7 +763,7 @@ def _json_body(max_bytes: int = MAX_BODY_BYTES) -> Any:
     if len(body) < (request.content_length or 0):
         raise BadRequest(_UNREADABLE)
     try:
-        return parse_json(body)
+        return parse(body)
     except BadBody as exc:
         raise BadRequest(str(exc)) from None
     except (ValueError, RecursionError):

@@ -1,5 +1,4 @@
-"""The cells of an exec: Python that is sent to
-the sandbox's kernel. Pure but for reading."""
+"""The cells of an exec: Python that is sent to the sandbox's kernel."""
 
 import json
 import zlib
@@ -10,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import BinaryIO
 
+from code_api import limits
 from code_api.request import ExecRequest
 from code_api.store import NotStored
 
@@ -35,7 +35,7 @@ def exec_cells(request: ExecRequest) -> Iterator[str]:
 
 def send_cell(name: str, start: int) -> str:
     """Has a piece of a written file reported, from byte `start` on."""
-    return f"send({name!r}, {start})"
+    return f"the_exec.send({name!r}, {start})"
 
 
 def _plan(request: ExecRequest) -> str:
@@ -47,6 +47,12 @@ def _plan(request: ExecRequest) -> str:
         "args": request.args,
         "limit_s": request.limit_s,
         "read_only": [name for name, stored in inputs if stored.read_only],
+        "output_bytes": limits.OUTPUT_BYTES,
+        "pipe_bytes": limits.PIPE_BYTES,
+        "chunk_bytes": limits.CHUNK_BYTES,
+        "chunks_a_cell": limits.CHUNKS_A_CELL,
+        "max_files": limits.MAX_FILES,
+        "small_bytes": limits.SMALL_BYTES,
     }
     return json.dumps(plan)
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from code_api.limits import CHUNK_BYTES, MAX_FILES, OUTPUT_BYTES, PIECE_BYTES
 from code_api.names import display_problem, escaped, name_problem, printable
 from code_api.output import Output
 from code_api.request import MAX_ENTRIES, ExecRequest
 from code_api.store import NewFile, NewSession, StoreError
 from config import MAX_CARRIED_BYTES
-from in_sandbox.script import CHUNK_BYTES, MAX_FILES, OUTPUT_BYTES, PIECE_BYTES
 from run import Clipped
 
 # The longest that the runner writes: 32 KiB of control characters, six bytes each.

@@ -6,10 +6,10 @@ from typing import Any
 from werkzeug.exceptions import BadRequest
 
 from code_api.languages import LANGUAGES, Language
+from code_api.large_body import LongText
 from code_api.names import name_problem, printable
 from code_api.store import NotStored, Store, StoredFile
 from config import MAX_CARRIED_BYTES
-from json_body import LongText
 
 MAX_ENTRIES = 1000  # of args, and of files
 

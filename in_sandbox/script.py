@@ -1,10 +1,10 @@
 """What runs in the sandbox, in its kernel: takes a script and its files, reports back.
 
-Its text is sent in the first cell of an exec, which makes an `Exec`.
-Lines that add to its `script`, and its `receive`, bring the script and
-its files; `run` runs it, once. `send` reports files that are large. It
-reports on the kernel's stdout, one JSON object a line, each line bounded
-and flushed. Nothing but the standard library, and what Python 3.8 knows.
+Its text is sent in the first cell of an exec, which makes an `Exec` of its plan: see
+code_api/cells.py, which sends the bounds, too. Lines that add to its `script`, and its
+`receive`, bring the script and its files; `run` runs it, once. `send` reports large
+files. It reports on the kernel's stdout, one JSON object a line, each line bounded and
+flushed. Nothing but the standard library, and what Python 3.8 knows.
 """
 
 from __future__ import annotations
@@ -29,19 +29,7 @@ Plan = Any  # cells.py makes it, as JSON
 Process = Any  # a subprocess.Popen
 
 DATA = "/mnt/data"
-# edit_file reads files of 10 MiB by `cat`.
-OUTPUT_BYTES = {
-    "stdout": 12 * 1024 * 1024,
-    "stderr": 1024 * 1024,
-}
-PIPE_BYTES = 32 * 1024  # read from a pipe at once, a line of the report
-CHUNK_BYTES = 96 * 1024  # read from a file at once, a line of the report
-CHUNKS_A_CELL = 80  # the kernel keeps what a cell prints
-PIECE_BYTES = CHUNKS_A_CELL * CHUNK_BYTES
-MAX_FILES = 50
 MAX_NAMED = 1000  # files that were written and are reported by name
-# Files up to this come with the run, larger ones in cells of their own, after it.
-SMALL_BYTES = 1024 * 1024
 DRAIN_S = 1.0  # how long pipes are read that outlive the script
 KILL_ROUNDS = 50
 MAX_NAMED_CACHES = 20
@@ -192,14 +180,13 @@ def kill(process: Process) -> None:
         time.sleep(0.01)
 
 
-def pass_on(pipe: Any, name: str) -> None:
-    """Report one of the script's streams as
-    text, to its end; count what is too much."""
-    left_bytes = OUTPUT_BYTES[name]
+def pass_on(pipe: Any, name: str, plan: Plan) -> None:
+    """Report one of the script's streams as text, to its end; count what is cut."""
+    left_bytes = plan["output_bytes"][name]
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     is_open = True
     while is_open:
-        data = os.read(pipe.fileno(), PIPE_BYTES)
+        data = os.read(pipe.fileno(), plan["pipe_bytes"])
         is_open = bool(data)
         kept = data[: max(0, left_bytes)]
         left_bytes -= len(data)
@@ -218,12 +205,13 @@ def join(threads: list[Thread]) -> None:
         thread.join(max(0, left_s))
 
 
-def watch(process: Process, limit_s: int) -> None:
+def watch(process: Process, plan: Plan) -> None:
     """Pass on a script's output, and report its end; at its limit it is killed."""
+    limit_s = plan["limit_s"]
     readers = []
-    for name in OUTPUT_BYTES:
+    for name in plan["output_bytes"]:
         pipe = getattr(process, name)
-        reader = Thread(target=pass_on, args=(pipe, name), daemon=True)
+        reader = Thread(target=pass_on, args=(pipe, name, plan), daemon=True)
         reader.start()
         readers.append(reader)
     code = None
@@ -250,21 +238,6 @@ def end_note(code: int) -> str:
     if code < 0:
         return f"killed by signal {-code}"
     return f"exit code {code}"
-
-
-def send(name: str, start: int) -> None:
-    """Report PIECE_BYTES of a written file, from `start` on."""
-    path = os.path.join(DATA, name)
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-    with open(descriptor, "rb") as file:
-        file.seek(start)
-        for _ in range(CHUNKS_A_CELL):
-            data = file.read(CHUNK_BYTES)
-            if not data:
-                return
-            compressed = zlib.compress(data, 1)
-            packed = base64.b64encode(compressed)
-            report(of=name, packed=packed.decode())
 
 
 def report_caches(files: dict[str, int]) -> None:
@@ -327,7 +300,7 @@ class Exec:
             report(note=f"the script could not be started: {exc}")
             report(ended="error")
             return
-        watch(process, self._plan["limit_s"])
+        watch(process, self._plan)
         self._report_files(before)
 
     def _sandbox_user(self) -> list[str]:
@@ -387,8 +360,22 @@ class Exec:
         for name in written[:MAX_NAMED]:
             report(written=name, size=after[name].size)
         total_bytes = sum(after[name].size for name in written)
-        are_few = len(written) <= MAX_FILES
-        are_small = total_bytes <= SMALL_BYTES
+        are_few = len(written) <= self._plan["max_files"]
+        are_small = total_bytes <= self._plan["small_bytes"]
         if are_few and are_small:
             for name in written:
-                send(name, 0)
+                self.send(name, 0)
+
+    def send(self, name: str, start: int) -> None:
+        """Report a piece of a written file, from byte `start` on, in several lines."""
+        path = os.path.join(DATA, name)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+        with open(descriptor, "rb") as file:
+            file.seek(start)
+            for _ in range(self._plan["chunks_a_cell"]):
+                data = file.read(self._plan["chunk_bytes"])
+                if not data:
+                    return
+                compressed = zlib.compress(data, 1)
+                packed = base64.b64encode(compressed)
+                report(of=name, packed=packed.decode())

@@ -6,11 +6,9 @@ import json
 import re
 from typing import Any
 
+from json_body import is_costly
 from run import Run
 
-# Quotes, separators and brackets: a JSON of so many takes 50 ms, in which no other
-# thread runs, and 30 MB.
-_MAX_TOKENS = 200_000
 # A shorter line is cheap to parse, whatever is in it. Longer ones are handled while
 # they grow: output is decoded in parts, any other line has its parsing cost checked.
 _LONG_LINE_BYTES = 256 * 1024
@@ -150,14 +148,3 @@ class StreamReader:
                 )
             case "end_of_execution":
                 self.ended = True
-
-
-def is_costly(text: bytes | bytearray) -> bool:
-    """Whether UTF-8 JSON has too many tokens; a string is one, however long."""
-    bare = text.replace(rb"\\", b"").replace(rb"\"", b"")
-    quotes = bare.count(b'"')
-    if quotes > _MAX_TOKENS:
-        return True
-    outside_strings = b"".join(bare.split(b'"')[::2])
-    separators = sum(map(outside_strings.count, (b",", b"[", b"{")))
-    return quotes + separators > _MAX_TOKENS

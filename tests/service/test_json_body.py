@@ -12,12 +12,19 @@ from typing import Any
 
 import pytest
 
+from code_api.large_body import LongText, parse_large
+from config import MAX_BODY_BYTES
 from in_flight import Hold, InFlight, NoRoom
-from json_body import PARSE_FACTOR, BadBody, Blob, JsonBody, LongText, parse_json
+from json_body import PARSE_FACTOR, BadBody, Blob, JsonBody
 
 LONG = 2_000_000
 # What is special in JSON or in UTF-8: in every order, and so at every cut.
 ALPHABET = ["a", '"', "\\", "\n", "\0", "\x7f", "é", "\u2028", "\uffff", "😀", "u0041"]
+
+
+def read(body: bytes) -> Any:
+    """As an exec's body is read."""
+    return parse_large(body, MAX_BODY_BYTES)
 
 
 # --- what comes ---------------------------------------------------------------------
@@ -26,7 +33,7 @@ ALPHABET = ["a", '"', "\\", "\n", "\0", "\x7f", "é", "\u2028", "\uffff", "😀"
 def parsed_code(literal: str | bytes) -> bytes:
     data = literal.encode() if isinstance(literal, str) else literal
     body = b'{"lang": "py", "code": ' + data + b', "args": ["x"]}'
-    value = parse_json(body)
+    value = read(body)
     assert (value["lang"], value["args"]) == ("py", ["x"])
     assert isinstance(value["code"], LongText)
     return value["code"].utf8()
@@ -93,18 +100,18 @@ def test_a_large_body_is_refused_for(row: str) -> None:
     form, error = BAD_LARGE_BODIES[row]
     body = form % json.dumps("x" * LONG)
     with pytest.raises(error):
-        parse_json(body.encode())
+        read(body.encode())
 
 
 def test_a_large_body_in_utf_16_is_refused() -> None:
     with pytest.raises(ValueError, match=r"."):
-        parse_json(json.dumps({"code": "x" * LONG}).encode("utf-16"))
+        read(json.dumps({"code": "x" * LONG}).encode("utf-16"))
 
 
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"], ids=["none", "a BOM"])
 def test_what_is_short_in_a_large_body_stays_text(mark: bytes) -> None:
     fields = {"a": "é", "": [1, {"b": None}], "long": "x" * LONG, "c": 'q"\\'}
-    value = parse_json(mark + json.dumps(fields).encode())
+    value = read(mark + json.dumps(fields).encode())
     assert value.pop("long").utf8() == b"x" * LONG
     assert value == {"a": "é", "": [1, {"b": None}], "c": 'q"\\'}
 
@@ -118,7 +125,7 @@ def test_parsing_takes_no_more_memory_than_is_held_for_it(character: str) -> Non
         data = bytearray(body.encode())
         size = len(data)
         tracemalloc.reset_peak()
-        text = parse_json(data)["code"]
+        text = read(data)["code"]
         del data
         text.utf8()
         peak = tracemalloc.get_traced_memory()[1]

@@ -1,0 +1,106 @@
+"""A large JSON body, of which no long text is ever a `str`. Pure.
+
+Python takes four bytes for each character of a text that has an emoji in it: a script
+of 32 MB would be 128.
+"""
+
+import json
+import secrets
+from typing import Any
+
+from json_body import TOO_MANY_VALUES, BadBody, parse_json
+
+# A longer text is a LongText; a path or an argument is shorter.
+_LONG_BYTES = 64 * 1024
+_PIECE_BYTES = 48 * 1024
+# JSON writes a character in at most this many: `\ud83d\ude00`.
+_CHARACTER_BYTES = 12
+# The first half of a character that JSON writes as two.
+_HIGH_SURROGATES = ("\ud800", "\udbff")
+# Stands for a long text; nobody can guess it, and so put it into a body.
+_PLACEHOLDER = secrets.token_hex(16)
+_TOO_MUCH_ELSE = (
+    "The body has more than {:,} bytes beside the texts of its own fields that are"
+    f" longer than {_LONG_BYTES:,}."
+)
+
+
+class LongText:
+    """A long text of a body, as it came: escaped, and in UTF-8."""
+
+    def __init__(self, literal: bytes) -> None:
+        self._literal = literal
+
+    def utf8(self) -> bytes:
+        """Raises ValueError; UnicodeEncodeError, which is one, for a lone surrogate."""
+        data = bytearray()
+        start = 0
+        while start < len(self._literal):
+            text, start = self._piece(start)
+            data += text.encode()
+        return bytes(data)
+
+    def _piece(self, start: int) -> tuple[str, int]:
+        """Some text, and where the next begins. Raises ValueError."""
+        size = len(self._literal)
+        end = min(start + _PIECE_BYTES, size)
+        # That may be in the middle of a character.
+        for stop in range(end, max(start, end - _CHARACTER_BYTES), -1):
+            literal = b'"' + self._literal[start:stop] + b'"'
+            try:
+                text = json.loads(literal.decode())
+            except ValueError:
+                continue
+            low, high = _HIGH_SURROGATES
+            if stop == size or not low <= text[-1] <= high:
+                return str(text), stop
+        raise ValueError("no text of JSON")
+
+
+def parse_large(body: bytes | bytearray, max_rest_bytes: int) -> Any:
+    """What a body says. Raises BadBody, ValueError or RecursionError.
+
+    The long texts of its own fields are LongTexts, and none may lie deeper; the rest of
+    it may have `max_rest_bytes`."""
+    if len(body) <= max_rest_bytes:
+        return parse_json(body)
+    rest, texts = _without_long_texts(body, max_rest_bytes)
+    if len(rest) > max_rest_bytes:
+        raise BadBody(_TOO_MUCH_ELSE.format(max_rest_bytes))
+    value = parse_json(rest)
+    fields = value if isinstance(value, dict) else {}
+    put_back = 0
+    for name, text in fields.items():
+        if isinstance(text, str) and text.startswith(_PLACEHOLDER):
+            number = int(text.removeprefix(_PLACEHOLDER))
+            fields[name] = texts[number]
+            put_back += 1
+    if put_back < len(texts):
+        raise BadBody(_TOO_MUCH_ELSE.format(max_rest_bytes))
+    return value
+
+
+def _without_long_texts(
+    body: bytes | bytearray, max_quotes: int
+) -> tuple[bytearray, list[LongText]]:
+    """The body with a placeholder and a number instead of each long text."""
+    # As long as the body; each quote that is left begins or ends a text.
+    masked = body.replace(rb"\\", b"--").replace(rb"\"", b"--")
+    if masked.count(b'"') > max_quotes:
+        raise BadBody(TOO_MANY_VALUES)
+    texts: list[LongText] = []
+    rest = bytearray()
+    view = memoryview(body)
+    kept_to = 0
+    start = masked.find(b'"')
+    end = masked.find(b'"', start + 1)
+    while 0 <= start < end:
+        if end - start > _LONG_BYTES:
+            rest += view[kept_to : start + 1]
+            rest += f"{_PLACEHOLDER}{len(texts)}".encode()
+            texts.append(LongText(bytes(view[start + 1 : end])))
+            kept_to = end
+        start = masked.find(b'"', end + 1)
+        end = masked.find(b'"', start + 1)
+    rest += view[kept_to:]
+    return rest, texts
