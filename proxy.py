@@ -134,7 +134,7 @@ class _Service:
 def create_app(config: Config) -> Flask:
     """The WSGI application; `extensions["pool"].close()` ends what it started."""
     app = Flask(__name__, static_folder=None)
-    pool = Pool(config)
+    pool = _open_pool(config)
     service = _Service(config, pool, _publisher(config))
     app.extensions["pool"] = pool
     # Each that waits holds a thread, as who waits for a slot does.
@@ -154,8 +154,8 @@ def create_app(config: Config) -> Flask:
     app.register_blueprint(_code_api(service))
     app.wsgi_app = partial(_with_plain_path, app.wsgi_app)  # type: ignore[method-assign]
     IN_FLIGHT.set_function(lambda: pool.count("running"))
-    WARM_READY.set_function(lambda: pool.count("ready"))
-    IDLE_SESSIONS.set_function(lambda: pool.count("idle"))
+    WARM_READY.set_function(pool.warm_ready)
+    IDLE_SESSIONS.set_function(pool.idle_sessions)
     LOST_SANDBOXES.set_function(lambda: pool.count("lost"))
     return app
 
@@ -169,6 +169,15 @@ def _publisher(config: Config) -> "Publisher | None":
     if config.image_ttl_hours:
         publisher.start_removing_old(config.image_ttl_hours)
     return publisher
+
+
+def _open_pool(config: Config) -> Pool:
+    """The pool that these settings need: the default one keeps no sandbox."""
+    if config.session_idle_s or config.warm_sandboxes:
+        from sandboxes.keeping import KeepingPool
+
+        return KeepingPool(config)
+    return Pool(config)
 
 
 # --- before and after each request
@@ -437,8 +446,8 @@ def _add_open_views(app: Flask, service: _Service, document: JsonObject) -> None
                 "code_api": bool(config.files_dir),
                 "runs_in_flight": pool.count("running"),
                 "max_concurrent_runs": config.max_concurrent_runs,
-                "warm_ready": pool.count("ready"),
-                "idle_sessions": pool.count("idle"),
+                "warm_ready": pool.warm_ready(),
+                "idle_sessions": pool.idle_sessions(),
                 "lost_sandboxes": pool.count("lost"),
                 "sandbox_seconds_today": round(pool.seconds_spent(), 1),
                 "sandbox_seconds_per_day": config.sandbox_seconds_per_day,

@@ -25,11 +25,11 @@ from e2b.api.client_sync import get_transport
 from e2b.exceptions import NotFoundException, SandboxException
 from e2b_code_interpreter.code_interpreter_sync import Sandbox as E2BSandbox
 
-from config import OVERHEAD_S, VERSION, Config, log
+from config import VERSION, Config, log
 from run import Limits, Run
 from sandboxes.stream import StreamReader
+from sandboxes.timing import TIMING, Timing
 
-KILL_BUDGET_S = 4  # for a small call to E2B: kill, renew, prime, list
 # The least time that a call gets, where none is left: enough for E2B to answer.
 _LEAST_BUDGET_S = 0.2
 # What E2B's proxy answers for a sandbox that is gone.
@@ -194,14 +194,16 @@ class _TappedSandbox(E2BSandbox):
 class Sandbox:
     """One sandbox, from before E2B is asked for it. Its methods raise Unavailable."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, timing: Timing = TIMING) -> None:
         self._config = config
+        self._timing = timing
         # Whether a cell ran in it: only the first one is given a prefix by E2B.
         self.has_run = False
         # Whether its kernel is free and whole after
         # a run, for the next one of a session.
         self.is_reusable = False
-        # E2B was asked for it, and neither refused nor turned out to have none.
+        # E2B may have it: it was asked for, was not refused, and has not been found
+        # missing.
         self.may_exist = False
         self.exists = False
         self.id = ""
@@ -227,7 +229,7 @@ class Sandbox:
         all sandboxes of the account, on several pages. To use or to kill another one
         than was meant would be far worse than to find none, so each is compared.
         Raises ValueError when there is none on the first pages, and more pages."""
-        give_up_at = monotonic() + KILL_BUDGET_S
+        give_up_at = monotonic() + self._timing.small_call_s
         pages = E2BSandbox.list(SandboxQuery(metadata=metadata))
         found = []
         for _ in range(_MOST_PAGES):
@@ -243,7 +245,7 @@ class Sandbox:
         return [_checked(sandbox.sandbox_id) for sandbox in found]
 
     def _connect(self, lifetime_s: int) -> None:
-        connection = _connection(self._config, KILL_BUDGET_S)
+        connection = _connection(self._config, self._timing.small_call_s)
         with self._gone_if_refused():
             e2b = _TappedSandbox.connect(self.id, timeout=lifetime_s, **connection)
         self._e2b = cast(_TappedSandbox, e2b)
@@ -263,7 +265,7 @@ class Sandbox:
         if mark:
             self._metadata["session"] = mark
         self._created_at = monotonic()
-        self._ends_at = self._created_at + OVERHEAD_S + lifetime_s
+        self._ends_at = self._created_at + self._timing.overhead_s + lifetime_s
         self.may_exist = True
         create = partial(
             _TappedSandbox.create,
@@ -295,20 +297,21 @@ class Sandbox:
 
     @_in_our_words()
     def kill(self) -> None:
-        """End it; one that is gone already is fine. Each call to E2B has KILL_BUDGET_S.
+        """End it; one that is gone already is fine. Each call has `small_call_s`.
 
         One whose create was not answered is looked for first: see `_search`."""
+        connection = _connection(self._config, self._timing.small_call_s)
         for sandbox_id in [self.id] if self.exists else self._search():
-            E2BSandbox.kill(sandbox_id, **_connection(self._config, KILL_BUDGET_S))
+            E2BSandbox.kill(sandbox_id, **connection)
 
     def _search(self) -> list[str]:
         """Return the ids that E2B's list has for this create.
 
-        None, when it had none twice after OVERHEAD_S, the longest time limit of a
-        create: E2B has not made it. Until that is sure, raises Unavailable."""
+        Empty once E2B's list lacked it twice after `overhead_s` (no create lasts
+        longer). Before that, raises Unavailable."""
         found = self._listed(self._metadata)
         if not found:
-            self._misses += self.age_s() > OVERHEAD_S
+            self._misses += self.age_s() > self._timing.overhead_s
             self.may_exist = self._misses < _MISSES_UNTIL_SURE
             if self.may_exist:
                 raise Unavailable("E2B's list does not have it yet.")
@@ -316,7 +319,7 @@ class Sandbox:
 
     @_in_our_words()
     def live_for_at_least(self, lifetime_s: int) -> None:
-        """Put its end off, within KILL_BUDGET_S, unless it is that far away already.
+        """Put its end off, within `small_call_s`, unless it is that far away already.
 
         Another thread that is doing so is waited for. Raises SandboxGone when there is
         none, or E2B lets it live no longer."""
@@ -324,7 +327,7 @@ class Sandbox:
             return
         with self._renewing:
             if self.left_s() < lifetime_s:
-                connection = _connection(self._config, KILL_BUDGET_S)
+                connection = _connection(self._config, self._timing.small_call_s)
                 with self._gone_if_refused():
                     self._e2b.set_timeout(lifetime_s, **connection)
                 self._ends_at = monotonic() + lifetime_s
@@ -404,4 +407,4 @@ class Sandbox:
 @_in_our_words()
 def check_key(config: Config) -> None:
     """Ask E2B whether it takes the key. Raises Unavailable."""
-    E2BSandbox.list(limit=1, **_connection(config, KILL_BUDGET_S)).next_items()
+    E2BSandbox.list(limit=1, **_connection(config, TIMING.small_call_s)).next_items()

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,12 +18,12 @@ from e2b.sandbox_sync.sandbox_api import SandboxApi
 from e2b_code_interpreter import Sandbox as E2BSandbox
 from local_e2b import LocalE2B
 
-import sandboxes.pool as pool_module
-import sandboxes.sandbox as sandbox_module
 from config import Config
 from conftest import E2B_KEY, OK_RUN, Service, use
 from run import Run
+from sandboxes.keeping import KEEPING_TIMING, KeepingPool, KeepingTiming
 from sandboxes.pool import Full, Need, Pool
+from sandboxes.sandbox import FAILED
 from texts.cell import MAKE_DATA_FOLDER, Cell
 
 State = dict[str, Any]
@@ -43,8 +44,10 @@ def make_pool(e2b: LocalE2B) -> Iterator[MakePool]:
     sandboxes is left when the test is over."""
     pools = []
 
-    def make(of: type[Config] = Config, **settings: Any) -> Pool:
-        pools.append(Pool(of(e2b_api_key=E2B_KEY, **settings)))
+    def make(timing: KeepingTiming = KEEPING_TIMING, **settings: Any) -> Pool:
+        config = Config(e2b_api_key=E2B_KEY, **settings)
+        keeps = config.session_idle_s or config.warm_sandboxes
+        pools.append((KeepingPool if keeps else Pool)(config, timing))
         return pools[-1]
 
     yield make
@@ -173,23 +176,21 @@ def test_no_more_callers_wait_than_there_are_kills_under_way(
 
 
 def test_a_waiter_is_refused_when_the_kill_takes_longer_than_its_budget(
-    e2b: LocalE2B, make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+    e2b: LocalE2B, make_pool: MakePool
 ) -> None:
-    assert pool_module.KILL_BUDGET_S <= 5
-    monkeypatch.setattr(pool_module, "KILL_BUDGET_S", 0.5)
+    assert KEEPING_TIMING.small_call_s <= 5
     e2b.set_script({"run": OK_RUN, "kill": {"delay_s": 2.2}})
-    pool = make_pool(max_concurrent_runs=1)
+    pool = make_pool(KeepingTiming(small_call_s=0.5), max_concurrent_runs=1)
     pool.run(Cell("1"), 5)
     assert 0.4 < refusal_s(pool, tries=1) < 2
 
 
 def test_a_slot_is_held_until_the_lifetimes_end_when_every_kill_fails(
-    e2b: LocalE2B, make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+    e2b: LocalE2B, make_pool: MakePool
 ) -> None:
-    monkeypatch.setattr(pool_module, "LIFETIME_MARGIN_S", 1)
-    monkeypatch.setattr(pool_module, "_KILL_AGAIN_AFTER_S", (0.1, 0.2, math.inf))
+    timing = KeepingTiming(lifetime_margin_s=1, kill_again_after_s=(0.1, 0.2, math.inf))
     e2b.set_script({"run": OK_RUN, "kill": {"fault": "ignored"}})
-    pool = make_pool(max_concurrent_runs=1)
+    pool = make_pool(timing, max_concurrent_runs=1)
     started = time.monotonic()
     pool.run(Cell("1"), 1)
     e2b.wait_for(lambda state: state["kill_requests"] == 3, 30)
@@ -201,14 +202,13 @@ def test_a_slot_is_held_until_the_lifetimes_end_when_every_kill_fails(
 
 
 def test_a_kill_that_fails_is_tried_again_off_the_callers_path(
-    e2b: LocalE2B, make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+    e2b: LocalE2B, make_pool: MakePool
 ) -> None:
-    assert pool_module._KILL_AGAIN_AFTER_S[0] <= 1
-    monkeypatch.setattr(pool_module, "_KILL_AGAIN_AFTER_S", (1.5, 0.1, math.inf))
+    assert KEEPING_TIMING.kill_again_after_s[0] <= 1
     e2b.set_script(
         {"run": OK_RUN, "kill": [{"fault": "ignored"}, {"fault": "reset"}, {}]}
     )
-    pool = make_pool()
+    pool = make_pool(KeepingTiming(kill_again_after_s=(1.5, 0.1, math.inf)))
     started = time.monotonic()
     assert pool.run(Cell("1"), 5).outcome == "ok"
     assert time.monotonic() - started < 1.4
@@ -231,16 +231,14 @@ def test_code_that_cannot_be_sent_ends_its_sandbox_and_frees_its_slot(
 def test_a_request_as_a_whole_ends_within_its_overhead_when_the_wait_is_long_and_create(
     e2b: LocalE2B,
     make_pool: MakePool,
-    monkeypatch: pytest.MonkeyPatch,
     create: dict[str, Any],
 ) -> None:
-    assert pool_module.OVERHEAD_S == 10
-    monkeypatch.setattr(pool_module, "OVERHEAD_S", 4)
+    assert KEEPING_TIMING.overhead_s == 10
     silent = {"fault": "silent"}
     e2b.set_script(
         {"run": [OK_RUN, silent], "kill": {"delay_s": 0.5}, "create": [{}, create]}
     )
-    pool = make_pool(max_concurrent_runs=1)
+    pool = make_pool(KeepingTiming(overhead_s=4), max_concurrent_runs=1)
     pool.run(Cell("1"), 1)
     started = time.monotonic()
     run = pool.run(
@@ -251,11 +249,10 @@ def test_a_request_as_a_whole_ends_within_its_overhead_when_the_wait_is_long_and
 
 
 def test_making_a_sandbox_leaves_time_for_what_comes_after_the_run(
-    e2b: LocalE2B, make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+    e2b: LocalE2B, make_pool: MakePool
 ) -> None:
-    monkeypatch.setattr(pool_module, "OVERHEAD_S", 4)
     e2b.set_script({"create": {"fault": "hang"}})
-    pool = make_pool()
+    pool = make_pool(KeepingTiming(overhead_s=4))
     started = time.monotonic()
     assert pool.run(Cell("1"), 1).outcome == "unavailable"
     assert 2.4 < time.monotonic() - started < 3.5  # 1.5 s are kept
@@ -274,7 +271,7 @@ def test_a_sandbox_for_longer_work_runs_several_cells_and_lives_long_enough(
                 sandbox.run("1", 5, empty_run())
             assert sandbox.left_s() > 99
             assert ("create" not in steps) == is_made_ahead
-            need = Need(1, made_by=0)
+            need = Need(1, asked_at=-math.inf)
             with pytest.raises(Full), pool.sandbox(need, {}), pool.sandbox(need, {}):
                 pass
     state = e2b.wait_for(lambda state: state["killed"] >= 2, 30)
@@ -286,12 +283,8 @@ def test_a_sandbox_for_longer_work_runs_several_cells_and_lives_long_enough(
 # --- creates that were not answered ---------------------------------------------------
 
 
-@pytest.fixture
-def quick_search(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A create has 1 s, and what was not answered is looked for every 0.4 s."""
-    monkeypatch.setattr(pool_module, "OVERHEAD_S", 2.5)
-    monkeypatch.setattr(sandbox_module, "OVERHEAD_S", 1.5)
-    monkeypatch.setattr(pool_module, "_SEARCH_AGAIN_AFTER_S", 0.4)
+# A create has 1 s, and what was not answered is looked for every 0.4 s.
+QUICK_SEARCH = KeepingTiming(overhead_s=1.5, reserve_s=0.5, search_again_after_s=0.4)
 
 
 @pytest.mark.parametrize(
@@ -302,11 +295,11 @@ def quick_search(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_a_sandbox_whose_create_was_not_answered_is_found_and_killed(
-    e2b: LocalE2B, make_pool: MakePool, quick_search: None, creates: list[State]
+    e2b: LocalE2B, make_pool: MakePool, creates: list[State]
 ) -> None:
     # It is not found before this test has seen that it is looked for.
     e2b.set_script({"run": OK_RUN, "create": creates, "list": {"fault": "reset"}})
-    pool = make_pool(max_concurrent_runs=1)
+    pool = make_pool(QUICK_SEARCH, max_concurrent_runs=1)
     assert pool.run(Cell("1"), 30).outcome == "unavailable"
     assert pool.count("lost") == 1
     assert pool.seconds_spent() > 0
@@ -326,10 +319,10 @@ def test_a_sandbox_whose_create_was_not_answered_is_found_and_killed(
     ],
 )
 def test_the_slot_of_a_create_that_made_nothing_is_free_and_costs_nothing_in_the_end(
-    e2b: LocalE2B, make_pool: MakePool, quick_search: None, create: State
+    e2b: LocalE2B, make_pool: MakePool, create: State
 ) -> None:
     e2b.set_script({"run": OK_RUN, "create": create})
-    pool = make_pool(max_concurrent_runs=1)
+    pool = make_pool(QUICK_SEARCH, max_concurrent_runs=1)
     assert pool.run(Cell("1"), 30).outcome == "unavailable"
     assert pool.count("lost") == 1
     wait_until(lambda: pool.count("lost") == 0, 10)
@@ -371,7 +364,7 @@ def test_a_create_that_was_refused_frees_its_slot_without_a_search_whatever_its_
 
 
 def test_any_other_answer_than_a_refusal_holds_its_slot_whatever_its_body(
-    e2b: LocalE2B, make_pool: MakePool, quick_search: None
+    e2b: LocalE2B, make_pool: MakePool
 ) -> None:
     answers = [
         {"status": status, "body": body, "headers": NO_RETRY}
@@ -379,7 +372,7 @@ def test_any_other_answer_than_a_refusal_holds_its_slot_whatever_its_body(
         for body in BODIES.values()
     ]
     e2b.set_script({"run": OK_RUN, "create": answers, "list": {"fault": "reset"}})
-    pool = make_pool(max_concurrent_runs=len(answers))
+    pool = make_pool(QUICK_SEARCH, max_concurrent_runs=len(answers))
     for number, answer in enumerate(answers, 1):
         assert pool.run(Cell("1"), 30).outcome == "unavailable", answer
         assert pool.count("lost") == number, answer
@@ -407,11 +400,11 @@ def test_health_and_metrics_tell_of_lost_sandboxes(
 
 
 def test_an_outage_of_e2b_never_reads_as_full(
-    e2b: LocalE2B, make_pool: MakePool, quick_search: None
+    e2b: LocalE2B, make_pool: MakePool
 ) -> None:
     broken = {"status": 500, "body": {"code": 500}}
     e2b.set_script({"run": OK_RUN, "create": broken, "list": broken})
-    pool = make_pool(max_concurrent_runs=2)
+    pool = make_pool(QUICK_SEARCH, max_concurrent_runs=2)
     for _ in range(5):
         assert pool.run(Cell("1"), 30).problem == "E2B failed. Try again in a minute."
     assert pool.count("lost") == 2
@@ -423,13 +416,11 @@ def test_an_outage_of_e2b_never_reads_as_full(
 def test_what_e2b_cannot_say_counts_until_the_end_of_its_lifetime(
     e2b: LocalE2B,
     make_pool: MakePool,
-    quick_search: None,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(pool_module, "LIFETIME_MARGIN_S", 1)
+    timing = replace(QUICK_SEARCH, lifetime_margin_s=1)
     creates = [{"fault": "lost_reply"}, {"fault": "reset"}]
     e2b.set_script({"run": OK_RUN, "create": creates, "list": {"fault": "reset"}})
-    pool = make_pool(max_concurrent_runs=1)
+    pool = make_pool(timing, max_concurrent_runs=1)
     pool.run(Cell("1"), 1)
     e2b.wait_for(lambda state: state["expired"] == 1, 10)
     assert pool.count("lost") == 1
@@ -440,16 +431,15 @@ def test_what_e2b_cannot_say_counts_until_the_end_of_its_lifetime(
 def test_an_id_that_is_none_is_a_create_that_failed(
     e2b: LocalE2B,
     make_pool: MakePool,
-    quick_search: None,
 ) -> None:
     created = {"templateID": "t", "clientID": "c", "envdVersion": "0.5.9"}
     ids = [None, 12345678, "", "../v2/sandboxes", "short"]
     creates = [{"status": 201, "body": created | {"sandboxID": id_}} for id_ in ids]
     e2b.set_script({"run": OK_RUN, "create": creates})
-    pool = make_pool()
+    pool = make_pool(QUICK_SEARCH)
     for _ in ids:
         run = pool.run(Cell("1"), 30)
-        assert (run.outcome, run.problem) == ("unavailable", sandbox_module.FAILED)
+        assert (run.outcome, run.problem) == ("unavailable", FAILED)
     assert len(of_kind(e2b.state(), "create")) == len(ids)
     wait_until(lambda: pool.count("lost") == 0, 10)
     state = e2b.state()
@@ -496,7 +486,6 @@ def test_a_run_whose_sandbox_cannot_be_killed_in_a_thread_is_answered_all_the_sa
 def test_a_panic_leaves_no_slot_taken(
     e2b: LocalE2B,
     make_pool: MakePool,
-    quick_search: None,
     monkeypatch: pytest.MonkeyPatch,
     owner: type,
     method: str,
@@ -510,7 +499,7 @@ def test_a_panic_leaves_no_slot_taken(
         return working(*args, **options)
 
     monkeypatch.setattr(owner, method, panic_once)
-    pool = make_pool(max_concurrent_runs=1)
+    pool = make_pool(QUICK_SEARCH, max_concurrent_runs=1)
     run = pool.run(Cell("1"), 30)
     assert run.outcome == ("ok" if method == "_cls_kill" else "unavailable")
     wait_until(lambda: pool.count("running", "ending", "lost") == 0)
@@ -520,7 +509,6 @@ def test_a_panic_leaves_no_slot_taken(
 def test_a_keeper_logs_what_it_does_not_expect_and_goes_on(
     e2b: LocalE2B,
     make_pool: MakePool,
-    quick_search: None,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -529,7 +517,7 @@ def test_a_keeper_logs_what_it_does_not_expect_and_goes_on(
 
     with monkeypatch.context() as patch:
         patch.setattr(SandboxApi, "_create_sandbox", panic)
-        pool = make_pool(warm_sandboxes=1)
+        pool = make_pool(QUICK_SEARCH, warm_sandboxes=1)
         wait_until(lambda: "in create" in caplog.text)
     is_ready(pool)
 
@@ -574,8 +562,12 @@ def test_no_budget_is_no_limit(e2b: LocalE2B, make_pool: MakePool) -> None:
 # --- sandboxes made ahead -------------------------------------------------------------
 
 
+# Made ahead: what waits is looked at every 0.1 s and renewed every 0.2 s.
+QUICK_KEEPER = KeepingTiming(look_again_after_s=0.1, renew_after_s=0.2)
+
+
 def is_ready(pool: Pool, count: int = 1) -> None:
-    wait_until(lambda: pool.count("ready") == count)
+    wait_until(lambda: pool.warm_ready() == count)
 
 
 def test_one_made_ahead_is_used_once_killed_and_made_again(
@@ -635,11 +627,11 @@ def kernel_pool(
 ) -> Iterator[MakePool]:
     """A pool of sandboxes with real kernels, which start late on a busy machine."""
     use(kernel_e2b, monkeypatch)
-    monkeypatch.setattr(pool_module, "_PRIMING_LIMIT_S", 60)
     pools = []
 
     def make(**settings: Any) -> Pool:
-        pools.append(Pool(Config(e2b_api_key=E2B_KEY, warm_sandboxes=1, **settings)))
+        config = Config(e2b_api_key=E2B_KEY, warm_sandboxes=1, **settings)
+        pools.append(KeepingPool(config, KeepingTiming(priming_s=60)))
         is_ready(pools[-1])
         return pools[-1]
 
@@ -688,10 +680,9 @@ plt.show()
 
 
 def test_the_end_of_one_that_waits_is_put_off_so_a_whole_run_always_fits(
-    e2b: LocalE2B, make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+    e2b: LocalE2B, make_pool: MakePool
 ) -> None:
-    monkeypatch.setattr(pool_module, "_RENEW_AFTER_S", 0.2)
-    pool = make_pool(warm_sandboxes=1, run_timeout_s=5)
+    pool = make_pool(QUICK_KEEPER, warm_sandboxes=1, run_timeout_s=5)
     state = e2b.wait_for(lambda state: len(of_kind(state, "timeout")) >= 3, 30)
     assert of_kind(state, "create")[0]["body"]["timeout"] == 5 + 15
     assert {request["body"]["timeout"] for request in of_kind(state, "timeout")} == {
@@ -702,13 +693,12 @@ def test_the_end_of_one_that_waits_is_put_off_so_a_whole_run_always_fits(
 
 
 def test_those_that_wait_are_dropped_when_no_run_comes_and_made_again_at_the_next(
-    e2b: LocalE2B, make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+    e2b: LocalE2B, make_pool: MakePool
 ) -> None:
-    monkeypatch.setattr(pool_module, "_RENEW_AFTER_S", 0.2)
-    pool = make_pool(warm_sandboxes=2, warm_idle_s=1)
+    pool = make_pool(QUICK_KEEPER, warm_sandboxes=2, warm_idle_s=1)
     is_ready(pool, 2)
     state = e2b.wait_for(lambda state: state["killed"] == 2, 30)
-    wait_until(lambda: pool.count("ready") + pool.count("making") == 0)
+    wait_until(lambda: pool.warm_ready() + pool.count("making") == 0)
     assert (state["created"], pool.count("making")) == (2, 0)
     assert pool.run(Cell("1"), 5).outcome == "ok"
     is_ready(pool, 2)
@@ -728,10 +718,9 @@ def test_one_that_turns_out_dead_is_replaced_without_the_caller_seeing_it(
 
 
 def test_one_that_turns_out_dead_when_its_end_is_put_off_is_made_again(
-    e2b: LocalE2B, make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+    e2b: LocalE2B, make_pool: MakePool
 ) -> None:
-    monkeypatch.setattr(pool_module, "_RENEW_AFTER_S", 0.2)
-    pool = make_pool(warm_sandboxes=1)
+    pool = make_pool(QUICK_KEEPER, warm_sandboxes=1)
     is_ready(pool)
     e2b.set_script({"run": OK_RUN, "timeout": [{"fault": "not_found"}, {}]})
     e2b.wait_for(lambda state: state["created"] == 2, 30)
@@ -754,11 +743,12 @@ def test_when_e2b_is_short_of_room_making_ahead_backs_off_and_callers_still_run(
 
 
 def test_a_caller_does_not_wait_while_making_ahead_backs_off(
-    e2b: LocalE2B, make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+    e2b: LocalE2B, make_pool: MakePool
 ) -> None:
-    monkeypatch.setattr(pool_module, "_FIRST_BACK_OFF_S", 5)
     e2b.set_script({"run": OK_RUN, "create": [REFUSED, {}]})
-    pool = make_pool(max_concurrent_runs=1, warm_sandboxes=1)
+    pool = make_pool(
+        KeepingTiming(first_back_off_s=5), max_concurrent_runs=1, warm_sandboxes=1
+    )
     e2b.wait_for(lambda state: answered(state, "create"), 30)
     run = pool.run(Cell("1"), 5)
     assert run.outcome == "ok"
@@ -766,22 +756,20 @@ def test_a_caller_does_not_wait_while_making_ahead_backs_off(
 
 
 def test_one_that_cannot_be_primed_is_killed_before_making_ahead_backs_off(
-    e2b: LocalE2B, make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+    e2b: LocalE2B, make_pool: MakePool
 ) -> None:
-    monkeypatch.setattr(pool_module, "_FIRST_BACK_OFF_S", 5)
     e2b.set_script({"run": {"fault": "reset"}})
-    make_pool(warm_sandboxes=1)
+    make_pool(KeepingTiming(first_back_off_s=5), warm_sandboxes=1)
     state = e2b.wait_for(lambda state: of_kind(state, "kill"), 30)
     (primed, *_), (killed, *_) = of_kind(state, "run"), of_kind(state, "kill")
     assert killed["at_s"] - primed["at_s"] < 4.5
 
 
 def test_the_back_off_begins_again_after_a_success(
-    e2b: LocalE2B, make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+    e2b: LocalE2B, make_pool: MakePool
 ) -> None:
-    monkeypatch.setattr(pool_module, "_FIRST_BACK_OFF_S", 0.25)
     e2b.set_script({"run": OK_RUN, "create": [*[REFUSED] * 3, {}, REFUSED, {}]})
-    pool = make_pool(warm_sandboxes=1)
+    pool = make_pool(replace(QUICK_KEEPER, first_back_off_s=0.25), warm_sandboxes=1)
     is_ready(pool)
     assert pool.run(Cell("1"), 5).outcome == "ok"
     state = e2b.wait_for(lambda state: len(of_kind(state, "create")) == 6, 30)
@@ -813,42 +801,16 @@ def test_the_next_is_made_ahead_as_soon_as_one_is_taken(
     assert running.result().outcome == "ok"
 
 
-class SlowConfig(Config):
-    """Its `warm_idle_s` is read only after `while_reading` was called."""
-
-    def while_reading(self) -> None:
-        """Replaced by a test."""
-
-    def __getattribute__(self, name: str) -> Any:
-        if name == "warm_idle_s":
-            self.while_reading()
-        return super().__getattribute__(name)
-
-
-def test_one_that_is_taken_at_the_worst_moment_is_replaced_at_once_too(
-    e2b: LocalE2B,
-    make_pool: MakePool,
-    threads: ThreadPoolExecutor,
-    monkeypatch: pytest.MonkeyPatch,
+def test_whenever_one_is_taken_the_next_is_made_ahead_at_once(
+    e2b: LocalE2B, make_pool: MakePool
 ) -> None:
-    """The keeper had seen that its sandbox was not taken, and was about to wait."""
-    about_to_wait, is_taken = threading.Event(), threading.Event()
-
-    def while_reading(_: SlowConfig) -> None:
-        if pool.count("ready"):
-            about_to_wait.set()
-            is_taken.wait(5)
-
-    pool = make_pool(SlowConfig, warm_sandboxes=1)
-    monkeypatch.setattr(SlowConfig, "while_reading", while_reading)
-    is_ready(pool)
-    about_to_wait.wait(1)
-    e2b.set_script({"run": {"run_s": 4, **OK_RUN}})
-    running = threads.submit(pool.run, Cell("1"), 10)
-    wait_until(lambda: pool.count("running") == 1)
-    is_taken.set()
-    e2b.wait_for(lambda state: len(of_kind(state, "create")) == 2, 3)
-    assert running.result().outcome == "ok"
+    """No change is lost, whatever the keeper is about to do: it looks again by itself
+    only when this test is over."""
+    timing = KeepingTiming(look_again_after_s=30)
+    pool = make_pool(timing, warm_sandboxes=1)
+    for _ in range(50):
+        is_ready(pool)
+        assert pool.run(Cell("1"), 5).outcome == "ok"
 
 
 def test_making_ahead_stops_when_the_days_budget_is_spent(
@@ -898,12 +860,12 @@ def test_one_that_is_primed_while_the_pool_closes_is_not_offered(
     e2b.wait_for(lambda state: of_kind(state, "run"), 30)
     closing = threads.submit(pool.close)
     while not closing.done():
-        assert pool.count("ready") == 0
+        assert pool.warm_ready() == 0
     assert len(of_kind(e2b.state(), "kill")) == 1
 
 
 def test_close_tries_a_kill_again_and_gives_up_within_its_budget(
-    e2b: LocalE2B, make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+    e2b: LocalE2B, make_pool: MakePool
 ) -> None:
     e2b.set_script({"run": OK_RUN, "kill": [{"fault": "ignored"}, {}]})
     pool = make_pool(warm_sandboxes=1)
@@ -911,11 +873,8 @@ def test_close_tries_a_kill_again_and_gives_up_within_its_budget(
     pool.close()
     assert e2b.state()["alive"] == 0
     e2b.set_script({"run": OK_RUN, "kill": {"fault": "hang_alive"}})
-    pool = make_pool(warm_sandboxes=1)
+    pool = make_pool(KeepingTiming(small_call_s=1.5), warm_sandboxes=1)
     is_ready(pool)
-    monkeypatch.setattr(
-        sandbox_module, "KILL_BUDGET_S", 1.5
-    )  # until the end of this test
     started = time.monotonic()
     pool.close(0.5)
     assert time.monotonic() - started < 1.4
@@ -972,9 +931,7 @@ def test_creates_and_kills_balance_after_a_mix_of_faults(
     assert outcomes <= {"ok", "error", "unavailable"}
     assert "ok" in outcomes
     pool.close()
-    wait_until(
-        lambda: not any(map(pool.count, ("making", "ready", "running", "ending")))
-    )
+    wait_until(lambda: not pool.count("making", "kept", "running", "ending"))
     assert e2b.wait_for(lambda state: state["alive"] == 0, 30)["created"] > 15
 
 
@@ -1024,7 +981,7 @@ def test_the_calls_of_a_session_have_one_sandbox_whose_lifetime_begins_after_eac
     kinds = [request["kind"] for request in state["requests"]]
     assert kinds[:3] == ["list", "create", "run"]
     assert sorted(kinds[3:]) == ["run", "timeout", "timeout"]
-    assert pool.count("idle") == 1
+    assert pool.idle_sessions() == 1
     assert pool.seconds_spent() > 0
 
 
@@ -1062,7 +1019,7 @@ def test_a_session_that_runs_is_never_ended_for_another_caller(
     e2b.wait_for(runs_sent(2), 30)
     other = threads.submit(pool.run, Cell("1"), 5)
     e2b.wait_for(runs_sent(3), 30)
-    assert pool.count("idle") == 0
+    assert pool.idle_sessions() == 0
     assert refusal_s(pool) < 0.1
     assert running.result().outcome == other.result().outcome == "ok"
 
@@ -1074,7 +1031,7 @@ def test_making_ahead_never_ends_a_session(e2b: LocalE2B, make_pool: MakePool) -
     assert pool.run(Cell("1"), 5).outcome == "ok"  # took the one made ahead
     is_ready(pool)  # and its keeper has its slot again
     assert "create" not in pool.run(Cell("1"), 5).durations_s
-    assert pool.count("idle") == 1
+    assert pool.idle_sessions() == 1
 
 
 def test_a_session_without_a_slot_ends_one_that_was_made_ahead(
@@ -1102,7 +1059,7 @@ def test_30_sessions_with_a_cap_of_20(e2b: LocalE2B, make_pool: MakePool) -> Non
     for mark in marks:
         assert pool.run(Cell("1"), 5, mark).outcome == "ok"
     e2b.wait_for(lambda state: state["alive"] == 20, 30)
-    assert pool.count("idle") == 20
+    assert pool.idle_sessions() == 20
     assert [bool(pool.run(Cell("1"), 5, mark).note) for mark in marks[10:]] == [
         False
     ] * 20
@@ -1140,7 +1097,7 @@ def test_a_sandbox_that_e2b_lets_live_no_longer_ends_its_session(
     too_long = {"status": 400, "body": {"code": 400, "message": "longer than 1 h"}}
     e2b.set_script({"run": OK_RUN, "timeout": too_long})
     pool.run(Cell("1"), 5, "mark")
-    wait_until(lambda: pool.count("idle") == 0)
+    wait_until(lambda: pool.idle_sessions() == 0)
     assert "is gone" in pool.run(Cell("1"), 5, "mark").note
 
 
@@ -1153,6 +1110,18 @@ def test_a_renewal_that_fails_otherwise_leaves_the_session(
     for _ in range(2):
         assert pool.run(Cell("1"), 5, "mark").note == ""
     assert len(set(used_by(e2b.state()))) == 1
+
+
+def test_a_kill_does_not_wait_behind_a_renewal_that_hangs(
+    e2b: LocalE2B, make_pool: MakePool
+) -> None:
+    e2b.set_script({"run": OK_RUN, "timeout": {"fault": "hang"}})
+    pool = sessions(make_pool, max_concurrent_runs=1)
+    pool.run(Cell("1"), 5, "mark")
+    e2b.wait_for(lambda state: of_kind(state, "timeout"), 30)
+    run = pool.run(Cell("1"), 5)
+    assert run.outcome == "ok"
+    assert run.durations_s["queue"] < 2  # the renewal takes 4 s
 
 
 def test_a_call_that_puts_the_end_off_itself_asks_for_a_sessions_whole_life(
@@ -1169,14 +1138,15 @@ def test_a_call_that_puts_the_end_off_itself_asks_for_a_sessions_whole_life(
 
 
 def test_a_session_that_was_idle_too_long_is_left_to_e2b_and_begins_anew(
-    e2b: LocalE2B, make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+    e2b: LocalE2B, make_pool: MakePool
 ) -> None:
-    monkeypatch.setattr(pool_module, "LIFETIME_MARGIN_S", 1)
-    pool = make_pool(session_idle_s=1, run_timeout_s=1)
+    pool = make_pool(
+        KeepingTiming(lifetime_margin_s=1), session_idle_s=1, run_timeout_s=1
+    )
     pool.run(Cell("1"), 1, "mark")
     state = e2b.wait_for(lambda state: state["expired"] == 1, 30)
     assert state["kill_requests"] == 0
-    wait_until(lambda: pool.count("idle") == 0)
+    wait_until(lambda: pool.idle_sessions() == 0)
     assert "is gone" in pool.run(Cell("1"), 1, "mark").note
     assert pool.run(Cell("1"), 1, "mark").note == ""
 
@@ -1203,7 +1173,7 @@ def test_when_the_budget_is_spent_idle_sessions_are_ended(
     pool.run(Cell("1"), 5, "mark")
     e2b.wait_for(lambda state: state["killed"] == 1, 30)
     assert pool.run(Cell("1"), 5, "mark").outcome == "unavailable"
-    wait_until(lambda: pool.count("idle", "ending") == 0)
+    wait_until(lambda: pool.idle_sessions() + pool.count("ending") == 0)
 
 
 def test_close_leaves_idle_sessions_to_e2b(e2b: LocalE2B, make_pool: MakePool) -> None:
@@ -1212,7 +1182,7 @@ def test_close_leaves_idle_sessions_to_e2b(e2b: LocalE2B, make_pool: MakePool) -
     pool.close()
     state = e2b.state()
     assert (state["alive"], state["kill_requests"]) == (1, 0)
-    assert pool.count("idle") == 0
+    assert pool.idle_sessions() == 0
 
 
 def test_close_does_not_wait_for_a_session_that_is_just_being_found(
@@ -1225,7 +1195,7 @@ def test_close_does_not_wait_for_a_session_that_is_just_being_found(
     finding = threads.submit(replica.run, Cell("1"), 5, "mark")
     e2b.wait_for(lambda state: len(of_kind(state, "list")) > lists, 30)
     replica.close()
-    assert replica.count("idle") == 0
+    assert replica.idle_sessions() == 0
     assert "is being stopped" in finding.result().problem
     assert e2b.state()["alive"] == 1
 
@@ -1312,12 +1282,11 @@ def test_a_session_takes_no_other_sessions_sandbox_from_a_list_that_holds_all(
 def test_a_create_without_an_answer_kills_nothing_else_of_a_list_that_holds_all(
     e2b: LocalE2B,
     make_pool: MakePool,
-    quick_search: None,
     listing: State,
     last_try: State,
 ) -> None:
     e2b.set_script({"run": OK_RUN, "list": listing})
-    pool = sessions(make_pool)
+    pool = sessions(make_pool, timing=QUICK_SEARCH)
     for mark in ("a", "b"):
         pool.run(Cell("1"), 5, mark)
     others = {sandbox["id"] for sandbox in e2b.state()["sandboxes"]}
@@ -1339,7 +1308,7 @@ def test_a_list_without_an_end_is_looked_through_in_bounds_and_nothing_is_used(
     e2b.set_script({"run": OK_RUN, "list": {"unfiltered": True, "endless": True}})
     lists = len(of_kind(e2b.state(), "list"))
     run = sessions(make_pool).run(Cell("1"), 5, "b")
-    assert (run.outcome, run.problem) == ("unavailable", sandbox_module.FAILED)
+    assert (run.outcome, run.problem) == ("unavailable", FAILED)
     state = e2b.state()
     assert len(of_kind(state, "list")) - lists == 20
     assert (state["created"], len(callers_runs(state))) == (1, 1)

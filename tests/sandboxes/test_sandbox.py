@@ -17,19 +17,18 @@ from e2b import TimeoutException
 from e2b_code_interpreter import Sandbox as E2BSandbox
 from local_e2b import LocalE2B
 
-import sandboxes.pool as pool_module
 import sandboxes.sandbox as sandbox_module
 from config import OVERHEAD_S, Config
 from conftest import E2B_KEY, OK_RUN, of_kind, use
 from run import Run
 from sandboxes.pool import Pool
 from sandboxes.sandbox import (
-    KILL_BUDGET_S,
     Sandbox,
     SandboxGone,
     Unavailable,
     check_key,
 )
+from sandboxes.timing import TIMING, Timing
 from texts.cell import Cell
 
 CONFIG = Config(e2b_api_key=E2B_KEY)
@@ -71,8 +70,10 @@ def took_s(call: Callable[[], object]) -> float:
     return timer.took_s
 
 
-def made(lifetime_s: int = 60, budget_s: float = OVERHEAD_S) -> Sandbox:
-    sandbox = Sandbox(CONFIG)
+def made(
+    lifetime_s: int = 60, budget_s: float = OVERHEAD_S, timing: Timing = TIMING
+) -> Sandbox:
+    sandbox = Sandbox(CONFIG, timing)
     sandbox.create(lifetime_s, budget_s)
     return sandbox
 
@@ -190,12 +191,10 @@ def test_the_code_is_sent_once_exactly_as_it_came_and_unpacked_answers_are_asked
 
 
 def test_a_cell_magic_works_in_the_first_cell_of_a_sandbox(
-    kernels: LocalE2B, monkeypatch: pytest.MonkeyPatch
+    kernels: LocalE2B,
 ) -> None:
     # Kernels start late on a busy machine.
-    monkeypatch.setattr(pool_module, "KILL_BUDGET_S", 30)
-    monkeypatch.setattr(pool_module, "OVERHEAD_S", 60)
-    pool = Pool(CONFIG)
+    pool = Pool(CONFIG, Timing(small_call_s=30, overhead_s=60))
     run = pool.run(Cell("%%bash\necho from the shell"), 50)
     pool.close()
     assert (run.outcome, run.stdout.head) == ("ok", "from the shell\n")
@@ -378,12 +377,11 @@ def test_a_run_asks_for_the_lifetime_of_its_limit_plus_15_s_and_says_whose_it_is
     ],
 )
 def test_a_kill_says_that_it_failed_within_its_budget_when_it(
-    e2b: LocalE2B, fault: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    e2b: LocalE2B, fault: dict[str, Any]
 ) -> None:
-    assert KILL_BUDGET_S == 4
-    monkeypatch.setattr(sandbox_module, "KILL_BUDGET_S", 1)
+    assert TIMING.small_call_s == 4
     e2b.set_script({"kill": fault, "run": OK_RUN})
-    sandbox = made()
+    sandbox = made(timing=Timing(small_call_s=1))
     with Timer() as timer, pytest.raises(Unavailable):
         sandbox.kill()
     assert timer.took_s < 1.9
