@@ -7,9 +7,10 @@ import json
 import subprocess
 import threading
 from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import launch
 import pytest
@@ -17,6 +18,9 @@ import requests
 from builders import is_running, stdout
 from launch import free_port
 from local_e2b import LocalE2B
+
+if TYPE_CHECKING:
+    from sandboxes.pool import Pool
 
 ROOT = Path(__file__).parent
 E2B_KEY = "e2b_0123456789abcdef0123456789abcdef01234567"
@@ -26,7 +30,10 @@ OK_RUN = {"events": [stdout("ok\n")]}
 # So that none of them is what one worker still does when the others have ended.
 LONGEST_FILES = (
     "test_code_api_client.py",
+    "test_made_ahead.py",
+    "test_kept_sandboxes.py",
     "test_pool.py",
+    "test_lost_creates.py",
     "test_attacks.py",
     "test_soak.py",
     "test_code_api_faults.py",
@@ -237,6 +244,30 @@ def use(e2b: LocalE2B, monkeypatch: pytest.MonkeyPatch) -> LocalE2B:
     for name, url in e2b_at(e2b.url).items():
         monkeypatch.setenv(name, url)
     return e2b
+
+
+@pytest.fixture
+def direct_e2b(
+    direct: None, scripted_e2b: LocalE2B, monkeypatch: pytest.MonkeyPatch
+) -> LocalE2B:
+    """E2B without kernels, which the SDK in this process asks."""
+    return use(scripted_e2b, monkeypatch)
+
+
+@pytest.fixture
+def make_pool(direct_e2b: LocalE2B) -> Iterator[Callable[..., Pool]]:
+    """Make pools in this process, with these settings; `direct_e2b` is their E2B."""
+    from pools import pools_at  # which imports from this module
+
+    with pools_at(direct_e2b) as make:
+        yield make
+
+
+@pytest.fixture
+def threads() -> Iterator[ThreadPoolExecutor]:
+    """Threads for the callers of a test."""
+    with ThreadPoolExecutor(20) as executor:
+        yield executor
 
 
 def e2b_at(url: str) -> dict[str, str]:
