@@ -1,9 +1,9 @@
-"""Is it working? Has a running e2b-proxy draw a
-sine wave, and says what is wrong if it does not.
+"""Is it working? Has a running e2b-proxy draw a sine wave; says what is wrong if not.
 
     python dev/check.py [--url http://127.0.0.1:3001] [--key KEY] [--out sine.png]
 
-Needs nothing but Python. The service's API key, if it has one, is taken from --key,
+Needs nothing but Python, no `requests` either: it is piped into the container, and run
+by the Python of a VM. The service's API key, if it has one, is taken from --key,
 PROXY_API_KEY or the file that PROXY_API_KEY_FILE names. Exits 0 with the text of the
 reply and the picture in a file, else 1 with one line on stderr.
 """
@@ -252,18 +252,21 @@ def _check_files(client: Client) -> None:
     media_type = "multipart/form-data; boundary=x"
     url = f"{client.url}/v1/upload"
     uploaded = _code_api_reply(url, client.ask(url, RUN_TIMEOUT_S, form, media_type))
-    file = {
-        "name": "in.txt",
-        "id": uploaded["files"][0]["fileId"],
-        "storage_session_id": uploaded["storage_session_id"],
-    }
+    match uploaded:
+        case {"storage_session_id": session_id, "files": [{"fileId": file_id}]}:
+            file = {"name": "in.txt", "id": file_id, "storage_session_id": session_id}
+        case _:
+            raise NotWorking(f"{url} answered {uploaded}, not with the file's id.")
     url = f"{client.url}/v1/exec"
     body = {"lang": "bash", "code": "rev in.txt >out.txt", "files": [file]}
     reply = _code_api_reply(url, client.ask(url, RUN_TIMEOUT_S, body))
-    if not reply.get("files"):
-        raise NotWorking(f"a script that wrote a file brought none: {reply['stderr']}")
-    path = f"{reply['session_id']}/{reply['files'][0]['id']}"
-    url = f"{client.url}/v1/download/{path}"
+    match reply:
+        case {"session_id": session_id, "files": [{"id": file_id}]}:
+            url = f"{client.url}/v1/download/{session_id}/{file_id}"
+        case {"files": [], "stderr": reason}:
+            raise NotWorking(f"a script that wrote a file brought none: {reason}")
+        case _:
+            raise NotWorking(f"{url} answered {reply}, not with the file's id.")
     written = client.ask(url, HEALTH_TIMEOUT_S)
     if written.status != 200 or written.body.strip() != b"enis":
         raise NotWorking(f"{url} answered {written.status}, not with the file.")

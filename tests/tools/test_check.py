@@ -333,8 +333,24 @@ def test_a_service_that_goes_away_is_said_to_be_away(
         (Answer("<html>hello</html>"), ["another program", "PORT", "--url"]),
         (Answer(["healthy"]), ["another program"]),
         (Answer({}, 404), ["404", "another program"]),
+        (Answer("", 302, {"Location": "/elsewhere"}), ["302", "another program"]),
+        (Answer(HEALTHY, 502), ["502"]),
+        (
+            Answer(HEALTHY, headers={"Content-Length": "99"}),
+            ["could not be asked", "IncompleteRead"],
+        ),
     ],
-    ids=["no HTTP", "503", "starting", "html", "a list", "404"],
+    ids=[
+        "no HTTP",
+        "503",
+        "starting",
+        "html",
+        "a list",
+        "404",
+        "redirect",
+        "502",
+        "cut",
+    ],
 )
 def test_a_service_that_is_not_healthy_is_asked_for_nothing_more(
     played: Played, check_played: RunCheck, health: Answer, words: list[str]
@@ -359,8 +375,11 @@ def error(message: str) -> dict[str, Any]:
         (Answer(error("our own\nfault"), 500), ["500", "our own fault"]),
         (Answer("<html>bad gateway", 502), ["502", "no reason given"]),
         (Answer("", 301, {"Location": "/"}), ["301"]),
+        (Answer("<html>log in"), ["two-element array"]),
+        (Answer(json.dumps(reply(DATA_URI))[:-20]), ["two-element array"]),
+        (Answer(reply(DATA_URI), headers={"Content-Length": "9999"}), ["Incomplete"]),
     ],
-    ids=["401", "503", "500", "502", "301"],
+    ids=["401", "503", "500", "502", "301", "html", "cut body", "cut"],
 )
 def test_a_run_that_is_not_answered_is_named_with_its_cure(
     played: Played, check_played: RunCheck, answer: Answer, words: list[str]
@@ -529,6 +548,8 @@ def test_nothing_listening_is_said_in_one_line_whatever_the_proxy_variables_say(
 # --- files ----------------------------------------------------------------------------
 
 UPLOADED = {"storage_session_id": "s1", "files": [{"fileId": "f1"}]}
+# A body of fewer bytes than its head says.
+CUT = Answer(b"enis", headers={"Content-Length": "5"})
 RAN = {"session_id": "s2", "stdout": "", "stderr": "", "files": [{"id": "f2"}]}
 
 
@@ -564,7 +585,16 @@ def test_files_are_tried_where_the_code_api_is_served(
             Answer({**RAN, "files": [], "stderr": "E2B failed"}),
             "E2B failed",
         ),
+        ("/v1/upload", Answer({}), "/v1/upload answered {}, not with"),
+        ("/v1/upload", Answer({**UPLOADED, "files": []}), "not with the file's id"),
+        ("/v1/upload", Answer("<html>", 502), "/v1/upload answered 502"),
+        ("/v1/upload", Answer("", 302, {"Location": "/health"}), "answered 302"),
         ("/v1/exec", Answer("<html>"), "/v1/exec answered 200"),
+        ("/v1/exec", Answer({"files": [{}]}), "not with the file's id"),
+        ("/v1/exec", Answer({"message": "no"}), "not with the file's id"),
+        ("/v1/exec", Answer(json.dumps(RAN)[:-9]), "/v1/exec answered 200"),
+        ("/v1/download/s2/f2", Answer(b"eni"), "not with the file"),
+        ("/v1/download/s2/f2", CUT, "could not be asked"),
         ("/v1/download/s2/f2", Answer(b"", 404), "answered 404"),
         ("/v1/download/s2/f2", Answer(b"other"), "not with the file"),
     ],
