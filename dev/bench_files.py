@@ -1,36 +1,39 @@
 """The rows of `make bench` for LibreChat's code interpreter: an exec, and files.
 
-Kernels are real here, so that what runs in them counts;
-creating a sandbox takes as long as in the other rows. Between
-two calls a kernel is started ahead, which is not measured.
+Kernels are real here, so that what runs in them counts; creating a sandbox takes as
+long as in the other rows. Between two calls a kernel is started ahead, which is not
+measured.
 """
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 import tempfile
 import threading
 import time
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import psutil
-from bench import (
-    BenchError,
-    Generator,
-    Row,
-    Scale,
-    Service,
-    StandIn,
-    against,
-    below,
+from answers import (
+    FORM_TYPE,
+    JSON_TYPE,
+    Answer,
+    Client,
+    RequestsClient,
+    TimedClient,
+    check_exec,
+    check_file,
+    check_size,
+    ref_of,
 )
-from launch import LOOPBACK, clean_environ
+from bench_load import Generator
+from bench_table import Row, against, below
+from launch import clean_environ
+from processes import Service, StandIn
 
 # Longer than a kernel takes to start.
 PAUSE_S = 0.5
@@ -40,6 +43,10 @@ BARE = (
     "print(done.stdout, end='')"
 )
 EXEC_LIMIT = 1.3
+# Of any one answer, the largest of which takes 20 s.
+REQUEST_TIMEOUT_S = 240.0
+FORM_HEAD = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
+FORM_END = b"\r\n--x--\r\n"
 # Of the service's memory at 100 MB, in MB.
 MEMORY_LIMITS = {"upload": 32, "download": 32, "in": 64, "out": 48}
 MB = 1_000_000
@@ -51,67 +58,76 @@ class Measured:
     memory_mb: float = 0.0  # at most, above what it was before
 
 
+def exec_script(
+    client: Client, code: str, files: Sequence[dict[str, Any]] = ()
+) -> Answer:
+    body = json.dumps({"lang": "bash", "code": code, "files": list(files)})
+    return client.ask("POST", "/v1/exec", body.encode(), JSON_TYPE)
+
+
+def echo(client: Client) -> float:
+    """How long an exec of `echo hi` takes, s."""
+    started_at = time.monotonic()
+    answer = exec_script(client, "echo hi")
+    took_s = time.monotonic() - started_at
+    check_exec(answer, "hi\n")
+    return took_s
+
+
+def upload(client: Client, data: bytes) -> dict[str, Any]:
+    """The reference to a file that went up as the name a."""
+
+    def form() -> Iterator[bytes]:
+        yield FORM_HEAD
+        for at in range(0, len(data), MB):
+            yield data[at : at + MB]
+        yield FORM_END
+
+    return ref_of(client.ask("POST", "/v1/upload", form(), FORM_TYPE))
+
+
+def download(client: Client, ref: dict[str, Any]) -> Answer:
+    path = f"/v1/download/{ref['storage_session_id']}/{ref['id']}"
+    return client.ask("GET", path)
+
+
+def check_taken_in(answer: Answer, data: bytes) -> None:
+    """`wc -c` in the sandbox has counted the whole file."""
+    check_exec(answer, f"{len(data)}\n")
+
+
+def check_brought_out(client: Client, answer: Answer, size_bytes: int) -> None:
+    """The script's file has come, and is kept with all its bytes."""
+    done = check_exec(answer, "done\n", files=1)
+    path = f"/v1/sessions/{done.session_id}/objects/{done.file_ids[0]}"
+    check_size(client.ask("GET", path), size_bytes)
+
+
 class FilesBench:
     """A service with a folder for files, and what is asked of it."""
 
     def __init__(self, service: Service, e2b: StandIn) -> None:
         self._e2b = e2b
-        self._base = f"http://{LOOPBACK}:{service.port}/v1"
-        self._connection = http.client.HTTPConnection(LOOPBACK, service.port)
+        self.client = RequestsClient(service.port, REQUEST_TIMEOUT_S)
+        # An echo is held against the bare SDK's: its client takes as little as it can.
+        self._timed = TimedClient(service.port, REQUEST_TIMEOUT_S)
         self._worker = psutil.Process(service.process.pid).children()[0]
-
-    def exec(self, code: str, files: list[Any] | None = None) -> dict[str, Any]:
-        body = json.dumps({"lang": "bash", "code": code, "files": files or []})
-        headers = {"Content-Type": "application/json"}
-        self._connection.request("POST", "/v1/exec", body, headers)
-        reply = self._connection.getresponse()
-        answer: dict[str, Any] = json.loads(reply.read())
-        if reply.status != 200 or answer["stderr"]:
-            raise BenchError(f"an exec was answered {reply.status}: {answer}")
-        return answer
 
     def echo_s(self) -> float:
         time.sleep(PAUSE_S)
-        started_at = time.monotonic()
-        self.exec("echo hi")
-        return time.monotonic() - started_at
+        return echo(self._timed)
 
     def kinds(self) -> str:
         """The requests to E2B of one exec with a small file each way."""
-        ref = self.upload(1)
+        ref = upload(self.client, b"1")
         self._e2b.seconds_when_idle()
         before = len(self._e2b.state()["requests"])
-        self.exec("cp a b; echo done", [ref])
+        answer = exec_script(self.client, "cp a b; echo done", [ref])
+        check_brought_out(self.client, answer, 1)
         self._e2b.seconds_when_idle()
         requests = self._e2b.state()["requests"][before:]
         kinds = ", ".join(request["kind"] for request in requests)
         return f"{len(requests)}: {kinds}"
-
-    def upload(self, size_bytes: int) -> dict[str, Any]:
-        head = (
-            b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
-        )
-
-        def form() -> Iterator[bytes]:
-            yield head
-            for _ in range(size_bytes // MB):
-                yield os.urandom(MB)
-            yield b"1" * (size_bytes % MB) + b"\r\n--x--\r\n"
-
-        headers = {"Content-Type": "multipart/form-data; boundary=x"}
-        self._connection.request(
-            "POST", "/v1/upload", form(), headers, encode_chunked=True
-        )
-        answer = json.loads(self._connection.getresponse().read())
-        session_id = answer["storage_session_id"]
-        file_id = answer["files"][0]["fileId"]
-        return {"id": file_id, "storage_session_id": session_id, "name": "a"}
-
-    def download(self, ref: dict[str, Any]) -> None:
-        url = f"{self._base}/download/{ref['storage_session_id']}/{ref['id']}"
-        with urllib.request.urlopen(url) as reply:
-            while reply.read(65536):
-                pass
 
     def measure(self, call: Callable[[], Any]) -> tuple[Measured, Any]:
         time.sleep(PAUSE_S)
@@ -141,42 +157,46 @@ class FilesBench:
             watcher.join()
 
 
-def file_rows(scale: Scale) -> list[Row]:
-    script = {
-        "create": {"delay_s": scale.create_s},
-        "kill": {"delay_s": scale.kill_s},
-    }
+def file_rows(
+    create_s: float, kill_s: float, execs: int, megabytes: Sequence[int]
+) -> list[Row]:
+    """The rows, with the stand-in's delays, so many execs, and files of these sizes."""
+    script = {"create": {"delay_s": create_s}, "kill": {"delay_s": kill_s}}
     with tempfile.TemporaryDirectory() as folder, StandIn(script) as e2b:
         environ = clean_environ(e2b.url)
         with Generator(environ) as bare:
-            job = {"callers": 1, "code": BARE, "pause_s": PAUSE_S}
+            job = {"callers": 1, "code": BARE, "pause_s": PAUSE_S, "prints": "hi"}
             bare.ask("bare", calls=1, **job)
-            bare_s = bare.ask("bare", calls=scale.execs, **job)["durations_s"]
+            bare_s = bare.ask("bare", calls=execs, **job)["durations_s"]
         with Service({**environ, "FILES_DIR": folder}) as service:
             files = FilesBench(service, e2b)
             files.echo_s()
-            ours_s = [files.echo_s() for _ in range(scale.execs)]
+            ours_s = [files.echo_s() for _ in range(execs)]
             rows = [
                 against("exec of `echo hi`", bare_s, ours_s, EXEC_LIMIT),
                 Row("requests to E2B of an exec with small files", "", files.kinds()),
             ]
-            for megabytes in scale.megabytes:
-                rows += _rows_of_size(files, megabytes)
+            for size_mb in megabytes:
+                rows += _rows_of_size(files, size_mb)
     return rows
 
 
-def _rows_of_size(files: FilesBench, megabytes: int) -> list[Row]:
-    size = megabytes * MB
-    up, ref = files.measure(lambda: files.upload(size))
-    down, _ = files.measure(lambda: files.download(ref))
-    carried_in, _ = files.measure(lambda: files.exec("wc -c <a", [ref]))
-    code = f"head -c {size} /dev/urandom >b; echo done"
-    carried_out, _ = files.measure(lambda: files.exec(code))
-    ways = {"upload": up, "download": down, "in": carried_in, "out": carried_out}
+def _rows_of_size(files: FilesBench, size_mb: int) -> list[Row]:
+    size_bytes = size_mb * MB
+    client, data = files.client, os.urandom(size_bytes)
+    up, ref = files.measure(lambda: upload(client, data))
+    down, downloaded = files.measure(lambda: download(client, ref))
+    check_file(downloaded, data)
+    into, taken_in = files.measure(lambda: exec_script(client, "wc -c <a", [ref]))
+    check_taken_in(taken_in, data)
+    code = f"head -c {size_bytes} /dev/urandom >b; echo done"
+    out, brought_out = files.measure(lambda: exec_script(client, code))
+    check_brought_out(client, brought_out, size_bytes)
+    ways = {"upload": up, "download": down, "in": into, "out": out}
     seconds = ", ".join(f"{way} {one.took_s:.1f} s" for way, one in ways.items())
-    rows = [Row(f"{megabytes} MB", "", seconds)]
+    rows = [Row(f"{size_mb} MB", "", seconds)]
     for way, one in ways.items():
-        what = f"memory of the service for {megabytes} MB, {way}, at most"
-        if megabytes >= 100:
+        what = f"memory of the service for {size_mb} MB, {way}, at most"
+        if size_mb >= 100:
             rows.append(below(what, one.memory_mb, MEMORY_LIMITS[way], "{:.0f} MB"))
     return rows

@@ -34,8 +34,8 @@ from pathlib import Path
 from typing import Any
 
 import attacks
-from bench import BenchError, Child, Service, StandIn, answered
 from launch import LOOPBACK, clean_environ, free_port
+from processes import BenchError, Child, Service, StandIn, answered
 
 RUN_TIMEOUT_S = 3
 # What the service promises: a run's limit and

@@ -11,7 +11,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from bench import Row, against, below, percentile, table
+from bench_table import Row, against, below, percentile, table
 from soak import Life, Plan, Report, Restart, Sample, problems
 
 pytestmark = pytest.mark.usefixtures("untraced")
