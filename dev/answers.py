@@ -12,6 +12,7 @@ import base64
 import binascii
 import http.client
 import json
+import re
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -20,12 +21,13 @@ from typing import Any, Protocol
 import requests
 from launch import LOOPBACK
 from requests.structures import CaseInsensitiveDict
+from urllib3.exceptions import ReadTimeoutError
 
 JSON_TYPE = {"Content-Type": "application/json"}
 FORM_TYPE = {"Content-Type": "multipart/form-data; boundary=x"}
 PIECE_BYTES = 1_000_000
-PNG = b"\x89PNG\r\n\x1a\n"
-PNG_URI = "data:image/png;base64,"
+# What the tools' runs draw: how its data URI begins, and how the picture itself does.
+BEGINNINGS = {"data:image/png": b"\x89PNG\r\n\x1a\n", "data:image/svg+xml": b"<svg"}
 # What the service says to a caller for whom no slot is free.
 FULL = "slot is taken"
 # Stands between what a run said and the code that it was asked to run.
@@ -37,7 +39,11 @@ class WrongAnswer(Exception):
 
 
 class NoAnswer(WrongAnswer):
-    """The connection failed, was cut, or brought no whole answer within the limit."""
+    """The connection failed, or was cut before the answer was whole."""
+
+
+class TooLate(NoAnswer):
+    """No whole answer came within the limit."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +106,7 @@ class RequestsClient:
             ) as reply:
                 whole = b"".join(reply.iter_content(PIECE_BYTES))
         except requests.RequestException as exc:
-            raise NoAnswer(f"{method} {path} brought no answer: {exc!r}") from exc
+            raise _no_answer(f"{method} {path}", exc, _is_timeout(exc)) from exc
         return _in_time(
             Answer(f"{method} {path}", reply.status_code, reply.headers, whole),
             time.monotonic() - asked_at,
@@ -148,7 +154,8 @@ class TimedClient:
             whole = reply.read()
         except (OSError, http.client.HTTPException) as exc:
             self.close()
-            raise NoAnswer(f"{method} {path} brought no answer: {exc!r}") from exc
+            is_timeout = isinstance(exc, TimeoutError)
+            raise _no_answer(f"{method} {path}", exc, is_timeout) from exc
         return _in_time(
             Answer(f"{method} {path}", reply.status, _headers_of(reply), whole),
             time.monotonic() - asked_at,
@@ -166,8 +173,19 @@ def _headers_of(reply: http.client.HTTPResponse) -> Mapping[str, str]:
 def _in_time(answer: Answer, took_s: float, timeout_s: float) -> Answer:
     """A client's own timeout is for each piece that comes, this one is for all."""
     if took_s > timeout_s:
-        raise NoAnswer(f"{answer.asked} took {took_s:.1f} s, more than {timeout_s:g} s")
+        raise TooLate(f"{answer.asked} took {took_s:.1f} s, more than {timeout_s:g} s")
     return answer
+
+
+def _no_answer(asked: str, exc: Exception, is_timeout: bool) -> NoAnswer:
+    kind = TooLate if is_timeout else NoAnswer
+    return kind(f"{asked} brought no answer: {exc!r}")
+
+
+def _is_timeout(exc: requests.RequestException) -> bool:
+    """In the midst of a body `requests` has a timeout inside of a ConnectionError."""
+    inner = exc.args[0] if exc.args else None
+    return isinstance(exc, requests.Timeout) or isinstance(inner, ReadTimeoutError)
 
 
 # --- concluding -----------------------------------------------------------------------
@@ -206,13 +224,27 @@ def check_script_taken(answer: Answer) -> None:
         raise answer.wrong("a 204: the script was not taken")
 
 
+def check_error(answer: Answer, status: int) -> None:
+    """The service itself, and nothing before it, has refused a bad request."""
+    match json_of(answer):
+        case {"error": {"message": str()}}:
+            if answer.status == status and "X-Request-Id" in answer.headers:
+                return
+    raise answer.wrong(f"an error of the service's own and a {status}")
+
+
 @dataclass(frozen=True)
 class Reply:
     """What came of a run."""
 
-    outcome: str
+    outcome: str  # over MCP only "ok" or "failed"
     text: str  # without the code
     pictures: tuple[str, ...] = ()  # data URIs
+    over_mcp: bool = False
+
+    def says(self, text: str) -> bool:
+        """Whether the text is in it, and not as a part of other words or numbers."""
+        return bool(re.search(rf"(?<!\w){re.escape(text)}(?!\w)", self.text))
 
 
 def reply_of(answer: Answer, code: str) -> Reply:
@@ -240,6 +272,31 @@ def reply_of(answer: Answer, code: str) -> Reply:
     return Reply(outcome, text, tuple(pictures))
 
 
+def reply_over_mcp(answer: Answer, message_id: int) -> Reply:
+    """What a call of the tool says, in the answer to this message and to no other."""
+    if answer.status != 200:
+        raise answer.wrong("a tool's result")
+    match json_of(answer):
+        case {
+            "jsonrpc": "2.0",
+            "id": int(same),
+            "result": {
+                "content": [{"type": "text", "text": str(text)}, *parts],
+                "isError": bool(is_error),
+            },
+        } if same == message_id:
+            pictures = []
+            for part in parts:
+                match part:
+                    case {"type": "image", "mimeType": str(kind), "data": str(data)}:
+                        pictures.append(f"data:{kind};base64,{data}")
+                    case _:
+                        raise answer.wrong("images after the text")
+            outcome = "failed" if is_error else "ok"
+            return Reply(outcome, text, tuple(pictures), over_mcp=True)
+    raise answer.wrong(f"the result of message {message_id}")
+
+
 def check_ran(
     answer: Answer,
     code: str,
@@ -247,7 +304,7 @@ def check_ran(
     pictures: int = 0,
     picture_bytes: int = 0,
 ) -> None:
-    """A run of this code ended well, with that line printed and so many PNGs.
+    """A run of this code ended well, with that line printed and so many pictures.
 
     `picture_bytes`: the size that each has at least.
     """
@@ -259,23 +316,26 @@ def check_ran(
     if len(reply.pictures) != pictures:
         raise answer.wrong(f"{pictures} pictures but {len(reply.pictures)}")
     for uri in reply.pictures:
-        size_bytes = len(_png_in(uri, answer))
+        size_bytes = len(picture_in(uri, answer))
         if size_bytes < picture_bytes:
             raise answer.wrong(
                 f"a picture of {picture_bytes:,} bytes but of {size_bytes:,}"
             )
 
 
-def _png_in(uri: str, answer: Answer) -> bytes:
-    if not uri.startswith(PNG_URI):
-        raise answer.wrong("a PNG in its data URI")
+def picture_in(uri: str, answer: Answer) -> bytes:
+    """The picture in a data URI of this answer, which begins as its kind does."""
+    kind, separator, encoded = uri.partition(";base64,")
+    beginning = BEGINNINGS.get(kind)
+    if not beginning or not separator:
+        raise answer.wrong("a picture in its data URI")
     try:
-        png = base64.b64decode(uri.removeprefix(PNG_URI), validate=True)
+        picture = base64.b64decode(encoded, validate=True)
     except binascii.Error:
         raise answer.wrong("a picture in base64") from None
-    if not png.startswith(PNG):
-        raise answer.wrong("a PNG")
-    return png
+    if not picture.startswith(beginning):
+        raise answer.wrong(f"a picture of the kind {kind}")
+    return picture
 
 
 def is_refused_as_full(answer: Answer) -> bool:
@@ -291,6 +351,17 @@ def is_refused_as_full(answer: Answer) -> bool:
             case {"error": {"message": str(message)}} if FULL in message:
                 return True
     raise answer.wrong("a run, or a refusal because each slot is taken")
+
+
+def is_refused_as_full_by_code_api(answer: Answer) -> bool:
+    """The same of LibreChat's code interpreter, which answers 429."""
+    if answer.status == 200:
+        return False
+    if answer.status == 429 and answer.headers.get("Retry-After", "").isdigit():
+        match json_of(answer):
+            case {"error": "rate_limited", "message": str(message)} if FULL in message:
+                return True
+    raise answer.wrong("an exec, or a refusal because each slot is taken")
 
 
 def ref_of(answer: Answer) -> dict[str, Any]:

@@ -12,7 +12,6 @@ unless all of it is explained: see `problems`. It ends by itself.
 from __future__ import annotations
 
 import argparse
-import http.client
 import json
 import random
 import re
@@ -28,13 +27,35 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import attacks
-from launch import LOOPBACK, clean_environ, free_port
+from answers import (
+    FORM_TYPE,
+    FULL,
+    JSON_TYPE,
+    Answer,
+    Client,
+    NoAnswer,
+    Reply,
+    RequestsClient,
+    TooLate,
+    WrongAnswer,
+    check_error,
+    check_exec,
+    check_file,
+    exec_of,
+    is_refused_as_full,
+    is_refused_as_full_by_code_api,
+    picture_in,
+    ref_of,
+    reply_of,
+    reply_over_mcp,
+)
+from launch import clean_environ, free_port
 from processes import BenchError, Child, Service, StandIn, answered
 
 RUN_TIMEOUT_S = 3
@@ -49,7 +70,20 @@ MAX_GROWTH_MB = 10
 MAX_GROWTH = 20
 LONG_OUTPUT_BYTES = 2_000_000
 SHOWN_PROBLEMS = 20
-FULL = "slot is taken"
+# What the service says of a run that no sandbox has taken.
+NOT_RUN = (
+    "E2B did not answer in time",
+    "E2B could not be reached",
+    "E2B refused this service's key",
+    "E2B is at its limit",
+    "E2B refused to make a sandbox",
+    "E2B failed.",
+    "E2B's sandbox refused the run",
+    "The connection to the sandbox failed",
+    "This service is being stopped",
+)
+# The longest that any answer is waited for.
+REQUEST_TIMEOUT_S = RUN_TIMEOUT_S + OVERHEAD_S + 20
 # What the sandbox of a hostile caller answers:
 # 10 MB in one line, which are long to parse.
 ENTRIES = 800_000
@@ -61,7 +95,8 @@ PLAIN_RUN: dict[str, Any] = {"run": {"events": []}}
 MAX_PEAK_MB = 300
 MAX_KEPT_MB = 64
 
-Answer = dict[str, Any]
+# What the stand-in is to answer.
+Scripted = dict[str, Any]
 
 
 # --- what is asked --------------------------------------------------------------------
@@ -72,14 +107,14 @@ class Fate:
     """What a run's code makes the stand-in do, and what has to come of it."""
 
     name: str
-    answer: Answer
+    answer: Scripted
     outcome: str = "ok"
     text: str = ""  # in the reply; {n} is the run's number
     pictures: int = 0
     timeout_s: int | None = None
 
 
-def _stdout(text: str) -> Answer:
+def _stdout(text: str) -> Scripted:
     return {"type": "stdout", "text": text, "timestamp": "2026-01-01T00:00:00+00:00"}
 
 
@@ -148,7 +183,7 @@ RUN_FAULTS: tuple[tuple[int, Fate], ...] = (
     ),
     (1, Fate("drip", {**SAID, "fault": "drip"}, "timeout", "number {n}", timeout_s=1)),
 )
-CREATE_FAULTS: tuple[tuple[int, Answer], ...] = (
+CREATE_FAULTS: tuple[tuple[int, Scripted], ...] = (
     (3, {"status": 429, "body": {"code": 429, "message": "rate limit"}}),
     (3, {"status": 503, "body": {"code": 503, "message": "busy"}}),
     (3, {"status": 500, "body": {"code": 500, "message": "broken"}}),
@@ -157,7 +192,7 @@ CREATE_FAULTS: tuple[tuple[int, Answer], ...] = (
     (3, {"fault": "lost_reply"}),
     (1, {"fault": "hang"}),
 )
-KILL_FAULTS: tuple[tuple[int, Answer], ...] = (
+KILL_FAULTS: tuple[tuple[int, Scripted], ...] = (
     (4, {"fault": "ignored"}),
     (3, {"fault": "reset"}),
     (3, {"fault": "not_found"}),
@@ -169,7 +204,6 @@ KILL_FAULTS: tuple[tuple[int, Answer], ...] = (
 # Of create and kill; an honest answer is never one of these.
 FAULTY_STATUSES = {403, 429, 500, 503}
 SESSION_CALLS = 8
-JSON_TYPE = {"Content-Type": "application/json"}
 BAD_REQUESTS: tuple[tuple[str, str, dict[str, str], str, int], ...] = (
     ("POST", "/execute", JSON_TYPE, "{}", 400),
     ("POST", "/execute", JSON_TYPE, "{no json", 400),
@@ -194,7 +228,9 @@ def script(faults: float, quick: bool) -> dict[str, Any]:
     """The stand-in's answers; each create and
     each kill fails with the given probability."""
 
-    def mix(delay_s: float, answers: Sequence[tuple[int, Answer]], seed: int) -> Answer:
+    def mix(
+        delay_s: float, answers: Sequence[tuple[int, Scripted]], seed: int
+    ) -> Scripted:
         # A create or a kill that hangs holds its place for as long as it may.
         kept = [(w, a) for w, a in answers if not (quick and "hang" in str(a))]
         total = sum(weight for weight, _ in kept)
@@ -455,10 +491,6 @@ class Witness(threading.Thread):
 # --- the load -------------------------------------------------------------------------
 
 
-class Wrong(Exception):
-    """A reply that is not what the run's fate asks for."""
-
-
 class Load:
     """Callers in threads; `gate` lets them begin their next request."""
 
@@ -500,14 +532,14 @@ class Load:
             setattr(self.report, name, getattr(self.report, name) + 1)
 
     def rest(self, what: str) -> None:
-        """Before the same request is made again.
-        Raises Wrong when it is too late for that."""
+        """Before the same request is made again. Raises WrongAnswer after the end."""
         if self._is_over:
-            raise Wrong(f"{what}: was not answered")
+            raise WrongAnswer(f"{what}: was not answered")
         time.sleep(0.1)
 
     def _call_repeatedly(self, seed: int) -> None:
-        choose, caller = random.Random(seed), Caller(self, self._port)
+        choose = random.Random(seed)
+        caller = Caller(self, RequestsClient(self._port, REQUEST_TIMEOUT_S))
         while True:
             self.gate.wait()
             with self._changed:
@@ -518,7 +550,7 @@ class Load:
                 number = self._numbers
             try:
                 self._call(caller, choose, number)
-            except Wrong as exc:
+            except WrongAnswer as exc:
                 self.report.unexplained.append(str(exc))
             except Exception as exc:
                 self.report.unexplained.append(f"in this program: {exc!r}")
@@ -551,31 +583,29 @@ class Load:
 
 
 class Caller:
-    """One client, which keeps its connection and
-    tries again while the service is restarted."""
+    """One client, which keeps its connection, and tries again while the service is
+    restarted. Its methods raise WrongAnswer."""
 
-    def __init__(self, load: Load, port: int) -> None:
-        self._load, self._port = load, port
-        self._connection: http.client.HTTPConnection | None = None
-        self._opened_at = 0.0
+    def __init__(self, load: Load, client: RequestsClient) -> None:
+        self._load, self._client = load, client
+        # When its connection was opened, or has last brought an answer.
+        self._alive_at: float | None = None
 
     def close(self) -> None:
-        if self._connection:
-            self._connection.close()
-            self._connection = None
+        self._client.close()
+        self._alive_at = None
 
     def refused(
         self, method: str, path: str, headers: dict[str, str], body: str, status: int
     ) -> None:
-        """A bad request. Raises Wrong."""
-        what = f"{method} {path} {body[:40]}"
-        got, reply_headers, text = self._ask(method, path, headers, body.encode(), what)
-        reply = _parsed(text, what)
-        if got != status or "error" not in reply or "X-Request-Id" not in reply_headers:
-            raise Wrong(f"{what}: {got} {text[:200]!r}")
+        """A bad request."""
+        check_error(
+            self._ask(method, path, headers, body.encode(), body[:40]),
+            status,
+        )
 
     def run(self, fate: Fate, number: int, over_mcp: bool) -> str:
-        """The outcome of a run. Raises Wrong."""
+        """The outcome of a run."""
         what = f"{fate.name} {number}{' over MCP' if over_mcp else ''}"
         code = answered(**fate.answer).replace("{n}", str(number))
         arguments: dict[str, Any] = {"code": code}
@@ -594,115 +624,82 @@ class Caller:
         body = json.dumps(message).encode()
         while True:
             asked_at = time.monotonic()
-            status, headers, text = self._ask("POST", path, JSON_TYPE, body, what)
+            answer = self._ask("POST", path, JSON_TYPE, body, what)
             if (took_s := time.monotonic() - asked_at) > limit_s + OVERHEAD_S:
-                raise Wrong(f"{what}: took {took_s:.1f} s")
-            seen = None
-            if status == 200:
-                reply = _parsed(text, what)
-                seen = (
-                    _seen_over_mcp(reply, number) if over_mcp else _seen(reply, headers)
-                )
-            if not seen and not (status == 503 and "Retry-After" in headers):
-                raise Wrong(f"{what}: {status} {text[:200]!r}")
-            if seen and not (over_mcp and FULL in seen.text):
-                return self._judge(fate, number, what, seen)
+                raise TooLate(f"{what}: took {took_s:.1f} s")
+            if over_mcp:
+                reply = reply_over_mcp(answer, number)
+                is_full = reply.outcome == "failed" and FULL in reply.text
+            else:
+                is_full = is_refused_as_full(answer)
+            if not is_full:
+                break
             self._load.count("full")
             self._load.rest(what)
+        if not over_mcp:
+            reply = reply_of(answer, code)
+        if is_as_it_should_be(reply, fate, number, answer):
+            return reply.outcome
+        self._count_without_sandbox()
+        return reply.outcome
+
+    def _count_without_sandbox(self) -> None:
+        now = time.monotonic()
+        restarts = self._load.report.restarts
+        is_stopped = any(r.began_at < now < r.ended_at for r in restarts)
+        self._load.count("stopped" if is_stopped else "no_sandbox")
 
     def exec(self, number: int) -> str:
         """A file goes up, a script reads it and writes another, which is fetched."""
         what = f"exec {number}"
-        form = {"Content-Type": "multipart/form-data; boundary=x"}
         head = (
             b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
         )
         body = head + bytes(FILE_BYTES) + b"\r\n--x--\r\n"
-        uploaded = self._asked_code_api("POST", "/v1/upload", form, body, what)
-        given = {
-            "name": "a",
-            "id": uploaded["files"][0]["fileId"],
-            "storage_session_id": uploaded["storage_session_id"],
-        }
+        given = ref_of(self._ask("POST", "/v1/upload", FORM_TYPE, body, what))
         script = answered(events=[_stdout(_reported(number))])
         exec_body = {"lang": "bash", "code": script, "files": [given]}
         data = json.dumps(exec_body).encode()
-        reply = self._asked_code_api("POST", "/v1/exec", JSON_TYPE, data, what)
-        if "E2B" in reply["stderr"] or "service is being stopped" in reply["stderr"]:
-            self._load.count("no_sandbox")
-            return "unavailable"
-        files = [file["id"] for file in reply["files"]]
-        if reply["stdout"] != f"number {number}\n" or len(files) != 1:
-            raise Wrong(f"{what}: {str(reply)[:300]}")
-        path = f"/v1/download/{reply['session_id']}/{files[0]}"
-        status, _, written = self._ask("GET", path, {}, b"", what)
-        if (status, written) != (200, b"%d" % number):
-            raise Wrong(f"{what}: a download was answered {status} {written[:40]!r}")
-        return "ok"
-
-    def _asked_code_api(
-        self, method: str, path: str, headers: dict[str, str], body: bytes, what: str
-    ) -> Any:
-        while True:
-            status, _, text = self._ask(method, path, headers, body, what)
-            if status == 200:
-                return _parsed(text, what)
-            if status != 429:
-                raise Wrong(f"{what}: {path} was answered {status} {text[:200]!r}")
+        while is_refused_as_full_by_code_api(
+            answer := self._ask("POST", "/v1/exec", JSON_TYPE, data, what)
+        ):
             self._load.count("full")
             self._load.rest(what)
-
-    def _judge(self, fate: Fate, number: int, what: str, seen: Seen) -> str:
-        expected = (
-            fate.outcome if not seen.over_mcp or fate.outcome == "ok" else "failed"
-        )
-        if seen.outcome != expected:
-            if seen.outcome in ("unavailable", "failed"):
-                restarts = self._load.report.restarts
-                is_stopped = any(
-                    r.began_at < time.monotonic() < r.ended_at for r in restarts
-                )
-                self._load.count("stopped" if is_stopped else "no_sandbox")
-                return seen.outcome
-            raise Wrong(f"{what}: {seen.outcome}, not {expected}: {seen.text[:200]!r}")
-        is_drawn = seen.pictures == fate.pictures or "picture left out" in seen.text
-        is_said = fate.text.replace("{n}", str(number)) in seen.text
-        if is_drawn and is_said:
-            return seen.outcome
-        if seen.outcome != "failed":
-            raise Wrong(f"{what}: {seen.pictures} pictures and {seen.text[:200]!r}")
-        # Over MCP a run that failed as it should looks like one that got no sandbox.
-        self._load.count("no_sandbox")
-        return seen.outcome
+        if has_not_run(exec_of(answer).stderr):
+            self._load.count("no_sandbox")
+            return "unavailable"
+        done = check_exec(answer, f"number {number}\n", files=1)
+        path = f"/v1/download/{done.session_id}/{done.file_ids[0]}"
+        check_file(self._ask("GET", path, {}, b"", what), b"%d" % number)
+        return "ok"
 
     def _ask(
         self, method: str, path: str, headers: dict[str, str], body: bytes, what: str
-    ) -> tuple[int, Any, bytes]:
-        """Ask until it is answered. Raises Wrong when
-        the connection fails for no known reason."""
+    ) -> Answer:
+        """Ask until it is answered. A failed connection has to have a known reason."""
         while True:
             asked_at = time.monotonic()
+            if self._alive_at is None:
+                self._alive_at = asked_at
             try:
-                if not self._connection:
-                    self._connection = http.client.HTTPConnection(
-                        LOOPBACK, self._port, timeout=RUN_TIMEOUT_S + OVERHEAD_S + 20
-                    )
-                    self._opened_at = asked_at
-                self._connection.request(method, path, body, headers)
-                reply = self._connection.getresponse()
-                text = reply.read()
-                if reply.will_close:
-                    self.close()
-                return reply.status, reply.headers, text
-            except (OSError, http.client.HTTPException) as exc:
+                answer = self._client.ask(method, path, body, headers)
+            except TooLate as exc:
+                raise WrongAnswer(f"{what}: {exc}") from exc
+            except NoAnswer as exc:
+                alive_at = self._alive_at
                 self.close()
-                self._explain(exc, asked_at, what)
+                self._explain(exc, asked_at, alive_at, what)
+            else:
+                self._alive_at = time.monotonic()
+                return replace(answer, asked=f"{what}: {answer.asked}")
             self._load.rest(what)
 
-    def _explain(self, exc: Exception, asked_at: float, what: str) -> None:
-        """Count a connection that a restart ended; raises Wrong when none did."""
+    def _explain(
+        self, exc: NoAnswer, asked_at: float, alive_at: float, what: str
+    ) -> None:
+        """Count a connection that a restart ended; raises WrongAnswer if none did."""
         for restart in reversed(self._load.report.restarts):
-            if self._opened_at <= restart.ended_at:
+            if alive_at <= restart.ended_at:
                 if restart.signal_number == signal.SIGKILL:
                     self._load.count(
                         "cut_by_kill" if asked_at < restart.began_at else "refused"
@@ -711,20 +708,38 @@ class Caller:
                 if asked_at > restart.began_at - 0.05:
                     self._load.count("refused")
                     return
-                raise Wrong(
-                    f"{what}: SIGTERM cut a request that was under way: {exc!r}"
+                raise WrongAnswer(
+                    f"{what}: SIGTERM cut a request that was under way: {exc}"
                 )
-        raise Wrong(f"{what}: {exc!r}")
+        raise WrongAnswer(f"{what}: {exc}")
 
 
-@dataclass(frozen=True)
-class Seen:
-    """What a reply says."""
+def is_as_it_should_be(reply: Reply, fate: Fate, number: int, answer: Answer) -> bool:
+    """Whether a run came to what its fate asks for. False: it was given no sandbox.
 
-    outcome: str
-    text: str
-    pictures: int
-    over_mcp: bool = False
+    Raises WrongAnswer for anything else.
+    """
+    expected = fate.outcome
+    if reply.over_mcp and expected != "ok":
+        expected = "failed"
+    text = fate.text.replace("{n}", str(number))
+    if fate.outcome == "unavailable":
+        is_said = has_not_run(reply.text)
+    else:
+        is_said = not text or reply.says(text)
+    is_drawn = len(reply.pictures) == fate.pictures or "picture left out" in reply.text
+    if reply.outcome == expected and is_said and is_drawn:
+        for uri in reply.pictures:
+            picture_in(uri, answer)
+        return True
+    if reply.outcome in ("unavailable", "failed") and has_not_run(reply.text):
+        return False
+    raise answer.wrong(f"{expected} and what {fate.name} brings")
+
+
+def has_not_run(text: str) -> bool:
+    """Whether it says that there was no sandbox, or none that took the code."""
+    return any(words in text for words in NOT_RUN)
 
 
 def _reported(number: int) -> str:
@@ -753,47 +768,6 @@ def left_over(folder: Path, cut_by_kill: int) -> list[str]:
         if names != {"index.json", *index["sizes"]}:
             found.append(f"session {session.name} holds {names}")
     return found
-
-
-def _parsed(text: bytes, what: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        raise Wrong(f"{what}: not JSON: {text[:200]!r}") from None
-
-
-def _seen(reply: Any, headers: Any) -> Seen | None:
-    match reply:
-        case [[{"type": "text", "text": str(text)}], {"content": list(content)}]:
-            urls = [
-                item["image_url"]["url"]
-                for item in content
-                if item["type"] == "image_url"
-            ]
-            if len(urls) == len(content) and all(
-                url.startswith("data:image/") for url in urls
-            ):
-                return Seen(headers.get("X-Run-Outcome", ""), text, len(urls))
-    return None
-
-
-def _seen_over_mcp(reply: Any, number: int) -> Seen | None:
-    match reply:
-        case {
-            "jsonrpc": "2.0",
-            "id": int(same),
-            "result": {"content": list(), "isError": bool()},
-        }:
-            result = reply["result"]
-            texts = [
-                part["text"] for part in result["content"] if part["type"] == "text"
-            ]
-            pictures = sum(part["type"] == "image" for part in result["content"])
-            if same == number and len(texts) == 1:
-                return Seen(
-                    "failed" if result["isError"] else "ok", texts[0], pictures, True
-                )
-    return None
 
 
 # --- the soak -------------------------------------------------------------------------
@@ -870,10 +844,13 @@ def soak_sessions() -> list[str]:
             "MAX_CONCURRENT_RUNS": "4",
             "SESSION_IDLE_S": "60",
         }
+        sessions = [Session(number) for number in range(6)]
         for _ in range(2):
+            for session in sessions:
+                session.is_known = False
             with Service(environ, port), ThreadPoolExecutor(4) as threads:
                 for problems_of_one in threads.map(
-                    lambda number: _one_session(port, number), range(6)
+                    lambda session: _call_session(port, session), sessions
                 ):
                     found += problems_of_one
         # 60 s, 20 s for a run and 15 s are their lifetime.
@@ -885,33 +862,70 @@ def soak_sessions() -> list[str]:
     return found
 
 
-def _one_session(port: int, number: int) -> list[str]:
-    """Each call checks the token that the one before it has set, and sets another."""
+@dataclass
+class Session:
+    """A conversation, and what its sandbox should hold."""
+
+    number: int
+    calls: int = 0
+    kept: str | None = None  # the token that the call before has set
+    # A process that was just started cannot tell a call that its sandbox is gone.
+    is_known: bool = False
+
+
+def _call_session(port: int, session: Session) -> list[str]:
+    client = RequestsClient(port, REQUEST_TIMEOUT_S)
+    try:
+        return call_session(client, session)
+    finally:
+        client.close()
+
+
+def call_session(client: Client, session: Session) -> list[str]:
+    """Each call checks the token that the one before it has set, and sets another.
+
+    The result is what was wrong, in words.
+    """
     found = []
-    headers = {**JSON_TYPE, "X-Session-Id": f"soak/{number}"}
-    kept = None
+    headers = {**JSON_TYPE, "X-Session-Id": f"soak/{session.number}"}
     for call in range(SESSION_CALLS):
-        token = f"token {number}.{call}.{port}"
-        fails = call == SESSION_CALLS // 2
-        ending = "while True: pass" if fails else "1"
-        code = f"print('had', globals().get('token'))\ntoken = {token!r}\n{ending}"
-        body = json.dumps({"code": code, "timeout": 2 if fails else 20}).encode()
-        connection = http.client.HTTPConnection(LOOPBACK, port, timeout=60)
-        connection.request("POST", "/execute", body, headers)
-        reply = connection.getresponse()
-        text = reply.read().decode()
-        connection.close()
-        text = text.partition("Executed Code")[0]
-        is_gone = "is gone" in text
-        had = re.search(r"had (None|token (\d+)\.\S+)", text)
-        if reply.status != 200 or not had:
-            found.append(f"session {number}: {reply.status} {text[:200]}")
-        elif had[2] not in (None, str(number)):
-            found.append(f"session {number} has seen {had[1]}")
-        elif had[1] == "None" and kept and not is_gone:
-            found.append(f"session {number} lost {kept} without a word")
-        kept = None if fails else token
+        token = f"token {session.number}.{session.calls}"
+        is_too_long = call == SESSION_CALLS // 2
+        code = code_of_session(token, is_too_long)
+        limit_s = 2 if is_too_long else 20
+        body = json.dumps({"code": code, "timeout": limit_s}).encode()
+        try:
+            answer = client.ask("POST", "/execute", body, headers)
+            reply = reply_of(answer, code)
+            if reply.outcome != ("timeout" if is_too_long else "ok"):
+                raise answer.wrong(f"what such a call comes to but {reply.outcome}")
+            problem = wrong_token(reply, session)
+        except WrongAnswer as exc:
+            problem = str(exc)
+        if problem:
+            found.append(f"session {session.number}: {problem}")
+        session.kept = None if is_too_long else token
+        session.is_known = True
+        session.calls += 1
     return found
+
+
+def code_of_session(token: str, is_too_long: bool) -> str:
+    ending = "while True: pass" if is_too_long else "1"
+    return f"print('had', globals().get('token'))\ntoken = {token!r}\n{ending}"
+
+
+def wrong_token(reply: Reply, session: Session) -> str:
+    """What is wrong with the token that a call has seen; "" if it is the one kept."""
+    had = re.search(r"^had (None|token (\d+)\.\d+)$", reply.text, re.MULTILINE)
+    if not had:
+        return f"no token in {reply.text[:200]!r}"
+    if had[1] == "None":
+        is_lost = session.kept and session.is_known and "is gone" not in reply.text
+        return f"lost {session.kept} without a word" if is_lost else ""
+    if had[2] != str(session.number):
+        return f"has seen {had[1]} of another one"
+    return "" if had[1] == session.kept else f"has seen {had[1]}, not {session.kept}"
 
 
 def _attack() -> list[Attack]:
@@ -1094,7 +1108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that no child is left
     try:
         report = soak(plan)
-    except BenchError as exc:
+    except (BenchError, WrongAnswer) as exc:
         print(f"soak: {exc}", file=sys.stderr)
         return 1
     print(text_of(report))
