@@ -5,7 +5,6 @@ Used by the soak and by tests/process/test_attacks.py. Nothing here runs by itse
 
 from __future__ import annotations
 
-import http.client
 import json
 import select
 import socket
@@ -15,7 +14,9 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any
 
-LOOPBACK = "127.0.0.1"
+from answers import TimedClient, health_of
+from launch import LOOPBACK
+
 DROP_EVERY_S = 0.5
 # A client that is asked for less would have the system take a whole picture.
 RECEIVE_BUFFER_BYTES = 4096
@@ -39,20 +40,18 @@ def post(length: int, *headers: str) -> bytes:
 def health_s(port: int, for_s: float, at_least: int = 1) -> list[float]:
     """How long GET /health took on new connections, the longest last.
 
-    It is asked one after another for `for_s`, and `at_least` so many times.
+    It is asked one after another for `for_s`, and `at_least` so many times. Raises
+    WrongAnswer when somebody else answers, or nobody does.
     """
     took_s: list[float] = []
     end_at = time.monotonic() + for_s
     while time.monotonic() < end_at or len(took_s) < at_least:
         started_at = time.monotonic()
-        connection = http.client.HTTPConnection(LOOPBACK, port, timeout=100)
-        connection.request("GET", "/health")
-        with connection.getresponse() as response:
-            if response.status != 200:
-                raise ConnectionError(f"/health answered {response.status}")
-            response.read()
-        connection.close()
+        client = TimedClient(port, timeout_s=100)
+        answer = client.ask("GET", "/health")
+        client.close()
         took_s.append(time.monotonic() - started_at)
+        health_of(answer)
         time.sleep(0.04)
     return sorted(took_s)
 

@@ -6,20 +6,17 @@ their questions the answers of a service that is broken, or of whatever stands b
 
 from __future__ import annotations
 
-import io
 import json
-import signal
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import attacks
 import launch
 import pytest
-import requests
 from answers import (
     Client,
     NoAnswer,
@@ -44,33 +41,31 @@ from bench_load import Generator, timed_run
 from builders import encoded, error, figure, padded_png, picture, stdout
 from local_e2b import LocalE2B
 from processes import BenchError, answered
-from requests_mock import ANY, Mocker
-from soak import (
-    PLAIN,
-    RUN_FAULTS,
-    SESSION_CALLS,
-    Caller,
-    Life,
-    Load,
-    Plan,
-    Restart,
-    Session,
-    call_session,
-    code_of_session,
-    problems,
+from requests_mock import Mocker
+from soak import PLAIN, Caller, Load
+from tool_answers import (
+    BASE,
+    BETWEEN,
+    FILE,
+    GIF_URI,
+    HTML,
+    PNG_URI,
+    PORT,
+    Fields,
+    bad_request,
+    exec_reply,
+    play,
+    refusal,
+    run_reply,
+    tool_result,
+    uploaded,
 )
-from urllib3 import HTTPResponse
 
 pytestmark = pytest.mark.usefixtures("untraced")
 
-PORT = 3001
-BASE = f"http://127.0.0.1:{PORT}"
-HTML = "<html><h1>Bad Gateway</h1></html>"
 REF = {"id": "f1", "storage_session_id": "s1", "name": "a"}
 EXEC = "POST /v1/exec"
 OBJECT = "GET /v1/sessions/s2/objects/f2"
-
-Fields = dict[str, Any]
 
 
 @pytest.fixture
@@ -82,46 +77,13 @@ def client() -> Iterator[RequestsClient]:
 
 # --- what is asked, and the good answer -----------------------------------------------
 
-
-def run_reply(
-    code: str, says: str = "ok", urls: tuple[str, ...] = (), outcome: str = "ok"
-) -> Fields:
-    text = f"**Console Output:**\n```\n{says}\n```\n\n"
-    text += f"**Executed Code:**\n```python\n{code}\n```"
-    pictures = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
-    body = [[{"type": "text", "text": text}], {"content": pictures}]
-    return {"json": body, "headers": {"X-Run-Outcome": outcome}}
-
-
-def exec_reply(**changed: Any) -> Fields:
-    body = {"session_id": "s2", "stdout": "", "stderr": "", "files": []}
-    return {"json": {**body, **changed}}
-
-
-def uploaded(**changed: Any) -> Fields:
-    body = {
-        "message": "success",
-        "storage_session_id": "s1",
-        "files": [{"fileId": "f1", "filename": "a"}],
-    }
-    return {"json": {**body, **changed}}
-
-
-def refusal(message: str = "Every slot is taken. Try again.", **more: Any) -> Fields:
-    error = {"code": "service_unavailable", "message": message, "request_id": "r"}
-    headers = {"Retry-After": "5"}
-    return {"json": {"error": error}, "status_code": 503, "headers": headers, **more}
-
-
 JOB = printing(0)
 CODE = JOB["code"]
 DRAWING = {"code": "plt.show()", "pictures": 1, "picture_bytes": 1000}
-PNG_URI = "data:image/png;base64," + encoded(padded_png(1000))
 PRINT = PLAIN[0][1]
 SOAK_CODE = answered(**PRINT.answer).replace("{n}", "7")
 HEALTHY = {"status": "healthy", "runs_in_flight": 0, "warm_ready": 1}
 STATE = {"alive": 0, "sandbox_seconds": 1.5, "requests": []}
-FILE = {"id": "f2", "name": "b", "storage_session_id": "s2"}
 BROUGHT = exec_reply(stdout="done\n", files=[FILE])
 
 
@@ -138,21 +100,6 @@ class Question:
 
     def changed(self, asked: str, answer: Fields) -> dict[str, Fields]:
         return {**self.answers, asked: answer}
-
-
-def tool_result(
-    text: str = "number 7", number: int = 7, failed: bool = False, drawn: int = 0
-) -> Fields:
-    png = {"type": "image", "mimeType": "image/png", "data": PNG_URI.split(",")[1]}
-    content = [{"type": "text", "text": text}, *[png] * drawn]
-    result = {"content": content, "isError": failed}
-    return {"json": {"jsonrpc": "2.0", "id": number, "result": result}}
-
-
-def bad_request(**more: Any) -> Fields:
-    error = {"code": "bad_request", "message": "no", "request_id": "r"}
-    headers = {"X-Request-Id": "r"}
-    return {"json": {"error": error}, "status_code": 400, "headers": headers, **more}
 
 
 def soaking(ask: Callable[[Caller], Any]) -> Callable[[Client], Any]:
@@ -227,12 +174,6 @@ EACH_ANSWER = [
 ]
 
 
-def play(mocker: Mocker, answers: dict[str, Fields]) -> None:
-    for asked, answer in answers.items():
-        method, path = asked.split()
-        mocker.request(method, BASE + path, **answer)
-
-
 @pytest.mark.parametrize("name", QUESTIONS)
 def test_the_right_answer_is_taken(
     name: str, client: Client, requests_mock: Mocker
@@ -246,56 +187,6 @@ def test_the_right_answer_is_taken(
 # --- what comes of whatever stands in between -----------------------------------------
 
 
-def body_of(answer: Fields) -> bytes:
-    return answer.get("content") or json.dumps(answer.get("json", {})).encode()
-
-
-def cut_connection(answer: Fields) -> Fields:
-    """The connection ends in the middle of the body, as urllib3 sees it."""
-    body = body_of(answer)
-    given = answer.get("headers", {})
-    raw = HTTPResponse(
-        io.BytesIO(body[: len(body) // 2]),
-        {**given, "Content-Length": str(len(body))},
-        status=answer.get("status_code", 200),
-        preload_content=False,
-    )
-    return {"raw": raw}
-
-
-def cut_body(answer: Fields) -> Fields:
-    """The whole reply of something that has kept half of the body."""
-    body = body_of(answer)
-    whole = {
-        name: answer[name] for name in ("headers", "status_code") if name in answer
-    }
-    return {**whole, "content": body[: len(body) // 2], "status_code": 200}
-
-
-BETWEEN: dict[str, Callable[[Fields], Fields]] = {
-    "HTML": lambda _: {"text": HTML, "headers": {"X-Run-Outcome": "ok"}},
-    "502": lambda _: {"text": HTML, "status_code": 502},
-    "502 with the right body": lambda good: {**good, "status_code": 502},
-    "503": lambda _: {
-        "text": HTML,
-        "status_code": 503,
-        "headers": {"Retry-After": "1"},
-    },
-    "redirect": lambda good: {
-        **good,
-        "status_code": 302,
-        "headers": {"Location": f"{BASE}/elsewhere"},
-    },
-    "nothing": lambda _: {"content": b""},
-    "null": lambda _: {"json": None, "text": "null"},
-    "other JSON": lambda _: {"json": {"hello": "world"}},
-    "cut connection": cut_connection,
-    "cut body": cut_body,
-    "reset": lambda _: {"exc": requests.ConnectionError("reset by peer")},
-    "nothing within the limit": lambda _: {"exc": requests.ReadTimeout("timed out")},
-}
-
-
 @pytest.mark.parametrize("between", BETWEEN)
 @pytest.mark.parametrize(("question", "asked"), EACH_ANSWER)
 def test_what_something_in_between_answers_is_never_taken(
@@ -305,7 +196,7 @@ def test_what_something_in_between_answers_is_never_taken(
     client: Client,
     requests_mock: Mocker,
 ) -> None:
-    # Not to be found: who follows the redirect gets an answer that would do.
+    # A client that follows the redirect gets an answer that would do.
     good = question.answers[asked]
     requests_mock.get(f"{BASE}/elsewhere", **good)
     answer = BETWEEN[between](good)
@@ -321,9 +212,12 @@ def test_what_something_in_between_answers_is_never_taken(
 OTHER_CODE = run_reply("print('another run')")
 NOT_PRINTED = run_reply(CODE, says="o")
 PRINTED_IN_THE_CODE = run_reply(f"{CODE}\nok\n", says="")
+NOT_DRAWN = run_reply(CODE)
+NOT_DRAWN["json"][1]["content"] = [{"type": "text", "text": "a picture"}]
+TWO_TEXTS = tool_result()
+TWO_TEXTS["json"]["result"]["content"] *= 2
 DRAWN = DRAWING["code"]
 RUN, OVER_MCP, BAD = "soak's run", "soak's run over MCP", "soak's bad request"
-GIF_URI = "data:image/png;base64," + encoded(b"GIF89a")
 SMALL_URI = "data:image/png;base64," + encoded(padded_png(999))
 
 
@@ -342,6 +236,7 @@ SMALL_URI = "data:image/png;base64," + encoded(padded_png(999))
         ("run", "POST /execute", run_reply(CODE, outcome=""), "X-Run-Outcome"),
         ("run", "POST /execute", run_reply(CODE, urls=(PNG_URI,)), "0 pictures but 1"),
         ("run", "POST /execute", refusal(), "run's reply"),
+        ("run", "POST /execute", NOT_DRAWN, "with pictures"),
         ("drawing", "POST /execute", run_reply(DRAWN), "1 pictures but 0"),
         ("drawing", "POST /execute", run_reply(DRAWN, urls=(GIF_URI,)), "kind"),
         ("drawing", "POST /execute", run_reply(DRAWN, urls=("/a.png",)), "data URI"),
@@ -361,7 +256,12 @@ SMALL_URI = "data:image/png;base64," + encoded(padded_png(999))
         ("download", "GET /v1/download/s1/f1", {"content": b"data!"}, "but 5"),
         ("file in", EXEC, exec_reply(stdout="3\n"), "prints"),
         ("file out", EXEC, exec_reply(stdout="done\n"), "1 files but 0"),
-        ("file out", EXEC, exec_reply(stdout="done\n", files=[{"id": "f2"}]), "id"),
+        (
+            "file out",
+            EXEC,
+            exec_reply(stdout="done\n", files=[{"id": "f2"}]),
+            "have an id",
+        ),
         (
             "file out",
             EXEC,
@@ -396,10 +296,12 @@ SMALL_URI = "data:image/png;base64," + encoded(padded_png(999))
         (OVER_MCP, "POST /mcp", tool_result(drawn=1), "what print brings"),
         (OVER_MCP, "POST /mcp", tool_result("no idea", failed=True), "what print"),
         (OVER_MCP, "POST /mcp", bad_request(), "tool's result"),
+        (OVER_MCP, "POST /mcp", TWO_TEXTS, "images after the text"),
         ("soak's exec", "POST /v1/upload", uploaded(files=[]), "uploaded file"),
         ("soak's exec", EXEC, exec_reply(stdout="number 8\n", files=[FILE]), "prints"),
         ("soak's exec", EXEC, exec_reply(stdout="number 7\n"), "1 files but 0"),
         ("soak's exec", EXEC, exec_reply(stderr="Killed\n"), "empty stderr"),
+        ("soak's exec", EXEC, refusal(status_code=429), "an exec, or a refusal"),
         ("soak's exec", "GET /v1/download/s2/f2", {"content": b"8"}, "1 bytes"),
         (BAD, "POST /execute", bad_request(status_code=500), "a 400"),
         (BAD, "POST /execute", bad_request(headers={}), "service's own"),
@@ -425,276 +327,6 @@ def test_a_run_that_is_not_refused_is_told_from_one_that_is(
 ) -> None:
     requests_mock.post(f"{BASE}/execute", [refusal(), run_reply(CODE)])
     assert [one_more_run(client)[0], one_more_run(client)[0]] == [True, False]
-
-
-# --- what a soak takes for explained --------------------------------------------------
-
-NO_SANDBOX = "E2B is at its limit of sandboxes or requests. Try again in a minute."
-SAYS_SO = run_reply(SOAK_CODE, NO_SANDBOX, outcome="unavailable")
-FULL_NOW = tool_result("Every slot is taken. Try again in 5 seconds.", failed=True)
-CODE_API_FULL = {
-    "json": {"error": "rate_limited", "message": "Every slot is taken. Try again."},
-    "status_code": 429,
-    "headers": {"Retry-After": "5"},
-}
-RESET = {"exc": requests.ConnectionError("reset by peer")}
-TIMED_OUT = {"exc": requests.ReadTimeout("timed out")}
-
-
-@pytest.fixture
-def load() -> Load:
-    """Without callers of its own: it counts for one."""
-    return Load(PORT, callers=0, runs=0, faults=0)
-
-
-@pytest.fixture
-def caller(load: Load, client: RequestsClient) -> Caller:
-    return Caller(load, client)
-
-
-def count_of(load: Load, name: str) -> int:
-    return int(getattr(load.report, name))
-
-
-@pytest.mark.parametrize(
-    ("name", "asked", "answers", "counted"),
-    [
-        (RUN, "POST /execute", [SAYS_SO], "no_sandbox"),
-        (RUN, "POST /execute", [refusal(), SAYS_SO], "full"),
-        (OVER_MCP, "POST /mcp", [tool_result(NO_SANDBOX, failed=True)], "no_sandbox"),
-        (OVER_MCP, "POST /mcp", [FULL_NOW, tool_result()], "full"),
-        ("soak's exec", EXEC, [exec_reply(stderr=NO_SANDBOX)], "no_sandbox"),
-        ("soak's exec", EXEC, [CODE_API_FULL, exec_reply(stderr=NO_SANDBOX)], "full"),
-    ],
-)
-def test_what_the_service_says_of_a_refusal_is_counted(
-    name: str,
-    asked: str,
-    answers: list[Fields],
-    counted: str,
-    load: Load,
-    client: RequestsClient,
-    requests_mock: Mocker,
-) -> None:
-    play(requests_mock, QUESTIONS[name].answers)
-    method, path = asked.split()
-    requests_mock.request(method, BASE + path, answers)
-    caller = Caller(load, client)
-    match name:
-        case "soak's exec":
-            caller.exec(7)
-        case _:
-            caller.run(PRINT, 7, over_mcp=name == OVER_MCP)
-    assert count_of(load, counted) == 1
-
-
-def test_a_service_that_stays_full_has_not_answered(
-    load: Load, caller: Caller, requests_mock: Mocker
-) -> None:
-    requests_mock.post(f"{BASE}/execute", **refusal())
-    load.end()
-    with pytest.raises(WrongAnswer, match="was not answered"):
-        caller.run(PRINT, 7, over_mcp=False)
-
-
-@pytest.mark.parametrize(
-    ("fate", "reply", "is_right"),
-    [
-        ("cut", run_reply("{}", "number 7", outcome="error"), True),
-        ("cut", run_reply("{}", "The run broke off.", outcome="error"), False),
-        ("cut", run_reply("{}", "number 7", outcome="ok"), False),
-        ("hang", run_reply("{}", "", outcome="timeout"), True),
-        ("hang", run_reply("{}", "", outcome="error"), False),
-        ("silent", run_reply("{}", "number 6", outcome="timeout"), False),
-        ("reset", run_reply("{}", NO_SANDBOX, outcome="unavailable"), True),
-        ("reset", run_reply("{}", "number 7", outcome="unavailable"), False),
-        ("reset", run_reply("{}", "number 7", outcome="ok"), False),
-        ("exception", run_reply("{}", "ZeroDivisionError: x", outcome="error"), True),
-        ("exception", run_reply("{}", "NameError: x", outcome="error"), False),
-        ("too long", run_reply("{}", "after 1 s, its", outcome="timeout"), True),
-        ("too long", run_reply("{}", "after 11 s, its", outcome="timeout"), False),
-        ("pictures", run_reply("{}", "number 7", (PNG_URI,) * 3), True),
-        ("pictures", run_reply("{}", "number 7", (PNG_URI,) * 2), False),
-        ("pictures", run_reply("{}", "number 7", (PNG_URI, PNG_URI, GIF_URI)), False),
-        ("long output", run_reply("{}", "9 characters cut"), True),
-        ("long output", run_reply("{}", "xxxx"), False),
-    ],
-)
-def test_a_run_is_held_to_its_fate(
-    fate: str,
-    reply: Fields,
-    is_right: bool,
-    caller: Caller,
-    load: Load,
-    requests_mock: Mocker,
-) -> None:
-    [found] = [fate_ for _, fate_ in (*PLAIN, *RUN_FAULTS) if fate_.name == fate]
-    code = answered(**found.answer).replace("{n}", "7")
-    body = json.dumps(reply["json"]).replace("{}", json.dumps(code)[1:-1])
-    requests_mock.post(f"{BASE}/execute", text=body, headers=reply["headers"])
-    if is_right:
-        caller.run(found, 7, over_mcp=False)
-    else:
-        with pytest.raises(WrongAnswer):
-            caller.run(found, 7, over_mcp=False)
-    assert count_of(load, "no_sandbox") == 0
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_a_connection_is_refused_while_a_restart_is_under_way(
-    number: int, load: Load, caller: Caller, requests_mock: Mocker
-) -> None:
-    load.report.restarts.append(Restart(number, time.monotonic()))
-    good = run_reply(SOAK_CODE, "number 7")
-    requests_mock.post(f"{BASE}/execute", [RESET, good])
-    assert caller.run(PRINT, 7, over_mcp=False) == "ok"
-    assert count_of(load, "refused") == 1
-
-
-def test_a_request_under_way_is_cut_by_sigkill_but_not_by_sigterm(
-    load: Load, caller: Caller, requests_mock: Mocker
-) -> None:
-    later = time.monotonic() + 60  # than the request
-    good = run_reply(SOAK_CODE, "number 7")
-    requests_mock.post(f"{BASE}/execute", [RESET, good, RESET])
-    load.report.restarts.append(Restart(signal.SIGKILL, later))
-    assert caller.run(PRINT, 7, over_mcp=False) == "ok"
-    assert count_of(load, "cut_by_kill") == 1
-    load.report.restarts.append(Restart(signal.SIGTERM, later))
-    with pytest.raises(WrongAnswer, match="SIGTERM cut a request"):
-        caller.run(PRINT, 7, over_mcp=False)
-
-
-def test_a_restart_explains_nothing_once_the_connection_has_answered_after_it(
-    load: Load, caller: Caller, requests_mock: Mocker
-) -> None:
-    now = time.monotonic()
-    load.report.restarts.append(Restart(signal.SIGKILL, now - 2, now - 1))
-    requests_mock.post(f"{BASE}/execute", [run_reply(SOAK_CODE, "number 7"), RESET])
-    assert caller.run(PRINT, 7, over_mcp=False) == "ok"
-    with pytest.raises(WrongAnswer, match="reset by peer"):
-        caller.run(PRINT, 7, over_mcp=False)
-
-
-def test_no_restart_explains_that_nothing_came_within_the_limit(
-    load: Load, caller: Caller, requests_mock: Mocker
-) -> None:
-    load.report.restarts.append(Restart(signal.SIGKILL, time.monotonic()))
-    requests_mock.post(f"{BASE}/execute", **TIMED_OUT)
-    with pytest.raises(WrongAnswer, match="timed out"):
-        caller.run(PRINT, 7, over_mcp=False)
-
-
-@pytest.mark.parametrize("between", ["HTML", "502", "redirect"])
-def test_a_soak_fails_when_something_else_answers(
-    between: str, requests_mock: Mocker
-) -> None:
-    requests_mock.get(f"{BASE}/elsewhere", text=HTML)
-    requests_mock.post(ANY, **BETWEEN[between]({}))
-    requests_mock.get(ANY, **BETWEEN[between]({}))
-    load = Load(PORT, callers=2, runs=1, faults=0.1)
-    load.gate.set()
-    give_up_at = time.monotonic() + 20
-    while len(load.report.unexplained) < 5 and time.monotonic() < give_up_at:
-        time.sleep(launch.POLL_S)
-    load.end()
-    load.report.lives.append(Life())
-    plan = Plan(runs=0, faults=0, restarts=0, warm=0, callers=2, quick=True)
-    found = problems(load.report, plan)
-    assert len(found) >= 5
-    assert all("was answered" in problem for problem in found)
-
-
-# --- sessions of a soak ---------------------------------------------------------------
-
-LONG_CALL = SESSION_CALLS // 2
-
-
-def session_reply(call: int, had: str | None, note: str = "") -> Fields:
-    is_too_long = call == LONG_CALL
-    code = code_of_session(f"token 3.{call}", is_too_long)
-    outcome = "timeout" if is_too_long else "ok"
-    return run_reply(code, says=f"had {had}\n{note}", outcome=outcome)
-
-
-def conversation() -> list[Fields]:
-    """What a session that works answers to its calls; the long one ends its sandbox."""
-    had = [None, *(f"token 3.{call}" for call in range(SESSION_CALLS - 1))]
-    had[LONG_CALL + 1] = None
-    return [session_reply(call, token) for call, token in enumerate(had)]
-
-
-def problems_of_session(
-    client: Client, requests_mock: Mocker, answers: list[Fields], **session: Any
-) -> list[str]:
-    requests_mock.post(f"{BASE}/execute", answers)
-    return call_session(client, Session(3, **session))
-
-
-def test_a_session_that_keeps_its_token_is_right(
-    client: RequestsClient, requests_mock: Mocker
-) -> None:
-    assert problems_of_session(client, requests_mock, conversation()) == []
-
-
-@pytest.mark.parametrize("between", BETWEEN)
-def test_what_something_in_between_answers_is_no_session(
-    between: str, client: RequestsClient, requests_mock: Mocker
-) -> None:
-    requests_mock.get(f"{BASE}/elsewhere", **session_reply(2, "token 3.1"))
-    answers = conversation()
-    answers[2] = BETWEEN[between](answers[2])
-    [problem] = problems_of_session(client, requests_mock, answers)
-    assert problem.startswith("session 3: POST /execute")
-
-
-@pytest.mark.parametrize(
-    ("call", "had", "note", "words"),
-    [
-        (2, "token 3.1", "", ""),
-        (2, None, "What this conversation had kept is gone;", ""),
-        (2, None, "", "lost token 3.1 without a word"),
-        (2, "token 4.1", "", "token 4.1 of another one"),
-        (2, "token 31.1", "", "token 31.1 of another one"),
-        (2, "token 3.0", "", "has seen token 3.0, not token 3.1"),
-        (2, "token", "", "no token in"),
-        (LONG_CALL + 1, f"token 3.{LONG_CALL}", "", "not None"),
-        (0, "token 4.7", "", "of another one"),
-    ],
-)
-def test_a_session_sees_its_own_last_token(
-    call: int,
-    had: str | None,
-    note: str,
-    words: str,
-    client: RequestsClient,
-    requests_mock: Mocker,
-) -> None:
-    answers = conversation()
-    answers[call] = session_reply(call, had, note)
-    found = problems_of_session(client, requests_mock, answers)
-    assert len(found) == bool(words)
-    assert words in "".join(found)
-
-
-@pytest.mark.parametrize("had", [None, "token 3.9"])
-def test_after_a_restart_a_session_may_be_kept_or_forgotten(
-    had: str | None, client: RequestsClient, requests_mock: Mocker
-) -> None:
-    answers = conversation()
-    answers[0] = session_reply(0, had)
-    kept = problems_of_session(client, requests_mock, answers, kept="token 3.9")
-    assert kept == []
-
-
-@pytest.mark.parametrize("outcome", ["error", "unavailable", "timeout"])
-def test_a_call_of_a_session_ends_as_it_should(
-    outcome: str, client: RequestsClient, requests_mock: Mocker
-) -> None:
-    answers = conversation()
-    answers[2] = {**answers[2], "headers": {"X-Run-Outcome": outcome}}
-    [problem] = problems_of_session(client, requests_mock, answers)
-    assert f"but {outcome}" in problem
 
 
 # --- both clients, over real sockets --------------------------------------------------
@@ -859,6 +491,18 @@ def test_a_process_that_makes_load_tells_of_a_wrong_answer(
         pytest.raises(BenchError, match="calls failed"),
     ):
         load.ask(**job, port=port)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [response(HTML.encode()), response(HTML.encode(), "502 Bad Gateway"), WELL[:-1]],
+    ids=["HTML", "502", "cut"],
+)
+def test_a_health_beside_an_attack_is_the_service_s_own(answer: bytes) -> None:
+    with answers_with(answer) as port, pytest.raises(WrongAnswer, match="GET /health"):
+        attacks.health_s(port, for_s=0)
+    with answers_with(WELL) as port:
+        assert len(attacks.health_s(port, for_s=0)) == 1
 
 
 @pytest.mark.parametrize("do", ["bare", "alone"])
