@@ -71,10 +71,7 @@ def is_key_right(authorization: str, key: str) -> bool:
     """
     scheme, _, token = authorization.partition(" ")
     # As bytes: of texts, only ASCII ones are compared. Headers arrive as latin-1.
-    is_equal = secrets.compare_digest(
-        token.encode("latin-1"),
-        key.encode(),
-    )
+    is_equal = secrets.compare_digest(token.encode("latin-1"), key.encode())
     return is_equal and scheme.lower() == "bearer"
 
 
@@ -88,9 +85,5 @@ def session_mark(session_id: str, key: str) -> str:
         return ""
     if _UNKNOWN_PART.search(session_id):
         return ""
-    mark = hmac.new(
-        key.encode(),
-        session_id.encode(),
-        "sha256",
-    )
+    mark = hmac.new(key.encode(), session_id.encode(), "sha256")
     return mark.hexdigest()

@@ -52,11 +52,7 @@ def _setting(
     """A field for `from_env`; `convert` may raise ValueError for what matches, too.
 
     A variable that is empty is the default, unless the pattern matches that."""
-    metadata = {
-        "pattern": pattern,
-        "must_be": must_be,
-        "convert": convert,
-    }
+    metadata = {"pattern": pattern, "must_be": must_be, "convert": convert}
     return field(default=default, repr=not is_secret, metadata=metadata)
 
 
@@ -101,23 +97,12 @@ class Config:
         rf"https?://{_HOST}(:\d+)?(/\S*)?",
         "an address such as https://api.e2b.example",
     )
-    host: str = _setting(
-        "127.0.0.1",
-        _HOST,
-        "an address ([] around IPv6) or a name",
-    )
+    host: str = _setting("127.0.0.1", _HOST, "an address ([] around IPv6) or a name")
     port: int = _whole_number(3001, 1, 65535)
     proxy_api_key: str = _setting(
-        "",
-        "[!-~]+",
-        "printable ASCII without spaces",
-        is_secret=True,
+        "", "[!-~]+", "printable ASCII without spaces", is_secret=True
     )
-    allowed_hosts: str = _setting(
-        "",
-        r"[\w., -]+",
-        "host names separated by commas",
-    )
+    allowed_hosts: str = _setting("", r"[\w., -]+", "host names separated by commas")
     run_timeout_s: int = _whole_number(50, 1, 3500)
     max_concurrent_runs: int = _whole_number(20, 1, 1000)
     max_code_chars: int = _whole_number(100_000, 1, 1_000_000)
@@ -154,15 +139,10 @@ class Config:
     # 0: each run has a sandbox of its own. E2B's free plan ends one after an hour.
     session_idle_s: int = _whole_number(0, 60, 3000)
     e2b_template: str = _setting(
-        "code-interpreter-v1",
-        r"[\w.:/-]+",
-        "a template's name or id",
+        "code-interpreter-v1", r"[\w.:/-]+", "a template's name or id"
     )
     allow_internet: bool = _setting(
-        True,
-        "(?i)true|false",
-        "true or false",
-        lambda text: text.lower() == "true",
+        True, "(?i)true|false", "true or false", lambda text: text.lower() == "true"
     )
     log_level: str = _setting(
         "info",

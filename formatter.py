@@ -108,10 +108,7 @@ def _parts(run: Run, max_chars: int) -> dict[str, Clipped]:
 def _cut(parts: dict[str, Clipped], max_chars: int) -> None:
     """Cut the parts to `max_chars` together, the longest ones most."""
     count = len(parts)
-    shortest_first = sorted(
-        parts.values(),
-        key=lambda part: part.kept,
-    )
+    shortest_first = sorted(parts.values(), key=lambda part: part.kept)
     for part in shortest_first:
         # What a short one does not need is left to those after it.
         part.cut(max_chars // count)
@@ -125,14 +122,10 @@ def _notes(run: Run, parts: dict[str, Clipped]) -> list[str]:
         notes.append(run.note)
     for name, part in parts.items():
         if part.missing:
-            notes.append(
-                f"{part.missing:,} characters of {name} are not shown",
-            )
+            notes.append(f"{part.missing:,} characters of {name} are not shown")
     for (what, why), count in run.left_out.items():
         plural = "s" if count > 1 else ""
-        notes.append(
-            f"{count:,} {what}{plural} left out: {why}",
-        )
+        notes.append(f"{count:,} {what}{plural} left out: {why}")
     return notes
 
 
@@ -199,11 +192,7 @@ def _clean(text: str) -> str:
 
 def _printable(text: str) -> str:
     text = text.translate(_PRINTED_AS)
-    text = re.sub(
-        _MANY_BACKTICKS,
-        lambda many: f"[{len(many[0]):,} backticks]",
-        text,
-    )
+    text = re.sub(_MANY_BACKTICKS, lambda many: f"[{len(many[0]):,} backticks]", text)
     # Lone surrogates cannot be sent.
     encoded = text.encode("utf-8", "replace")
     return encoded.decode()

@@ -37,8 +37,7 @@ class InFlight:
             self._waiting.append(turn)
             try:
                 has_room = self._changed.wait_for(
-                    lambda: self._waiting[0] is turn and self._fits(size_bytes),
-                    _WAIT_S,
+                    lambda: self._waiting[0] is turn and self._fits(size_bytes), _WAIT_S
                 )
                 if not has_room:
                     raise NoRoom

@@ -58,10 +58,7 @@ from metrics import (
     PICTURE_BYTES,
     WARM_READY,
 )
-from pictures.delivery import (
-    Delivery,
-    deliver,
-)
+from pictures.delivery import Delivery, deliver
 from run import Run
 from sandboxes.pool import RETRY_AFTER_S, Full, Pool
 from sandboxes.sandbox import Unavailable, check_key
@@ -139,8 +136,7 @@ def create_app(config: Config) -> Flask:
     app.extensions["pool"] = pool
     # Each that waits holds a thread, as who waits for a slot does.
     in_flight = InFlight(
-        config.max_in_flight_bytes,
-        max_waiting=config.max_concurrent_runs // 2,
+        config.max_in_flight_bytes, max_waiting=config.max_concurrent_runs // 2
     )
     app.before_request(partial(_start_request, in_flight))
     app.before_request(partial(_refuse_foreign_page, config))
@@ -286,16 +282,9 @@ def _guarded_views(service: _Service, tool: JsonObject, instructions: str) -> Bl
         arguments = _json_body()
         run = _run(arguments, service)
         text, delivery = _reply_parts(run, service, over_mcp=False)
-        parts = [
-            text,
-            _markdown(delivery.links),
-            echo(arguments["code"]),
-        ]
+        parts = [text, _markdown(delivery.links), echo(arguments["code"])]
         text = "\n\n".join(part for part in parts if part)
-        body = [
-            [{"type": "text", "text": text}],
-            {"content": delivery.parts},
-        ]
+        body = [[{"type": "text", "text": text}], {"content": delivery.parts}]
         return _json(body, headers={"X-Run-Outcome": run.outcome})
 
     @views.post("/mcp")
@@ -311,12 +300,7 @@ def _guarded_views(service: _Service, tool: JsonObject, instructions: str) -> Bl
         except BadRequest as exc:
             failure = error(None, PARSE_ERROR, str(exc.description))
             return _json(failure, 400)
-        reply = handle(
-            message,
-            tool,
-            instructions,
-            call_tool,
-        )
+        reply = handle(message, tool, instructions, call_tool)
         if reply is None:
             return Response(status=202)
         return _json(reply)
@@ -327,11 +311,7 @@ def _guarded_views(service: _Service, tool: JsonObject, instructions: str) -> Bl
             text, delivery = _reply_parts(run, service, over_mcp=True)
         except (BadRequest, ServiceUnavailable) as exc:
             return tool_result(str(exc.description), [], is_error=True)
-        return tool_result(
-            text,
-            delivery.parts,
-            is_error=run.outcome != "ok",
-        )
+        return tool_result(text, delivery.parts, is_error=run.outcome != "ok")
 
     @views.get("/metrics")
     def metrics() -> Response:
@@ -371,10 +351,7 @@ def _run(arguments: object, service: _Service) -> Run:
     config = service.config
     code, limit_s = _parse_arguments(arguments, config)
     digest = hashlib.sha256(code.encode()).hexdigest()
-    g.fields |= {
-        "code_chars": len(code),
-        "code_sha256": digest[:16],
-    }
+    g.fields |= {"code_chars": len(code), "code_sha256": digest[:16]}
     mark = ""
     if config.session_idle_s:
         session_id = request.headers.get("X-Session-Id", "")
@@ -667,19 +644,12 @@ def _error(exc: HTTPException) -> Response:
     headers = exc.get_headers()
     if request.path.startswith("/v1/"):
         return _code_api_error(status, code, exc.description, headers)
-    error = {
-        "code": code,
-        "message": exc.description,
-        "request_id": g.request_id,
-    }
+    error = {"code": code, "message": exc.description, "request_id": g.request_id}
     return _json({"error": error}, status, headers)
 
 
 def _code_api_error(
-    status: int,
-    code: str,
-    message: str | None,
-    headers: Any = None,
+    status: int, code: str, message: str | None, headers: Any = None
 ) -> Response:
     """An error in the form that LibreChat reads."""
     return _json({"error": code, "message": message}, status, headers)
@@ -688,10 +658,7 @@ def _code_api_error(
 def _json(body: object, status: int = 200, headers: Any = None) -> Response:
     data = JsonBody(body)
     response = Response(
-        _within_time(data),
-        status,
-        headers,
-        content_type="application/json",
+        _within_time(data), status, headers, content_type="application/json"
     )
     response.content_length = data.size_bytes
     return response
@@ -704,11 +671,7 @@ def _file(
     count: Callable[[float], None] = lambda _size_bytes: None,
 ) -> Response:
     """A file, which is never whole in memory. `count` is told how much is sent."""
-    response = Response(
-        _pieces(file, count),
-        headers=headers,
-        content_type=media_type,
-    )
+    response = Response(_pieces(file, count), headers=headers, content_type=media_type)
     response.content_length = os.fstat(file.fileno()).st_size
     response.call_on_close(file.close)
     return response
@@ -758,8 +721,7 @@ def _hold(size_bytes: int) -> None:
 
 
 def _json_body(
-    max_bytes: int = MAX_BODY_BYTES,
-    parse: Callable[[bytearray], Any] = parse_json,
+    max_bytes: int = MAX_BODY_BYTES, parse: Callable[[bytearray], Any] = parse_json
 ) -> Any:
     """What the request's body says.
 

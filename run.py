@@ -65,11 +65,7 @@ class Clipped:
 
     def map(self, change: Callable[[str], str]) -> Self:
         """A copy in which head and tail are changed."""
-        return replace(
-            self,
-            head=change(self.head),
-            tail=change(self.tail),
-        )
+        return replace(self, head=change(self.head), tail=change(self.tail))
 
     def text(self) -> str:
         if not self.missing:

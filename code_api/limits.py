@@ -3,10 +3,7 @@
 They are sent with the plan of an exec, so both sides have the same."""
 
 # By stream. edit_file reads files of 10 MiB by `cat`.
-OUTPUT_BYTES = {
-    "stdout": 12 * 1024 * 1024,
-    "stderr": 1024 * 1024,
-}
+OUTPUT_BYTES = {"stdout": 12 * 1024 * 1024, "stderr": 1024 * 1024}
 PIPE_BYTES = 32 * 1024  # read from a pipe at once, a line of the report
 CHUNK_BYTES = 96 * 1024  # read from a file at once, a line of the report
 CHUNKS_A_CELL = 80  # the kernel keeps what a cell prints

@@ -27,11 +27,7 @@ def reply_body(report: "Report") -> dict[str, Any]:
         "files": [],
     }
     for file in delivered:
-        ref = {
-            "id": file.id,
-            "name": file.name,
-            "storage_session_id": session_id,
-        }
+        ref = {"id": file.id, "name": file.name, "storage_session_id": session_id}
         body["files"].append(ref)
     if report.deleted:
         body["deleted_files"] = sorted(report.deleted)

@@ -111,10 +111,7 @@ class NewSession:
         for path in self.hidden_folder.iterdir():
             if path.name not in sizes:
                 path.unlink()
-        index = {
-            "sizes": sizes,
-            "read_only": read_only,
-        }
+        index = {"sizes": sizes, "read_only": read_only}
         path = self.hidden_folder / _INDEX
         path.write_text(json.dumps(index), "utf-8")
         self.hidden_folder.rename(self._folder)
@@ -152,12 +149,7 @@ class Store:
             raise NotStored from None
         if owner != self._owner or status.st_size != size:
             raise NotStored
-        return StoredFile(
-            path,
-            size,
-            read_only,
-            modified_at=status.st_mtime,
-        )
+        return StoredFile(path, size, read_only, modified_at=status.st_mtime)
 
     @as_store_error()
     def delete(self, session_id: str, file_id: str) -> None:

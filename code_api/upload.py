@@ -61,19 +61,11 @@ class _Part:
                 "filename": self.file.name,
                 "error": str(self.error.description),
             }
-        return {
-            "status": "success",
-            "fileId": self.file.id,
-            "filename": self.file.name,
-        }
+        return {"status": "success", "fileId": self.file.id, "filename": self.file.name}
 
 
 def take_form(
-    store: Store,
-    config: Config,
-    stream: IO[bytes],
-    content_type: str,
-    is_batch: bool,
+    store: Store, config: Config, stream: IO[bytes], content_type: str, is_batch: bool
 ) -> tuple[dict[str, Any], int]:
     """Store the files of a form; returns the reply, and how many bytes are kept.
 

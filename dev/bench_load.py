@@ -14,14 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import IO, TYPE_CHECKING, Any, Self, cast
 
-from answers import (
-    JSON_TYPE,
-    Client,
-    TimedClient,
-    WrongAnswer,
-    check_ran,
-    health_of,
-)
+from answers import JSON_TYPE, Client, TimedClient, WrongAnswer, check_ran, health_of
 from launch import POLL_S
 from processes import BenchError, Job
 

@@ -598,13 +598,7 @@ def _large_request(
 ) -> web.BaseRequest:
     loop = asyncio.get_running_loop()
     return web.BaseRequest(
-        message,
-        payload,
-        protocol,
-        writer,
-        task,
-        loop,
-        client_max_size=MAX_BODY_BYTES,
+        message, payload, protocol, writer, task, loop, client_max_size=MAX_BODY_BYTES
     )
 
 
@@ -636,10 +630,7 @@ class LocalE2B:
     process, for as long as the `with` block lasts."""
 
     def __init__(
-        self,
-        script: dict[str, Any] | None = None,
-        port: int = 0,
-        ahead: int = 0,
+        self, script: dict[str, Any] | None = None, port: int = 0, ahead: int = 0
     ) -> None:
         """`ahead` kernels are kept started."""
         self._server = _Server(script or {}, ahead)

@@ -113,12 +113,7 @@ def run_kernel(connection_file: str) -> None:
     # What else can show a picture depends on the machine's programs.
     ImageShow._viewers[:] = [ImageShow.IPythonViewer()]
     # E2B's startup scripts leave these names behind.
-    shell.user_ns.update(
-        sys=sys,
-        IPython=IPython,
-        ip=shell,
-        Image=Image.Image,
-    )
+    shell.user_ns.update(sys=sys, IPython=IPython, ip=shell, Image=Image.Image)
     app.start()  # type: ignore[no-untyped-call]
 
 

@@ -205,11 +205,7 @@ def has_nested_repetition(pattern: re.Pattern[Any]) -> bool:
     return depth(_parser.parse(pattern.pattern, pattern.flags)) > 1
 
 
-_REPEATS = {
-    _constants.MAX_REPEAT,
-    _constants.MIN_REPEAT,
-    _constants.POSSESSIVE_REPEAT,
-}
+_REPEATS = {_constants.MAX_REPEAT, _constants.MIN_REPEAT, _constants.POSSESSIVE_REPEAT}
 
 
 def _subtrees(argument: Any) -> list[Any]:

@@ -599,10 +599,7 @@ class Caller:
         self, method: str, path: str, headers: dict[str, str], body: str, status: int
     ) -> None:
         """A bad request."""
-        check_error(
-            self._ask(method, path, headers, body.encode(), body[:40]),
-            status,
-        )
+        check_error(self._ask(method, path, headers, body.encode(), body[:40]), status)
 
     def run(self, fate: Fate, number: int, over_mcp: bool) -> str:
         """The outcome of a run."""

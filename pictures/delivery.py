@@ -24,11 +24,7 @@ class Delivery:
 
 
 def deliver(
-    run: Run,
-    config: Config,
-    publisher: "Publisher | None",
-    *,
-    over_mcp: bool,
+    run: Run, config: Config, publisher: "Publisher | None", *, over_mcp: bool
 ) -> Delivery:
     """Decide what becomes of a run's pictures.
 
@@ -49,18 +45,11 @@ def deliver(
 
 
 def _mcp_part(picture: Picture) -> dict[str, Any]:
-    return {
-        "type": "image",
-        "data": Blob(picture.data),
-        "mimeType": picture.media_type,
-    }
+    return {"type": "image", "data": Blob(picture.data), "mimeType": picture.media_type}
 
 
 def _url_part(url: str | Blob) -> dict[str, Any]:
-    return {
-        "type": "image_url",
-        "image_url": {"url": url},
-    }
+    return {"type": "image_url", "image_url": {"url": url}}
 
 
 def _data_uri(picture: Picture) -> Blob:

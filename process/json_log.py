@@ -115,11 +115,7 @@ class JsonLogger(glogging.Logger):
         level = settings.log_level.upper()
         keys = (settings.e2b_api_key, settings.proxy_api_key)
         _STDOUT.setFormatter(JsonFormatter(keys))
-        logging.basicConfig(
-            handlers=[_STDOUT],
-            level=logging.WARNING,
-            force=True,
-        )
+        logging.basicConfig(handlers=[_STDOUT], level=logging.WARNING, force=True)
         log.setLevel(level)
         self.error_log.setLevel(level)
         self.error_log.propagate = True

@@ -121,10 +121,7 @@ class ClientSocket(socket.socket):
 
     def _receive(self, size: int, flags: int = 0) -> bytes:
         slow_since = monotonic() + self._credit_s
-        self.cut_at = max(
-            self._started_at + _MIN_AGE_S,
-            slow_since + _RECEIVE_LIMIT_S,
-        )
+        self.cut_at = max(self._started_at + _MIN_AGE_S, slow_since + _RECEIVE_LIMIT_S)
         # It is still told so, by the reply to what came.
         self.cut_how = socket.SHUT_RD
         self.slow_since = slow_since

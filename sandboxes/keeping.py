@@ -102,8 +102,7 @@ class _Sessions:
             calls.append(call)
             self._waiting += 1
             has_turn = self._changed.wait_for(
-                lambda: calls[0] is call,
-                timeout_s if may_wait else 0,
+                lambda: calls[0] is call, timeout_s if may_wait else 0
             )
             self._waiting -= 1
         try:

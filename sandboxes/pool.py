@@ -311,10 +311,7 @@ class Pool:
         cell.mend(run, sandbox.id, is_first)
 
     def use(
-        self,
-        work: Callable[[Sandbox], None],
-        need: Need,
-        durations_s: dict[str, float],
+        self, work: Callable[[Sandbox], None], need: Need, durations_s: dict[str, float]
     ) -> None:
         """Do `work` in a `sandbox`; once more, in a new one, after SandboxGone: nothing
         has run."""

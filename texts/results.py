@@ -35,12 +35,7 @@ _OTHER_VALUE = (
     r"|(?:[\[({<]|[\w.]+\()[^\n'\"]*['\"][^\n]*"
 )
 _STRING = r"(?:[^\\\n]|\\[\\'ntrxuU])*+"
-_ESCAPES = {
-    r"\n": "\n",
-    r"\t": "\t",
-    r"\'": "'",
-    r"\\": "\\",
-}
+_ESCAPES = {r"\n": "\n", r"\t": "\t", r"\'": "'", r"\\": "\\"}
 # HTML that draws, plays or runs: text would not stand for it.
 _ACTIVE_HTML = r"(?i)<(?:script|svg|img|canvas|video|audio|iframe|object|embed)\b"
 _MAX_HTML_CHARS = 100_000

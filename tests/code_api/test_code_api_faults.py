@@ -179,11 +179,7 @@ def long_waits_go_first(request: pytest.FixtureRequest) -> None:
     ],
 )
 def test_a_sandbox_that_cannot_be_made_is_a_line_in_stderr(
-    api: CodeApi,
-    script: Callable[..., None],
-    count: Counted,
-    create: Any,
-    stderr: str,
+    api: CodeApi, script: Callable[..., None], count: Counted, create: Any, stderr: str
 ) -> None:
     script(create=create, run={})
     reply = api.exec("echo hi")
@@ -534,9 +530,7 @@ def test_a_slow_upload_is_cut_and_an_honest_one_is_not(
     assert long_waits["slow upload"].result()[1] < 25
 
 
-def test_a_form_of_another_type_is_refused_before_it_is_sent(
-    service: Service,
-) -> None:
+def test_a_form_of_another_type_is_refused_before_it_is_sent(service: Service) -> None:
     """It would be read whole into memory."""
     lines = [
         "POST /v1/upload HTTP/1.1",

@@ -361,11 +361,7 @@ def test_the_rows_above_fail_for_their_names_and_not_for_want_of_a_picture(
         f"/images/{name}%2f",
     ):
         assert get_raw(serving, target) == (200, PNG)
-    for target in (
-        f"/images/{name}%00",
-        f"/images/{name}/x",
-        f"/{name}",
-    ):
+    for target in (f"/images/{name}%00", f"/images/{name}/x", f"/{name}"):
         assert get_raw(serving, target)[0] == 404
     assert (own_folder / name).is_file()
 

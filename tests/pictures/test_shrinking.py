@@ -218,10 +218,7 @@ def bomb() -> bytes:
     ],
 )
 def test_a_picture_that_is_hard_to_decode_costs_no_other(
-    service: Service,
-    e2b: LocalE2B,
-    plot: bytes,
-    hostile: Callable[[bytes], bytes],
+    service: Service, e2b: LocalE2B, plot: bytes, hostile: Callable[[bytes], bytes]
 ) -> None:
     answer_with(e2b, figure(hostile(plot)), figure(plot))
     for _ in range(5):

@@ -441,9 +441,7 @@ def test_20_bodies_of_32_mb_at_once_take_little_memory_and_leave_health_quick(
     assert statuses.count(status) >= 3
 
 
-def test_a_large_body_waits_and_then_reads_when_to_come_again(
-    service: Service,
-) -> None:
+def test_a_large_body_waits_and_then_reads_when_to_come_again(service: Service) -> None:
     """The first sends its head only: its memory is held before its body is read."""
     whole = large_exec(KEY_HEADER)
     with connected(service) as first:

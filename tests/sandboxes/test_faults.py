@@ -757,9 +757,7 @@ def test_over_mcp_hostile_output_is_plain_text_that_loads_no_picture(
             {"png": "éé"}, "not valid base64", id="a png that is not even ASCII"
         ),
         pytest.param(
-            {"png": encoded(b"<html>")},
-            "neither PNG",
-            id="a png that is not a PNG",
+            {"png": encoded(b"<html>")}, "neither PNG", id="a png that is not a PNG"
         ),
         pytest.param(
             {"png": encoded(padded_png(30 * MB))}, "of png", id="a png of 30 MB"

@@ -153,8 +153,7 @@ def test_an_outage_of_e2b_never_reads_as_full(
 
 
 def test_what_e2b_cannot_say_counts_until_the_end_of_its_lifetime(
-    direct_e2b: LocalE2B,
-    make_pool: MakePool,
+    direct_e2b: LocalE2B, make_pool: MakePool
 ) -> None:
     timing = replace(QUICK_SEARCH, lifetime_margin_s=1)
     creates = [{"fault": "lost_reply"}, {"fault": "reset"}]
@@ -170,8 +169,7 @@ def test_what_e2b_cannot_say_counts_until_the_end_of_its_lifetime(
 
 
 def test_an_id_that_is_none_is_a_create_that_failed(
-    direct_e2b: LocalE2B,
-    make_pool: MakePool,
+    direct_e2b: LocalE2B, make_pool: MakePool
 ) -> None:
     created = {"templateID": "t", "clientID": "c", "envdVersion": "0.5.9"}
     ids = [None, 12345678, "", "../v2/sandboxes", "short"]
@@ -190,10 +188,7 @@ def test_an_id_that_is_none_is_a_create_that_failed(
 @pytest.mark.parametrize("listing", UNFILTERED)
 @pytest.mark.parametrize("last_try", [{"fault": "reset"}, {"status": 500}])
 def test_a_create_without_an_answer_kills_nothing_else_of_a_list_that_holds_all(
-    direct_e2b: LocalE2B,
-    make_pool: MakePool,
-    listing: State,
-    last_try: State,
+    direct_e2b: LocalE2B, make_pool: MakePool, listing: State, last_try: State
 ) -> None:
     direct_e2b.set_script({"run": OK_RUN, "list": listing})
     pool = session_pool(make_pool, timing=QUICK_SEARCH)

@@ -372,9 +372,7 @@ def test_close_leaves_none_whatever_they_were_doing(
 def test_one_that_is_primed_while_the_pool_closes_is_not_offered(
     direct_e2b: LocalE2B, make_pool: MakePool, threads: ThreadPoolExecutor
 ) -> None:
-    direct_e2b.set_script(
-        {"run": {"delay_s": 0.6, **OK_RUN}, "kill": {"delay_s": 1.2}},
-    )
+    direct_e2b.set_script({"run": {"delay_s": 0.6, **OK_RUN}, "kill": {"delay_s": 1.2}})
     pool = make_pool(warm_sandboxes=1)
     direct_e2b.wait_for(lambda state: requests_of(state, "run"), 30)
     closing = threads.submit(pool.close)

@@ -151,9 +151,7 @@ def test_code_that_cannot_be_sent_ends_its_sandbox_and_frees_its_slot(
     "create", [{"fault": "hang"}, {"delay_s": 0.7}], ids=["hangs", "is slow"]
 )
 def test_a_request_as_a_whole_ends_within_its_overhead_when_the_wait_is_long_and_create(
-    direct_e2b: LocalE2B,
-    make_pool: MakePool,
-    create: dict[str, Any],
+    direct_e2b: LocalE2B, make_pool: MakePool, create: dict[str, Any]
 ) -> None:
     assert KEEPING_TIMING.overhead_s == 10
     silent = {"fault": "silent"}

@@ -22,12 +22,7 @@ from config import OVERHEAD_S, Config
 from conftest import E2B_KEY, OK_RUN, of_kind, use
 from run import Run
 from sandboxes.pool import Pool
-from sandboxes.sandbox import (
-    Sandbox,
-    SandboxGone,
-    Unavailable,
-    check_key,
-)
+from sandboxes.sandbox import Sandbox, SandboxGone, Unavailable, check_key
 from sandboxes.timing import TIMING, Timing
 from texts.cell import Cell
 
@@ -190,9 +185,7 @@ def test_the_code_is_sent_once_exactly_as_it_came_and_unpacked_answers_are_asked
     assert E2B_KEY not in str(request)
 
 
-def test_a_cell_magic_works_in_the_first_cell_of_a_sandbox(
-    kernels: LocalE2B,
-) -> None:
+def test_a_cell_magic_works_in_the_first_cell_of_a_sandbox(kernels: LocalE2B) -> None:
     # Kernels start late on a busy machine.
     pool = Pool(CONFIG, Timing(small_call_s=30, overhead_s=60))
     run = pool.run(Cell("%%bash\necho from the shell"), 50)

@@ -330,10 +330,7 @@ class TestPictures:
                 "neither PNG, JPEG nor SVG",
             ),
             (encoded(b"GIF89a" + bytes(40)), "neither PNG, JPEG nor SVG"),
-            (
-                encoded(picture()[:20]),
-                "8 x 0 pixels (the limit is 50,000,000 in all)",
-            ),
+            (encoded(picture()[:20]), "8 x 0 pixels (the limit is 50,000,000 in all)"),
         ],
     )
     def test_what_is_none_is_left_out_with_the_reason(

@@ -16,17 +16,8 @@ from typing import Any
 
 import pytest
 import requests
-from builders import (
-    RED_SVG,
-    answer_with,
-    encoded,
-    error,
-    picture,
-    stdout,
-)
-from builders import (
-    result as result_event,
-)
+from builders import RED_SVG, answer_with, encoded, error, picture, stdout
+from builders import result as result_event
 from local_e2b import LocalE2B
 from PIL import Image
 

@@ -24,11 +24,7 @@ from builders import empty_run
 
 from run import Run
 from texts.cell import Cell
-from texts.tracebacks import (
-    prefix_lines,
-    renumber_error,
-    split_headings,
-)
+from texts.tracebacks import prefix_lines, renumber_error, split_headings
 
 DASHES = "-" * 75
 SANDBOX_ID = "itls7re05vwhe0hmxkji"

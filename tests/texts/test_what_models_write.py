@@ -202,10 +202,7 @@ def test_lines_of_a_first_cell_that_names_the_data_folder_keep_their_numbers(
             "    plt.plot([1, n])\n    plt.savefig(f'{n}.png')",
             6,
         ),
-        (
-            PLOT + "plt.savefig('x.png')\nplt.close()\nplt.plot([2, 1])\nplt.show()",
-            2,
-        ),
+        (PLOT + "plt.savefig('x.png')\nplt.close()\nplt.plot([2, 1])\nplt.show()", 2),
     ],
 )
 def test_each_figure_is_shown_once(sandbox: Sandbox, code: str, pictures: int) -> None:

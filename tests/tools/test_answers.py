@@ -190,11 +190,7 @@ def test_the_right_answer_is_taken(
 @pytest.mark.parametrize("between", BETWEEN)
 @pytest.mark.parametrize(("question", "asked"), EACH_ANSWER)
 def test_what_something_in_between_answers_is_never_taken(
-    question: Question,
-    asked: str,
-    between: str,
-    client: Client,
-    requests_mock: Mocker,
+    question: Question, asked: str, between: str, client: Client, requests_mock: Mocker
 ) -> None:
     # A client that follows the redirect gets an answer that would do.
     good = question.answers[asked]

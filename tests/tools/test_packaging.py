@@ -214,7 +214,7 @@ def files_in_context() -> set[str]:
         path.relative_to(ROOT)
         for folder in folders
         for path in folder.iterdir()
-        if path.is_file()
+        if path.is_file() and path.name != ".git"  # as it is in a worktree
     }
     return {path.as_posix() for path in files if not is_ignored(path, rules)}
 
