@@ -17,6 +17,7 @@ import random
 import re
 import secrets
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
@@ -814,6 +815,7 @@ def soak(plan: Plan) -> Report:
             if not plan.quick:
                 report.attacks = _attack()
                 report.unexplained += soak_sessions()
+                report.unexplained += slow_patterns()
             ended_at = time.monotonic()
             wait_s = 0 if plan.quick else RUN_TIMEOUT_S + LIFETIME_MARGIN_S + 1
             while time.monotonic() < ended_at + wait_s and e2b.state()["alive"]:
@@ -827,6 +829,28 @@ def soak(plan: Plan) -> Report:
         report.unexplained += left_over(Path(folder), report.cut_by_kill)
     report.took_s = time.monotonic() - started_at
     return report
+
+
+def slow_patterns() -> list[str]:
+    """Texts on which a pattern of the service is slow, looked for for a minute.
+
+    In a process of its own: the CPU of the others must not count."""
+    finished = subprocess.run(
+        [
+            sys.executable,
+            str(Path(__file__).with_name("pump_patterns.py")),
+            "--seconds=60",
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    lines = finished.stdout.splitlines()
+    print(f"patterns  {' '.join(lines[:1])}: {len(lines) - 2} uses were looked at")
+    slow = [line.strip() for line in lines if "SLOW" in line]
+    if finished.returncode and not slow:
+        slow = [finished.stderr[-500:]]
+    return slow
 
 
 def soak_sessions() -> list[str]:

@@ -214,7 +214,7 @@ def files_in_context() -> set[str]:
         path.relative_to(ROOT)
         for folder in folders
         for path in folder.iterdir()
-        if path.is_file() and path.name != ".git"  # as it is in a worktree
+        if path.is_file()
     }
     return {path.as_posix() for path in files if not is_ignored(path, rules)}
 
@@ -265,7 +265,11 @@ def names_in(node: ast.AST) -> list[str]:
         package = module.partition(".")[0]
         return [package, module, *(f"{module}.{alias.name}" for alias in node.names)]
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
-        return [node.value.removesuffix(".py")] if node.value.endswith(".py") else []
+        if node.value.endswith(".py"):
+            return [node.value.removesuffix(".py")]
+        # "process.worker.PatientWorker", as gunicorn takes a class
+        package = node.value.partition(".")[0]
+        return [package, node.value.rpartition(".")[0], node.value]
     return []
 
 
@@ -280,7 +284,7 @@ def data_files() -> set[str]:
     }
     return {
         path.name for path in ROOT.iterdir() if path.is_file() and path.name in words
-    } - {name for name in words if name.endswith(".py")}
+    } - {name for name in words if name.endswith(".py") or name == ".git"}
 
 
 def test_the_image_holds_what_the_service_needs_and_nothing_else() -> None:
