@@ -360,6 +360,7 @@ class Plan:
     warm: int
     callers: int
     quick: bool
+    session_idle_s: int = 0
 
     def warm_up(self) -> int:
         """Runs of a process before its memory is looked at for the first time.
@@ -784,6 +785,7 @@ def soak(plan: Plan) -> Report:
             "RUN_TIMEOUT_S": str(RUN_TIMEOUT_S),
             "MAX_CONCURRENT_RUNS": str(plan.callers),
             "WARM_SANDBOXES": str(plan.warm),
+            "SESSION_IDLE_S": str(plan.session_idle_s),
         }
         port = free_port()
         service = Service(environ, port)
@@ -1115,6 +1117,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--restarts", type=int, default=3, help="default: %(default)s")
     parser.add_argument(
         "--warm", type=int, default=0, help="WARM_SANDBOXES, default: %(default)s"
+    )
+    parser.add_argument(
+        "--session-idle-s",
+        type=int,
+        default=0,
+        help="SESSION_IDLE_S, default: %(default)s, which is off",
     )
     parser.add_argument(
         "--callers", type=int, default=100, help="at once, default: %(default)s"
