@@ -38,6 +38,7 @@ _HEADINGS = ("Cell In[", "File ")
 # The code in a frame: `   3804 try:`, `-> 3805     return x`, and a gap, `   (...)`.
 _ROW = r" *(?:-*> )?\d+(?: .*)?"
 _GAP = r" *\(\.\.\.\)"
+_FIRST_OF_CODE = " -(0123456789"
 # The heading of a frame in a library, up to the library's name.
 _LIBRARY = (
     r"File (?:"
@@ -176,6 +177,8 @@ def _frames(lines: list[str]) -> list[_Frame]:
 
 
 def _is_code(line: str) -> bool:
+    if not line or line[0] not in _FIRST_OF_CODE:
+        return False  # quickly: a traceback may have a million lines
     return bool(re.fullmatch(_ROW, line) or re.fullmatch(_GAP, line))
 
 
