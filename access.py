@@ -1,6 +1,6 @@
 """Who calls, by a request's headers: three checks, each against an attack. Pure.
 
-And the session that the request belongs to.
+It also says which session a request belongs to.
 """
 
 import hmac
@@ -10,8 +10,9 @@ from base64 import b64decode
 
 # Names that nobody on the internet can make lead here: "e2b-proxy:3001" (no dot),
 # "a.localhost", "192.0.2.7:3001", "[2001:db8::1]", and no Host at all (HTTP/1.0).
-# It takes what is no address or name too ("999.1.1.1"): a browser sends no such Host.
-# In the local network others may answer for a name without a dot: PROXY_API_KEY helps.
+# It also matches texts that are no address or name ("999.1.1.1"): a browser sends none.
+# In the local network another machine may answer to a name without a dot; against that
+# PROXY_API_KEY helps.
 _LOCAL_HOST = re.compile(r"([^.:]*|.*\.localhost|\d+(\.\d+){3}|\[[0-9a-f:.]+\])(:\d+)?")
 # Printable ASCII: `64f1c0ffee/5b6a0c1e-conversation`.
 _SESSION_ID = re.compile(r"[!-~](?:[ -~]{0,198}[!-~])?")
@@ -51,7 +52,7 @@ def is_origin_own(origin: str, host: str) -> bool:
 def bearer_of_basic(authorization: str) -> str:
     """`Basic BASE64(USER:KEY)` as `Bearer KEY`; anything else as it is.
 
-    It is what a client sends for the address http://USER:KEY@HOST.
+    A client sends the former if its address for this service is http://USER:KEY@HOST.
     """
     scheme, _, token = authorization.partition(" ")
     if scheme.lower() != "basic":
@@ -66,11 +67,12 @@ def bearer_of_basic(authorization: str) -> str:
 def is_key_right(authorization: str, key: str) -> bool:
     """Whether the Authorization header carries `key`, as `Bearer KEY`.
 
-    The attack is a guess, character by character, by the time that a comparison takes:
-    this one takes the same time wherever the first difference is.
+    The attack is to guess the key character by character, from the time that comparing
+    takes: this comparison takes the same time wherever the first difference is.
     """
     scheme, _, token = authorization.partition(" ")
-    # As bytes: of texts, only ASCII ones are compared. Headers arrive as latin-1.
+    # Bytes are compared, because `compare_digest` takes no text beyond ASCII. Headers
+    # arrive as latin-1.
     is_equal = secrets.compare_digest(token.encode("latin-1"), key.encode())
     return is_equal and scheme.lower() == "bearer"
 
@@ -78,8 +80,8 @@ def is_key_right(authorization: str, key: str) -> bool:
 def session_mark(session_id: str, key: str) -> str:
     """A keyed hash of the session id, which does not reveal the id.
 
-    It marks the session's sandbox. It is empty for what is no id: then a call has no
-    session.
+    It marks the session's sandbox. It is empty if the text is no id: then the call has
+    no session.
     """
     if not _SESSION_ID.fullmatch(session_id):
         return ""

@@ -1,7 +1,8 @@
 """Settings: read once from the environment into a frozen, checked value.
 
-Each is a field of `Config`; its environment variable is the field's name in capitals.
-A secret may be in a file instead, named by that variable with _FILE added.
+Each setting is a field of `Config`; its environment variable is the field's name in
+capitals. A secret may be in a file instead, whose path is in the variable of that name
+with _FILE added.
 """
 
 import logging
@@ -17,25 +18,26 @@ from run import Limits
 
 VERSION = "1.0.0"
 log = logging.getLogger("e2b_proxy")
-# LibreChat's largest request is a question's code, far below; it bounds memory.
+# It bounds memory. LibreChat's largest request, the code for one call, is far smaller.
 MAX_BODY_BYTES = 1024 * 1024
 # LibreChat refuses an MCP reply over 16 MiB, which holds 11 MiB of pictures as base64.
 MAX_REPLY_IMAGE_BYTES = 11 * 1024 * 1024
-# What a request may take beyond its run's limit: waiting for a slot, making a sandbox,
-# retries. With a run of 50 s it ends within the 60 s that most clients wait.
+# How much longer than its run's limit a request may take: for waiting for a slot,
+# making a sandbox, and retries. With a run of 50 s it ends within the 60 s that most
+# clients wait.
 OVERHEAD_S = 10
-# How much longer than its run's limit a sandbox may live if this process dies: E2B ends
-# it then.
+# If this process dies, E2B ends a sandbox this long after its run's limit.
 LIFETIME_MARGIN_S = 15
-# Files of one exec of the code API, together: as much on the way in as on the way out.
+# The files that an exec of the code API is given may have this size together, and so
+# may those that it returns.
 MAX_CARRIED_BYTES = 200 * 1024 * 1024
-# Carrying them may take a second for each of these, on top of OVERHEAD_S.
+# Carrying files may take a second for each of these bytes, on top of OVERHEAD_S.
 CARRIED_BYTES_PER_S = 1_000_000
 # "localhost", "0.0.0.0", "[::1]"
 _HOST = r"([\w.-]+|\[[\w:.]+\])"
-# One letter or two: PORTS and PORT are as near as 0.89, WARM_SANDBOX and the right name
-# 0.92.
-# PROXY_API_KEY_FILE has 0.84, and what LibreChat's .env sets at most 0.80.
+# A variable this similar to a setting is taken for its name with a letter or two wrong:
+# PORTS has 0.89 (PORT), WARM_SANDBOX 0.92. Names that are right have less:
+# PROXY_API_KEY_FILE has 0.84, those in LibreChat's .env have 0.80 at most.
 _NEAR = 0.85
 # Kubernetes sets these in every container beside a service named e2b-proxy.
 _KUBERNETES_OWN = re.compile("E2B_PROXY_(PORT|SERVICE)(_.*)?")
@@ -49,9 +51,10 @@ def _setting(
     convert: Callable[[str], Any] = str,
     is_secret: bool = False,
 ) -> Any:
-    """A field for `from_env`; `convert` may raise ValueError for what matches, too.
+    """A field that `from_env` reads.
 
-    A variable that is empty is the default, unless the pattern matches that."""
+    A value has to match `pattern`, and `convert` may still refuse it with ValueError.
+    An empty variable means the default, unless the pattern matches an empty text."""
     metadata = {"pattern": pattern, "must_be": must_be, "convert": convert}
     return field(default=default, repr=not is_secret, metadata=metadata)
 
@@ -61,13 +64,13 @@ def _folder() -> Any:
 
 
 def _writable_folder(path: str) -> Path:
-    """The folder, in which a file can be made. Raises OSError."""
+    """The folder, once a file was made in it as a trial. Raises OSError."""
     with TemporaryFile(dir=path):
         return Path(path)
 
 
 def _whole_number(default: int, low: int, high: int) -> Any:
-    """One in this range; or the default, where that is 0 and so turns it off."""
+    """A number in this range, or the default: that may lie below it, as 0 for off."""
 
     def convert(digits: str) -> int:
         number = int(digits)
@@ -78,20 +81,20 @@ def _whole_number(default: int, low: int, high: int) -> Any:
     must_be = f"a whole number from {low} to {high}"
     if default < low:
         must_be += f", or {default}"
-    # Python takes long to read thousands of digits; no limit has so many.
+    # Python takes long to read thousands of digits, and no limit needs more than 12.
     return _setting(default, "[0-9]{1,12}", must_be, convert)
 
 
 @dataclass(frozen=True)
 class Config:
-    # Without what was copied too much or too little: e2b_..., "e2b_0123"
+    # The pattern refuses a key copied with quotes or with dots: "e2b_0123", e2b_01...
     e2b_api_key: str = _setting(
         "",
         r"(?!.*(\.\.\.|['\"]))[!-~]+",
         "E2B's key in printable ASCII, without spaces, quotes or ...",
         is_secret=True,
     )
-    # The SDK's own; it reads this from the environment.
+    # The SDK reads this variable from the environment itself.
     e2b_api_url: str = _setting(
         "",
         rf"https?://{_HOST}(:\d+)?(/\S*)?",
@@ -112,20 +115,20 @@ class Config:
     max_image_bytes: int = _whole_number(5 * 1024 * 1024, 1024, MAX_REPLY_IMAGE_BYTES)
     mcp_image_bytes: int = _whole_number(50_000, 0, MAX_REPLY_IMAGE_BYTES)
     image_dir: Path | None = _folder()
-    # "/images/e2b", "https://code.example.com/images": nothing that could end a link
+    # "/images/e2b", "https://code.example.com/images"; nothing in it could end a link
     image_url: str = _setting(
         "",
         r"(https?:/)?(?=/[^/])([\w.:%~-]|/(?!/))+",
         "/a/path or http(s)://an/address",
     )
     image_ttl_hours: int = _whole_number(0, 0, 100_000)
-    # Where the code API keeps files; without it that is off.
+    # Where the code API keeps files; without a folder the code API is off.
     files_dir: Path | None = _folder()
     max_file_bytes: int = _whole_number(150 * 1024 * 1024, 1, MAX_CARRIED_BYTES)
     files_ttl_hours: int = _whole_number(26, 1, 100_000)
     files_total_bytes: int = _whole_number(10 * 1024**3, 1, 10**12 - 1)
-    # 100,000 sessions of one file each. A disk of 10 GiB with ext4, which makes one for
-    # each 16 KiB, has twice as many.
+    # Enough for 100,000 sessions of one file each. ext4 makes an inode for each 16 KiB,
+    # so a disk of 10 GiB has twice as many.
     files_total_inodes: int = _whole_number(300_000, 1, 10**9)
     sandbox_seconds_per_day: int = _whole_number(0, 0, 10**9)
     warm_sandboxes: int = _whole_number(0, 0, 100)
@@ -136,7 +139,8 @@ class Config:
         r"[\w., ]*",
         "names of modules separated by commas",
     )
-    # 0: each run has a sandbox of its own. E2B's free plan ends one after an hour.
+    # 0: each run has a sandbox of its own. The maximum leaves time for a run within the
+    # hour after which E2B's free plan ends a sandbox.
     session_idle_s: int = _whole_number(0, 60, 3000)
     e2b_template: str = _setting(
         "code-interpreter-v1", r"[\w.:/-]+", "a template's name or id"
@@ -153,7 +157,7 @@ class Config:
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> Self:
-        """Read the settings. Raises ValueError; its one line names all that is bad."""
+        """Read the settings. Raises ValueError, whose one line names each bad one."""
         values = {}
         problems: dict[str, str] = {}
         for setting in fields(cls):
@@ -172,7 +176,7 @@ class Config:
         return config
 
     def warnings(self, environ: Mapping[str, str]) -> list[str]:
-        """What is probably not meant so: a misspelt name, a number without effect."""
+        """A line for each likely mistake: a misspelt name, a number without effect."""
         warnings = [text for name in environ if (text := _doubt_about(name))]
         if self.warm_sandboxes > self.max_concurrent_runs:
             numbers = f"{self.warm_sandboxes} of {self.max_concurrent_runs}"
@@ -189,7 +193,7 @@ class Config:
         )
 
     def longest_request_s(self) -> int:
-        """From its arrival to its reply; the code API's may carry files twice."""
+        """The time from arrival to reply; the code API may carry files in and out."""
         carry_s = 2 * MAX_CARRIED_BYTES // CARRIED_BYTES_PER_S if self.files_dir else 0
         return self.run_timeout_s + OVERHEAD_S + carry_s
 
@@ -222,7 +226,7 @@ def _read(setting: Field[Any], environ: Mapping[str, str]) -> Any:
 
 
 def _doubt_about(name: str) -> str:
-    """A warning when a variable is none of ours but seems to be meant so, else ""."""
+    """A warning about a variable that is not ours but seems meant to be, else ""."""
     settings = [setting.name.upper() for setting in fields(Config)]
     if name in settings or _KUBERNETES_OWN.fullmatch(name):
         return ""

@@ -1,7 +1,7 @@
-"""A `Run` in, the text that a model and a person read out. Pure.
+"""Turns a `Run` into the text that a model and a person read. Pure.
 
-What comes from a run is quoted in a fence that it cannot close, or is plain text:
-nothing of it is ever rendered."""
+A run's texts are quoted in a fence that they cannot close, or are plain text: nothing
+in them is ever rendered."""
 
 import re
 
@@ -17,28 +17,30 @@ _ANSI = (
     r"|[ -/]*[0-~]"  # a character set: `\x1b(B`
     r")"
 )
-# Neither text, tab nor newline: C0 and C1 but for these two, line separators, a byte
-# order mark and what is no character.
+# Characters that are neither text, tab nor newline: the other controls of C0 and C1,
+# line separators, the byte order mark and two code points that are no characters.
 _CONTROLS = [*range(0x09), *range(0x0B, 0x20), *range(0x7F, 0xA0)]
 _CONTROLS += [0x2028, 0x2029, 0xFEFF, 0xFFFE, 0xFFFF]
-# Marks, embeddings, overrides and isolates: they reorder what is read.
+# Marks, embeddings, overrides and isolates, which reorder text on the screen.
 _BIDI = [0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)]
-# The first go, the others are shown as Python's repr shows them.
+# Controls are removed; the others are shown as Python's repr shows them.
 _PRINTED_AS = dict.fromkeys(_CONTROLS, "") | {
     character: f"\\u{character:04x}" for character in _BIDI
 }
-# What a progress bar wrote over on its line: `10%\r20%\r`.
+# The part of a line that a progress bar has written over: `10%\r20%\r`.
 _OVERWRITTEN = r"(?m)^.*\r(?=[^\r\n])"
 _MAX_LINE_CHARS = 300
 _NO_OUTPUT = "Code executed successfully, without output. Use print() to see a value."
-# Where a syntax error is, for those who do not see its line: ` (723130331.py, line 5)`.
+# The place that ends a syntax error's message: ` (723130331.py, line 5)`.
 _LINE_OF_ERROR = r" \(\S+, line \d+\)\Z"
-# So many that a fence around them would be as long again.
+# This many in a row are shown as a number, because a fence would need even more.
 _MANY_BACKTICKS = "`{100,}"
 
 
 def format_run(run: Run, max_output_chars: int) -> str:
-    """Parts and notes: `max_output_chars` of the run's own, under 6,000 of ours."""
+    """The parts of a run and notes on it.
+
+    At most `max_output_chars` are the run's own, and fewer than 6,000 are ours."""
     parts = _parts(run, max_output_chars)
     texts = []
     for name, part in parts.items():
@@ -49,10 +51,11 @@ def format_run(run: Run, max_output_chars: int) -> str:
 
 
 def format_plain(run: Run, max_output_chars: int) -> str:
-    """The same for MCP, as plain text: LibreChat shows it as it is.
+    """The same for MCP, as plain text, because LibreChat shows it as it is.
 
-    What failed is in its first line; its pictures are settled. Another client, which
-    renders Markdown, finds no picture in it to load."""
+    If the run failed, the first line says how. The run's pictures have to be those of
+    the reply already: a note counts them. A client that renders Markdown finds no
+    picture to load in the text."""
     parts = _parts(run, max_output_chars)
     failure = _failure(run)
     texts = [failure]
@@ -86,7 +89,7 @@ def _parts(run: Run, max_chars: int) -> dict[str, Clipped]:
     """The texts of a run by their headings, printable, cut to `max_chars` together."""
     error = _clean(_error_text(run))
     stderr = run.stderr.map(_clean)
-    usage_error = f"UsageError: {run.error_value}"  # of a magic, is on stderr too
+    usage_error = f"UsageError: {run.error_value}"  # a magic prints it on stderr too
     stderr = stderr.map(lambda text: text.removesuffix(usage_error))
     values = run.values
     if not run.pictures and not values.kept:
@@ -110,7 +113,7 @@ def _cut(parts: dict[str, Clipped], max_chars: int) -> None:
     count = len(parts)
     shortest_first = sorted(parts.values(), key=lambda part: part.kept)
     for part in shortest_first:
-        # What a short one does not need is left to those after it.
+        # Characters that a short part does not need are left to those after it.
         part.cut(max_chars // count)
         max_chars -= part.kept
         count -= 1
@@ -130,7 +133,7 @@ def _notes(run: Run, parts: dict[str, Clipped]) -> list[str]:
 
 
 def _failure(run: Run) -> str:
-    """The line that says most of why a run was not a normal one, if it was not."""
+    """The line that best says why a run was not a normal one, "" if it was."""
     if run.outcome == "ok":
         return ""
     value = run.error_value.strip()
@@ -140,7 +143,7 @@ def _failure(run: Run) -> str:
 
 
 def _drawn(pictures: list[Picture]) -> str:
-    """What the model still has of its pictures on the next turn."""
+    """A note about the pictures: all that the model has of them on the next turn."""
     sizes = []
     for picture in pictures:
         width, height = size_in_pixels(picture)
@@ -183,7 +186,7 @@ def _error_text(run: Run) -> str:
 
 
 def _clean(text: str) -> str:
-    """Printable text, without its last newline, as a terminal shows it in the end."""
+    """Printable text, as a terminal shows it in the end, without its last newline."""
     text = re.sub(_ANSI, "", text)
     text = text.removesuffix("\n")
     text = re.sub(_OVERWRITTEN, "", text)

@@ -2,7 +2,7 @@
 
     gunicorn proxy:app
 
-Settings and hooks only: what they name is in process/.
+It has settings and hooks only; the classes that they name are in process/.
 """
 
 import os
@@ -15,18 +15,18 @@ from process.addresses import exit_if_taken
 try:
     settings = Config.from_env(os.environ)
 except ValueError as exc:
-    # In the master, before any worker. A supervisor that knows this status does not
-    # start a service again that would stop at once.
+    # This runs in the master, before there is a worker. A supervisor that knows this
+    # exit status does not restart a service that would stop at once.
     print(exc, file=sys.stderr)
     sys.exit(os.EX_CONFIG)
 
 bind = f"{settings.host}:{settings.port}"
-# One worker: the limits are the process's, and the SDK's transport does not survive a
-# fork.
+# One worker: the limits hold within one process, and the SDK's transport does not
+# survive a fork.
 workers = 1
-# It bounds how long slow clients hold threads: beside 60 that stall in a body /health
-# answers in 0.00 s, where gunicorn's own worker, `gthread`, has none in 20 s. Behind a
-# proxy that buffers requests that one does as well: `gunicorn -k gthread proxy:app`.
+# This worker bounds how long slow clients hold threads. While 60 clients stall in a
+# body /health answers in 0.00 s; with gunicorn's own worker, `gthread`, it did not in
+# 20 s. Behind a proxy that buffers requests `gunicorn -k gthread proxy:app` is as good.
 worker_class = "process.worker.PatientWorker"
 # OWN: descriptors of the process itself. RUN: those of a run, for its stream, its
 # create or kill, and a child's pipe.
@@ -39,15 +39,15 @@ runs = min(settings.max_concurrent_runs, max_runs)
 left_descriptors = max_descriptors - OWN_DESCRIPTORS - RUN_DESCRIPTORS * runs
 # Further connections wait in the kernel's accept queue.
 worker_connections = min(4000, left_descriptors)
-# A run may still be drawing or sending when its slot has a next one; the rest is for
-# /health.
+# Each slot has two threads: a run may still be drawing or sending when the next run has
+# its slot. The other eight are for requests such as /health.
 threads = min(2 * runs + 8, worker_connections - 1)
-# Browsers and proxies send some 40 headers. Of one, a token of 4 kB or all cookies of a
-# site are the longest; all together may have 32 KiB (process/worker.py).
+# Browsers and proxies send some 40 headers. The longest ones hold a token of 4 kB, or
+# all cookies of a site. Together the headers may have 32 KiB (process/worker.py).
 limit_request_fields = 64
 limit_request_field_size = 8190
 limit_request_line = 4094
-# In seconds. It is above Node's 5 s: else LibreChat sees ECONNRESET now and then.
+# In seconds. It must be above Node's 5 s, or LibreChat sees ECONNRESET now and then.
 keepalive = 65
 # In seconds: the longest request, then the kills.
 graceful_timeout = settings.longest_request_s() + 10
@@ -56,8 +56,8 @@ control_socket_disable = True
 # By default a proxy on this machine may set SCRIPT_NAME: then the path that it checked
 # is not the one that is served.
 forwarder_headers = ""
-# The system would send a file past the worker's ClientSocket, which notices clients
-# that do not read.
+# With sendfile the system would send files past the worker's ClientSocket, which
+# notices clients that do not read.
 sendfile = False
 logger_class = "process.json_log.JsonLogger"
 
@@ -85,7 +85,7 @@ def when_ready(server):
 
 
 def worker_exit(server, worker):
-    # None where it could not be loaded; the master's copy of a worker has none, either.
+    # There is none if it could not be loaded, nor in the master's copy of a worker.
     app = getattr(worker, "wsgi", None)
     if app:
         app.extensions["pool"].close()

@@ -1,4 +1,4 @@
-"""The memory that large bodies and replies may hold, together in the whole process."""
+"""Bounds the memory that large bodies and replies hold, together in one process."""
 
 import threading
 from collections import deque
@@ -9,14 +9,14 @@ _WAIT_S = 10
 
 
 class NoRoom(Exception):
-    """Others held the memory for as long as one may wait."""
+    """Others held the memory for too long, or too many wait for it already."""
 
 
 class InFlight:
     """Gives memory to requests, in the order in which they ask for it."""
 
     def __init__(self, max_bytes: int, max_waiting: int) -> None:
-        """`max_waiting`: each request that waits holds a thread."""
+        """`max_waiting` bounds how many requests wait, because each holds a thread."""
         self._max_bytes = max_bytes
         self._max_waiting = max_waiting
         self._held_bytes = 0
@@ -29,7 +29,7 @@ class InFlight:
             self._changed.notify_all()
 
     def take(self, size_bytes: int) -> None:
-        """Raises NoRoom, at once where enough others wait already."""
+        """Wait for this much memory. Raises NoRoom, at once if enough others wait."""
         with self._changed:
             if len(self._waiting) > self._max_waiting:
                 raise NoRoom
@@ -47,22 +47,22 @@ class InFlight:
                 self._changed.notify_all()
 
     def _fits(self, size_bytes: int) -> bool:
-        """One that is larger than all the memory fits where it is alone."""
+        """Whether there is room. A size above the limit fits while nothing is held."""
         is_alone = self._held_bytes == 0
         return is_alone or self._held_bytes + size_bytes <= self._max_bytes
 
 
 class Hold:
-    """What one request holds; nothing at first."""
+    """The memory that one request holds, which is none at first."""
 
     def __init__(self, in_flight: InFlight) -> None:
         self.size_bytes = 0
         self._in_flight = in_flight
 
     def resize(self, size_bytes: int) -> None:
-        """Hold so much, or nothing where that is not large. Raises NoRoom.
+        """Hold this much, or nothing if that is not large. Raises NoRoom.
 
-        What is held already is given back before more is waited for, so that no two
+        To grow, a request first gives back all that it holds, so that no two requests
         wait for each other."""
         wanted_bytes = size_bytes if size_bytes > LARGE_BYTES else 0
         surplus_bytes = self.size_bytes - wanted_bytes

@@ -1,4 +1,4 @@
-"""JSON bodies: one that came is parsed, one that goes is made in pieces. Pure."""
+"""JSON bodies: parses those that arrive, and makes those to send in pieces. Pure."""
 
 import json
 import secrets
@@ -8,22 +8,22 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 TOO_MANY_VALUES = "The body has more values than any call needs."
-# Parsing takes so many times the memory that the body has.
+# Parsing a body takes this many times its size in memory.
 PARSE_FACTOR = 3
-# Quotes, separators and brackets: a JSON of so many takes 50 ms, in which no other
-# thread runs, and 30 MB.
+# Tokens are quotes, separators and brackets. Parsing this many takes 30 MB, and 50 ms
+# in which no other thread runs.
 _MAX_TOKENS = 200_000
 _PIECE_BYTES = 48 * 1024  # 64 KiB as base64
-# Stands in a body for what is long; nobody can guess it, and so put it into a text.
+# Stands in a body for a long text. Nobody can guess it, so no other text contains it.
 _PLACEHOLDER = secrets.token_hex(16)
 
 
 class BadBody(ValueError):
-    """Says in our words why a body is not taken."""
+    """A body is refused; the message says why in our own words."""
 
 
 def parse_json(body: bytes | bytearray) -> Any:
-    """Raises BadBody, ValueError or RecursionError."""
+    """The value that a body holds. Raises BadBody, ValueError or RecursionError."""
     text = body.decode(json.detect_encoding(body), "surrogatepass")
     if is_costly(text.encode("utf-8", "surrogatepass")):
         raise BadBody(TOO_MANY_VALUES)
@@ -31,7 +31,7 @@ def parse_json(body: bytes | bytearray) -> Any:
 
 
 def is_costly(text: bytes | bytearray) -> bool:
-    """Whether UTF-8 JSON has too many tokens; a string is one, however long."""
+    """Whether JSON in UTF-8 has too many tokens, however long its strings are."""
     bare = text.replace(rb"\\", b"").replace(rb"\"", b"")
     quotes = bare.count(b'"')
     if quotes > _MAX_TOKENS:
@@ -42,20 +42,20 @@ def is_costly(text: bytes | bytearray) -> bool:
 
 
 class Long(Protocol):
-    """Stands in a body for a text that is made while it is sent."""
+    """A text of a body that is made only while the body is sent."""
 
     prefix: str
 
     def size_bytes(self) -> int:
-        """As it is sent."""
+        """How many bytes `pieces` yields in all."""
 
     def pieces(self) -> Iterator[bytes]:
-        """JSON without its quotes, in UTF-8."""
+        """The text as JSON in UTF-8, without the quotes around it or `prefix`."""
 
 
 @dataclass(frozen=True)
 class Blob:
-    """Bytes in a body: there they are a text, as base64 after `prefix`."""
+    """Bytes that stand in a body as a text: `prefix`, and then their base64."""
 
     data: bytes = field(repr=False)
     prefix: str = ""
@@ -69,7 +69,7 @@ class Blob:
 
 
 class JsonBody:
-    """A JSON body in pieces, each made when it is its turn."""
+    """A JSON body in pieces, each of which is made only when it is sent."""
 
     def __init__(self, body: object) -> None:
         self._longs: list[Long] = []
@@ -91,6 +91,6 @@ class JsonBody:
 
 
 def to_json(value: object, default: Any = None) -> bytes:
-    """JSON in UTF-8. A lone surrogate, which has none, stays escaped."""
+    """JSON in UTF-8. A lone surrogate, which UTF-8 cannot encode, stays escaped."""
     text = json.dumps(value, ensure_ascii=False, default=default)
     return text.encode("utf-8", "backslashreplace")

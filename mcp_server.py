@@ -1,7 +1,8 @@
 """One MCP message in, one out: a stateless server with one tool.
 
 https://modelcontextprotocol.io/specification/2025-11-25. LibreChat takes a JSON-RPC
-error for a failed call, or a failed login: what the model should read is a result.
+error for a call or a login that failed. So all that the model should read is sent as a
+result.
 """
 
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from typing import Any
 
 from config import VERSION
 
-# What LibreChat 0.8.8's client offers first, and accepts.
+# LibreChat 0.8.8's client asks for the first of these, and accepts any of them.
 PROTOCOL_VERSIONS = (
     "2025-11-25",
     "2025-06-18",
@@ -40,7 +41,7 @@ def error(message_id: object, code: int, text: str) -> JsonObject:
 
 
 def tool_result(text: str, images: list[JsonObject], *, is_error: bool) -> JsonObject:
-    """What a call of the tool gives: a text part, then the image parts."""
+    """The result of a call of the tool: a text part, then the image parts."""
     if is_error:
         text = _FAILED + text
     content = [{"type": "text", "text": text}, *images]
@@ -53,12 +54,12 @@ def handle(
     instructions: str,
     call: Callable[[JsonObject], JsonObject],
 ) -> JsonObject | None:
-    """Answer a message, or None when it wants no answer; `call` runs the tool."""
+    """The answer to a message, or None if it wants none; `call` runs the tool."""
     if isinstance(message, list):
         return error(None, INVALID_REQUEST, "Send one message at a time.")
     request = _as_object(message)
     if _is_response(request):
-        return None  # to a request that was never made
+        return None  # it answers a request that was never made
     if not _is_request(request):
         return error(None, INVALID_REQUEST, "Expected one JSON-RPC 2.0 request.")
     message_id = request.get("id")
@@ -84,7 +85,7 @@ def handle(
 
 
 def _as_object(value: object) -> JsonObject:
-    """What is no object has no members."""
+    """The value if it is an object, else an empty one."""
     return value if isinstance(value, dict) else {}
 
 

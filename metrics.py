@@ -1,4 +1,4 @@
-"""What an operator can watch: the numbers behind GET /metrics, for Prometheus."""
+"""The numbers that an operator can watch: GET /metrics, in the form of Prometheus."""
 
 from prometheus_client import Counter, Gauge, Histogram
 

@@ -77,17 +77,18 @@ _IMAGE_HEADERS = {
     "Cache-Control": "public, max-age=31536000, immutable",
     "Content-Security-Policy": "default-src 'none'; sandbox",
 }
-# At most two questions a minute to E2B, however many probe GET /ready.
+# GET /ready asks E2B at most twice a minute, however many clients probe it.
 _READY_CACHE_S = 30
-# Addresses that mean another machine to a reader of the document elsewhere:
+# Hosts that mean the machine itself, so that on another machine they lead elsewhere:
 # "localhost:3001", "a.localhost", "127.0.0.1", "0.0.0.0", "[::1]", and no Host at all.
 _LOOPBACK = re.compile(
     r"(?i)(|(.*\.)?localhost|127(\.\d+){3}|0\.0\.0\.0|\[::1?\])(:\d+)?"
 )
-# As much as the worker sends at once. By smaller pieces a slow client would look quick.
+# The worker sends this much at once, and times a client anew for each piece: by smaller
+# pieces a slow client would look quick.
 _FILE_PIECE_BYTES = 64 * 1024
-# What openapi.json says of calls, and what
-# MCP's clients are told where sessions are on.
+# The first two sentences stand in openapi.json. If sessions are on, clients of MCP are
+# not told the first, and are told the third instead of the second.
 _NOTHING_IS_KEPT_AND = (
     " Nothing is kept between calls, and no file can be handed to the user."
 )
@@ -103,8 +104,8 @@ _NO_ROOM = (
     "Large requests and replies hold all of the memory that they may have. Try again in"
     f" {RETRY_AFTER_S} seconds."
 )
-# What is large holds memory that others wait for: it has to come, or be taken, within
-# this time, and at this rate.
+# A large body or reply holds memory that others wait for. So it has to arrive, or be
+# taken, within the slack and the time that its bytes take at this rate.
 _LARGE_SLACK_S = 30
 _LARGE_BYTES_PER_S = 512 * 1024
 _SLASHES = re.compile("/{2,}")
@@ -121,20 +122,21 @@ def __getattr__(name: str) -> Flask:
 
 @dataclass(frozen=True)
 class _Service:
-    """What the views need."""
+    """The settings and the objects that the views share."""
 
     config: Config
     pool: Pool
-    publisher: "Publisher | None"  # of pictures; None where that is off
+    publisher: "Publisher | None"  # of pictures; None if IMAGE_DIR is not set
 
 
 def create_app(config: Config) -> Flask:
-    """The WSGI application; `extensions["pool"].close()` ends what it started."""
+    """The WSGI application; `extensions["pool"].close()` ends its sandboxes."""
     app = Flask(__name__, static_folder=None)
     pool = _open_pool(config)
     service = _Service(config, pool, _publisher(config))
     app.extensions["pool"] = pool
-    # Each that waits holds a thread, as who waits for a slot does.
+    # A request that waits for memory holds a thread, as one that waits for a slot does.
+    # So no more than half as many may wait as may run.
     in_flight = InFlight(
         config.max_in_flight_bytes, max_waiting=config.max_concurrent_runs // 2
     )
@@ -194,7 +196,7 @@ def _with_plain_path(
 
 
 def _start_request(in_flight: InFlight) -> None:
-    """Note the time, the id and what to log. It holds no memory yet."""
+    """Note a request's time and id. It has nothing to log and holds no memory yet."""
     g.started = monotonic()
     g.hold = Hold(in_flight)
     g.fields = {}
@@ -202,18 +204,18 @@ def _start_request(in_flight: InFlight) -> None:
 
 
 def _request_id(given: str) -> str:
-    """The caller's own id where that is fit for a header and a log, else a new one."""
+    """The caller's own id if it is fit for a header and a log, else a new one."""
     if re.fullmatch(r"[0-9A-Za-z_.-]{1,64}", given):
         return given
     return secrets.token_hex(16)
 
 
 def _refuse_foreign_page(config: Config) -> None:
-    """Raises Forbidden for what a web page of another origin may have sent."""
+    """Raises Forbidden if a web page of another origin may have sent the request."""
     if request.method in ("GET", "HEAD", "OPTIONS"):
-        return  # they change nothing
+        return  # these methods change nothing
     host = request.headers.get("Host", "")
-    # With a key any host will do: a page has no key to send.
+    # If a key is needed any host will do, because a web page has no key to send.
     if not config.proxy_api_key and not is_host_served(host, config.allowed_hosts):
         raise Forbidden("This Host is not served: add it to ALLOWED_HOSTS.")
     origin = request.headers.get("Origin")
@@ -231,7 +233,7 @@ def _refuse_packed_body() -> None:
 
 
 def _require_key(config: Config) -> None:
-    """Before each request that needs the key. Raises Unauthorized."""
+    """Runs before each request that needs the key. Raises Unauthorized without it."""
     key = config.proxy_api_key
     authorization = request.headers.get("Authorization", "")
     if request.blueprint == "code_api":
@@ -249,7 +251,7 @@ def _finish_request(response: Response) -> Response:
     response.headers["X-Request-Id"] = g.request_id
     response.headers["X-Content-Type-Options"] = "nosniff"
     response.headers.setdefault("Cache-Control", "no-store")
-    response.call_on_close(g.hold.release)  # once it is sent
+    response.call_on_close(g.hold.release)  # once the response is sent
     fields = {
         "request_id": g.request_id,
         "method": request.method,
@@ -272,7 +274,7 @@ def _milliseconds(duration_s: float) -> float:
 
 
 def _guarded_views(service: _Service, tool: JsonObject, instructions: str) -> Blueprint:
-    """The views that need the key, where there is one."""
+    """The views that need PROXY_API_KEY, if it is set."""
     views = Blueprint("guarded", __name__)
     views.before_request(partial(_require_key, service.config))
 
@@ -289,8 +291,8 @@ def _guarded_views(service: _Service, tool: JsonObject, instructions: str) -> Bl
 
     @views.post("/mcp")
     def mcp() -> Response:
-        """Answer one message of MCP's; 202 without a body where none is wanted."""
-        # Older clients, and each client's first message, come without it.
+        """Answer one MCP message; one that wants no answer gets 202 without a body."""
+        # Older clients do not send this header, nor does any with its first message.
         version = request.headers.get("MCP-Protocol-Version", PROTOCOL_VERSIONS[0])
         if version not in PROTOCOL_VERSIONS:
             known = ", ".join(PROTOCOL_VERSIONS)
@@ -330,7 +332,7 @@ def _parse_arguments(arguments: object, config: Config) -> tuple[str, int]:
     limit_s = arguments.get("timeout")
     if limit_s is None:
         limit_s = config.run_timeout_s
-    # `true` is an int to isinstance.
+    # To isinstance `true` would be an int.
     if type(limit_s) is not int or limit_s < 1:
         raise BadRequest("timeout must be a whole number of seconds, 1 or more.")
     return code, min(limit_s, config.run_timeout_s)
@@ -347,7 +349,7 @@ def _valid_code(code: object, max_chars: int) -> str:
 
 
 def _run(arguments: object, service: _Service) -> Run:
-    """Run what was sent. Raises BadRequest; ServiceUnavailable if no slot is free."""
+    """Run the code sent. Raises BadRequest; ServiceUnavailable if no slot is free."""
     config = service.config
     code, limit_s = _parse_arguments(arguments, config)
     digest = hashlib.sha256(code.encode()).hexdigest()
@@ -365,9 +367,9 @@ def _run(arguments: object, service: _Service) -> Run:
 def _reply_parts(
     run: Run, service: _Service, *, over_mcp: bool
 ) -> tuple[str, Delivery]:
-    """A run's text, and what becomes of its pictures; notes both for the log.
+    """A run's text and its pictures for the reply. Figures on both go into the log.
 
-    Raises ServiceUnavailable where replies under way leave no memory for the pictures.
+    Raises ServiceUnavailable if other replies leave no memory for the pictures.
     """
     config = service.config
     delivery = deliver(run, config, service.publisher, over_mcp=over_mcp)
@@ -405,14 +407,14 @@ def _add_open_views(app: Flask, service: _Service, document: JsonObject) -> None
     """The views that need no key."""
     config = service.config
     pool = service.pool
-    # Without an address of its own, E2B is on the internet.
+    # Without E2B_API_URL the SDK uses E2B on the internet.
     e2b_host = urlsplit(config.e2b_api_url or "https://e2b.dev").netloc
     is_e2b_local = bool(_LOOPBACK.fullmatch(e2b_host))
     page_template = (_HERE / "index.html").read_text("utf-8")
 
     @app.get("/health")
     def health() -> Response:
-        """That the service lives, and how full it is. Asks nothing of E2B."""
+        """Say that the service lives and how full it is, without asking E2B."""
         return _json(
             {
                 "status": "healthy",
@@ -436,10 +438,10 @@ def _add_open_views(app: Flask, service: _Service, document: JsonObject) -> None
 
     @app.get("/ready")
     def ready() -> Response:
-        """Whether E2B takes this service's key, asked once for many callers."""
+        """Say whether E2B takes this service's key; many callers share one question."""
         nonlocal key_asked_at, key_problem
         if monotonic() - key_asked_at > _READY_CACHE_S:
-            # Before the question: other callers meanwhile do not ask as well.
+            # Set before the question, so that other callers do not ask it meanwhile.
             key_asked_at = monotonic()
             try:
                 check_key(config)
@@ -452,7 +454,9 @@ def _add_open_views(app: Flask, service: _Service, document: JsonObject) -> None
 
     @app.get("/openapi.json")
     def openapi() -> Response:
-        """The document; with the address it was asked at, where that leads here."""
+        """The document, with the address of this service that the client used.
+
+        An address that means the client's own machine is of no use to others."""
         host = request.headers.get("Host", "")
         if _LOOPBACK.fullmatch(host):
             return _json(document)
@@ -461,7 +465,7 @@ def _add_open_views(app: Flask, service: _Service, document: JsonObject) -> None
 
     @app.get("/")
     def page() -> Response:
-        """The page to try it on; only its own script and style run."""
+        """The page to try the service on; only its own script and style run there."""
         nonce = secrets.token_urlsafe(16)
         url = config.image_url
         images = f"{url.rstrip('/')}/" if "://" in url else ""
@@ -491,7 +495,7 @@ def _add_open_views(app: Flask, service: _Service, document: JsonObject) -> None
 
 
 def _code_api(service: _Service) -> Blueprint:
-    """The views of LibreChat's code interpreter; without FILES_DIR all are a 404."""
+    """The views of LibreChat's code interpreter; without FILES_DIR each answers 404."""
     config = service.config
     views = Blueprint("code_api", __name__, url_prefix="/v1")
     if not config.files_dir:
@@ -603,9 +607,10 @@ def _load_document(config: Config) -> tuple[JsonObject, JsonObject]:
     fields = schema["properties"]
     fields["code"]["maxLength"] = config.max_code_chars
     fields["timeout"]["default"] = config.run_timeout_s
-    # Without `language`: a model has no choice there. Without bounds: what breaks them
-    # would not reach us, and the model would not read our words. Without null among the
-    # types: Gemini refuses every tool of a chat when one has a list of types.
+    # The tool's schema has no `language`: a model has no choice there. It has no
+    # bounds: LibreChat would reject a call that breaks them itself, and the model would
+    # not see our explanation. And no field may be null: Gemini refuses every tool of a
+    # chat if one of them has a list of types.
     offered = {
         "code": {
             "type": "string",
@@ -627,7 +632,7 @@ def _load_document(config: Config) -> tuple[JsonObject, JsonObject]:
 
 
 def _with_sessions(text: str, config: Config) -> str:
-    """What a model is told over MCP: other sentences where sessions are on."""
+    """The text that a model is told over MCP, changed if sessions are on."""
     if not config.session_idle_s:
         return text
     kept = _SESSIONS_ARE_KEPT.format(minutes=config.session_idle_s // 60)
@@ -638,7 +643,7 @@ def _with_sessions(text: str, config: Config) -> str:
 
 
 def _error(exc: HTTPException) -> Response:
-    """An error in the one form that all have, but for those of the code API."""
+    """An error in the one form that all have, except those of the code API."""
     status = exc.code or 500
     code = exc.name.lower().replace(" ", "_")
     headers = exc.get_headers()
@@ -670,7 +675,7 @@ def _file(
     headers: dict[str, str],
     count: Callable[[float], None] = lambda _size_bytes: None,
 ) -> Response:
-    """A file, which is never whole in memory. `count` is told how much is sent."""
+    """A file, sent in pieces. `count` is called with the size of each piece sent."""
     response = Response(_pieces(file, count), headers=headers, content_type=media_type)
     response.content_length = os.fstat(file.fileno()).st_size
     response.call_on_close(file.close)
@@ -684,7 +689,7 @@ def _pieces(file: BinaryIO, count: Callable[[float], None]) -> Iterator[bytes]:
 
 
 def _within_time(data: JsonBody) -> Iterable[bytes]:
-    """The pieces of a reply. Who takes them too slowly may not hold their memory."""
+    """The pieces of a reply. One that holds memory must not be taken too slowly."""
     held_bytes = g.hold.size_bytes
     if not held_bytes:
         return data
@@ -694,7 +699,7 @@ def _within_time(data: JsonBody) -> Iterable[bytes]:
 def _until(deadline: float, pieces: Iterable[bytes]) -> Iterator[bytes]:
     for piece in pieces:
         if monotonic() > deadline:
-            # To the server, a client that has gone: the connection is closed.
+            # gunicorn takes this for a client that has gone, and closes the connection.
             raise BrokenPipeError(errno.EPIPE, "the reply was taken too slowly")
         yield piece
 
@@ -704,7 +709,7 @@ def _large_limit_s(size_bytes: int) -> float:
 
 
 def _when_sent(action: Callable[[], None]) -> None:
-    """Do it once the reply is sent, whatever that is."""
+    """Call `action` once the reply is sent, even if the reply is an error."""
 
     @after_this_request
     def _add(response: Response) -> Response:
@@ -713,7 +718,7 @@ def _when_sent(action: Callable[[], None]) -> None:
 
 
 def _hold(size_bytes: int) -> None:
-    """Hold so much memory until the reply is sent. Raises ServiceUnavailable."""
+    """Hold this much memory until the reply is sent. Raises ServiceUnavailable."""
     try:
         g.hold.resize(size_bytes)
     except NoRoom:
@@ -723,10 +728,10 @@ def _hold(size_bytes: int) -> None:
 def _json_body(
     max_bytes: int = MAX_BODY_BYTES, parse: Callable[[bytearray], Any] = parse_json
 ) -> Any:
-    """What the request's body says.
+    """The request's body, parsed.
 
     Raises UnsupportedMediaType, RequestEntityTooLarge, RequestTimeout, BadRequest;
-    ServiceUnavailable where large bodies under way leave no memory for it.
+    and ServiceUnavailable if other large bodies leave no memory for this one.
     """
     if request.mimetype != "application/json":
         raise UnsupportedMediaType("Send the body as Content-Type: application/json.")
@@ -742,7 +747,7 @@ def _json_body(
 
 
 def _received(max_bytes: int) -> bytearray:
-    """The body, whose memory is held before it is read."""
+    """Read the body. If it is large, memory for it is held before it is read."""
     too_large = RequestEntityTooLarge(f"The body has more than {max_bytes:,} bytes.")
     announced_bytes = request.content_length or 0
     if announced_bytes > max_bytes:
@@ -757,7 +762,7 @@ def _received(max_bytes: int) -> bytearray:
         if len(body) > max_bytes:
             raise too_large
         if len(body) >= LARGE_BYTES and not g.hold.size_bytes:
-            # One in chunks, which says not how large it will be.
+            # A body in chunks does not say beforehand how large it will be.
             _hold(PARSE_FACTOR * max_bytes)
         if g.hold.size_bytes and monotonic() > deadline:
             raise RequestTimeout(f"The body took longer than {limit_s:.0f} s.")
@@ -767,6 +772,6 @@ def _received(max_bytes: int) -> bytearray:
 def _next_piece(max_bytes: int) -> bytes:
     try:
         piece: bytes = request.stream.read(min(max_bytes, LARGE_BYTES))
-    except Exception as exc:  # the server's own, for chunks that it does not take
+    except Exception as exc:  # gunicorn's own errors, for malformed chunks
         raise BadRequest(f"The body could not be read: {exc}.") from None
     return piece

@@ -11,13 +11,13 @@ from texts.results import is_drawing, is_lost, value_text
 from texts.saved_figures import is_saved_copy
 from texts.tracebacks import split_notes
 
-# A run can fail in more ways than anybody reads notes.
+# A run can lead to any number of different notes; nobody reads more than this.
 _MAX_NOTES = 20
-# As many as a reply may show at most: reading 8 million line by line takes seconds.
+# The most that a reply may show. Reading 8 million line by line takes seconds.
 _MAX_TRACEBACK_CHARS = 1_000_000
-# Of plotly, bokeh, an animation as HTML, a gif, a pdf.
+# The note for a figure of plotly or bokeh, an animation as HTML, a gif or a pdf.
 _NO_PICTURE = "only png, jpeg and svg can be shown, so draw it with matplotlib"
-# What IPython says of sys.exit(), instead of a traceback.
+# IPython prints this for sys.exit(), instead of a traceback.
 _EXIT = "An exception has occurred, use %tb to see the full traceback.\n"
 
 
@@ -42,7 +42,7 @@ class Clipped:
 
     @property
     def kept(self) -> int:
-        """How many characters there are."""
+        """How many characters are kept."""
         return len(self.head) + len(self.tail)
 
     def add(self, text: str) -> None:
@@ -53,7 +53,7 @@ class Clipped:
         self.cut(self.limit)
 
     def cut(self, limit: int) -> None:
-        """Drop the middle of what is more than `limit` characters."""
+        """Drop the middle, if there are more than `limit` characters."""
         kept = self.kept
         if kept <= limit:
             return
@@ -74,7 +74,7 @@ class Clipped:
 
 
 class Printed(Clipped):
-    """Folds what is added before it is cut: what goes takes no place from the rest."""
+    """Text that is folded before it is cut, so that folded parts take no room in it."""
 
     def add(self, text: str) -> None:
         super().add(fold_always(text))
@@ -82,7 +82,7 @@ class Printed(Clipped):
 
 @dataclass
 class Run:
-    """What came of one run; `problem` says in our words why it was not a normal one."""
+    """The result of a run; `problem` says in our words why it was not a normal one."""
 
     limits: Limits
     stdout: Clipped
@@ -94,10 +94,11 @@ class Run:
     error_value: str = ""
     traceback: str = ""
     problem: str = ""
-    note: str = ""  # what else the caller should know of the sandbox
+    note: str = ""  # about the sandbox, for the caller
     pictures: list[Picture] = field(default_factory=list)
-    saved_figures_are_shown: bool = False  # once more, so that a saved one is a copy
-    # How many times (what, why) was not shown.
+    # Whether E2B sends each saved figure a second time: the saved one is a copy then.
+    saved_figures_are_shown: bool = False
+    # How often something was not shown, by (what, why).
     left_out: Counter[tuple[str, str]] = field(default_factory=Counter)
     durations_s: dict[str, float] = field(default_factory=dict)
 
@@ -113,7 +114,7 @@ class Run:
         )
 
     def add_result(self, formats: dict[str, Any]) -> None:
-        """Add what the code showed, in E2B's formats: `text`, `png`, `html` and so on.
+        """Add a result of the code, in E2B's formats: `text`, `png`, `html` and so on.
 
         https://github.com/e2b-dev/code-interpreter (template/server/api/models)"""
         has_picture = self._add_picture(formats)
@@ -124,7 +125,7 @@ class Run:
             self.leave_out("figure", _NO_PICTURE)
 
     def _add_picture(self, formats: dict[str, Any]) -> bool:
-        """Keep a picture's first good form; whether there was a picture at all."""
+        """Keep a picture's first good form. Returns whether there was a picture."""
         reason = ""
         for label in ("png", "jpeg", "svg"):
             if not formats.get(label):
@@ -141,7 +142,7 @@ class Run:
         return bool(reason)
 
     def add_error(self, name: str, value: str, traceback: str) -> None:
-        """Note the exception that ended the code; a SystemExit of 0 is none."""
+        """Note the exception that ended the code; a SystemExit of 0 is no error."""
         text = split_notes(traceback, error=f"{name}: {value}")
         if name == "SystemExit" and text.startswith(_EXIT):
             if value in ("", "0"):
@@ -150,19 +151,20 @@ class Run:
         limit = self.limits.output_chars
         self.error_name = name[:200] or "Error"
         self.error_value = value[: limit // 4]
-        # Much of it goes later: the lines before the first cell, colours, frames.
+        # More than the limit is kept here, because much is removed later: E2B's lines
+        # before the first cell, colours, frames.
         clipped = Clipped(min(8 * limit, _MAX_TRACEBACK_CHARS))
         clipped.add(text)
         self.traceback = clipped.text()
 
     def add_value(self, text: str) -> None:
-        """Add what the code showed as a result, each on a line of its own."""
+        """Add the text of a result, on a line of its own."""
         values = self.drawings if is_drawing(text) else self.values
         separator = "\n" if values.head else ""
         values.add(separator + text)
 
     def keep(self, picture: Picture) -> None:
-        """Keep a picture, once, within the limits. Raises BadPicture."""
+        """Keep a picture within the limits, the same one once. Raises BadPicture."""
         kept = self._without_saved_copy(picture)
         if picture in kept:
             return
@@ -180,7 +182,7 @@ class Run:
         self.pictures = kept
 
     def _without_saved_copy(self, figure: Picture) -> list[Picture]:
-        """The pictures without the latest one that is `figure`, as it was saved."""
+        """The pictures without the latest one that is a saved copy of `figure`."""
         kept = self.pictures.copy()
         for picture in reversed(self.pictures):
             if self.saved_figures_are_shown and is_saved_copy(picture, figure):
