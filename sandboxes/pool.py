@@ -16,16 +16,16 @@ The states of a slot, and the methods of `Slots` that move it from one to the ne
       +-----> making --+----------------------+
                  keep            end
 
-`take` also ends one that is kept for others, where there is no other way, and
-`leave_to_e2b` frees the slot of a kept one whose end is E2B's to bring about.
+`take` also ends a sandbox that is kept for others, if there is no other way to get a
+slot. `leave_to_e2b` frees the slot of a kept sandbox that E2B will end by itself.
 
 With default settings no slot is ever `making` or `kept`. A slot is `making` while its
 sandbox is made ahead, before anybody needs it. One that is `kept` waits for the session
-whose mark it has, or for anybody if it has none. What keeps sandboxes is keeping.py.
+whose mark it has, or for anybody if it has none. The code for both is in keeping.py.
 
-What E2B refused to make leaves its slot free as soon as it ends. What was asked for and
-not answered is `lost`: it has its slot, and counts in the budget, until E2B's list has
-it and it is killed, or E2B surely has not made it, or its lifetime is over."""
+If E2B refuses to make a sandbox, its slot is free at once. If E2B does not answer, the
+sandbox is `lost`: it has its slot, and counts in the budget, until it is found in E2B's
+list and killed, or E2B certainly has not made it, or its lifetime is over."""
 
 import threading
 from collections import defaultdict
@@ -62,8 +62,8 @@ class Full(Exception):
 class Need:
     """What a sandbox is needed for.
 
-    With a `mark` it is that session's; without one it may have been made ahead. If it
-    `must_be_new` it is neither."""
+    With a `mark` it is that session's sandbox; without one it may have been made ahead.
+    If it `must_be_new` no sandbox that is kept is taken."""
 
     limit_s: int  # how long the work takes at most
     mark: str = ""
@@ -82,7 +82,7 @@ class Slots:
     """The slots that are not free, and the seconds that their sandboxes lived.
 
     Each move of a slot is made here, under the one lock, and wakes all who wait. E2B is
-    asked nothing here: `kill` is called without the lock for each slot that ends."""
+    never called here: `kill` is called, without the lock, for each slot that ends."""
 
     def __init__(
         self, config: Config, timing: Timing, kill: Callable[[Slot], None]
@@ -98,8 +98,8 @@ class Slots:
     def take(self, need: Need) -> Slot:
         """Return a slot for a run; its sandbox may have to be made.
 
-        Waits for one for `small_call_s` at most. Raises Full when there is none, and
-        Unavailable when that is E2B's fault."""
+        Waits for a slot for `small_call_s` at most. Raises Full if there is none, and
+        Unavailable if that is E2B's fault."""
         give_up_at = monotonic() + self._timing.small_call_s
         with self._counted_as_waiting():
             while True:
@@ -130,11 +130,11 @@ class Slots:
                 raise self._refusal()
 
     def _assign(self, need: Need) -> Slot | None:
-        """Decide what a caller gets: when they come, and after each change.
+        """Decide what a caller gets, when they come and again after each change.
 
-        Returns a slot that is `running` now: it is theirs. Or one that is `ending` now:
-        they have its sandbox killed and come again. Or None: they wait for a change.
-        Raises Full and Unavailable."""
+        If the slot returned is `running` now, it is theirs. If it is `ending` now, they
+        have its sandbox killed and come again. If none is returned, they wait for a
+        change. Raises Full and Unavailable."""
         kept = self.in_state("kept")
         kept_for_sessions = [slot for slot in kept if slot.mark]
         # There are these cases:
@@ -151,8 +151,8 @@ class Slots:
         if self._waiting <= self.count("making", "ending"):
             return None
         # 4. A sandbox is kept for another session: the one kept longest is ended.
-        # 5. One is kept for anybody, but they need a new one, or are a session, which
-        #    never takes one made ahead: it is ended. It would be in their way for good.
+        # 5. One is kept for anybody, but they need a new one, or have a session, which
+        #    never gets one made ahead: it is ended. It would be in their way for good.
         for_others = kept_for_sessions or kept
         if for_others:
             return self._move(for_others[0], "ending")
@@ -190,8 +190,8 @@ class Slots:
         return self._config.max_concurrent_runs - len(self._slots)
 
     def keep(self, slot: Slot) -> None:
-        """Keep one that was made ahead, or whose run is over, unless it was ended
-        meanwhile. The next caller with its mark gets it."""
+        """Keep a sandbox that was made ahead, or whose run is over, for the next caller
+        with its mark. Does nothing if it was ended meanwhile."""
         with self._changed:
             if slot.state in ("making", "running"):
                 self._slots.remove(slot)
@@ -199,9 +199,9 @@ class Slots:
                 self._move(slot, "kept")
 
     def end(self, slot: Slot, *states: State) -> None:
-        """End it, if it is still in one of these states.
+        """End a slot, if it is still in one of these states.
 
-        Its sandbox is killed; the slot of one that was never made is free."""
+        Its sandbox is killed; if none was made, the slot is free at once."""
         with self._changed:
             if slot.state not in states:
                 return
@@ -212,7 +212,7 @@ class Slots:
         self._kill(slot)
 
     def end_all(self, *states: State) -> None:
-        """End those in these states that have a sandbox."""
+        """End all slots in these states that have a sandbox."""
         for slot in self.in_state(*states):
             if slot.sandbox.exists:
                 self.end(slot, *states)
@@ -224,7 +224,7 @@ class Slots:
                 self.remove(slot)
 
     def remove(self, slot: Slot) -> None:
-        """Free the slot, for its sandbox is gone; nothing is done if it is free."""
+        """Free a slot whose sandbox is gone. Does nothing if it is free already."""
         with self._changed:
             if slot.state == "free":
                 return
@@ -242,13 +242,15 @@ class Slots:
         return len(self.in_state(*states))
 
     def seconds_today(self) -> float:
-        """Seconds of the sandboxes that live, or ended since midnight UTC."""
+        """How long sandboxes have lived that are alive, or ended since midnight UTC."""
         with self._changed:
             living_s = sum(slot.sandbox.age_s() for slot in self._slots)
             return self._ended_s[datetime.now(UTC).date()] + living_s
 
     def wait_for(self, condition: Callable[[], bool], timeout_s: float) -> None:
-        """Look at it now and after each change, with the lock, until it is true."""
+        """Wait until `condition` is true, which is looked at now and after each change.
+
+        It is called with the lock."""
         with self._changed:
             self._changed.wait_for(condition, timeout_s)
 
@@ -269,8 +271,8 @@ class Pool:
         self._timing = timing
         self._slots = Slots(config, timing, self._kill_in_background)
         self._closing = threading.Event()
-        # A thread for each slot, so that no kill waits for another. They are kept:
-        # starting one for each kill took a tenth of the time of 100 callers.
+        # A thread for each slot, so that no kill waits for another. The threads are
+        # kept: starting one for each kill took a tenth of the time of 100 callers.
         self._kills = ThreadPoolExecutor(config.max_concurrent_runs)
         self.count = self._slots.count
         self.seconds_spent = self._slots.seconds_today  # of this process
@@ -285,7 +287,7 @@ class Pool:
 
     def run(self, cell: Cell, limit_s: int, mark: str = "") -> Run:
         """Run a cell once, for `limit_s` at most, in a sandbox of its own; or, with a
-        mark, in that of a session. Raises Full; other failures are in the Run."""
+        mark, in its session's. Raises Full; any other failure is in the Run."""
         run = cell.new_run(self._config.run_limits())
         try:
             self._run(cell, Need(limit_s, mark), run)
@@ -313,13 +315,13 @@ class Pool:
     def use(
         self, work: Callable[[Sandbox], None], need: Need, durations_s: dict[str, float]
     ) -> None:
-        """Do `work` in a `sandbox`; once more, in a new one, after SandboxGone: nothing
-        has run."""
+        """Do `work` in a sandbox. If that raises SandboxGone, nothing has run, and the
+        work is done once more, in a new sandbox."""
         try:
             with self.sandbox(need, durations_s) as sandbox:
                 work(sandbox)
         except SandboxGone:
-            # Others that are kept may be gone as well.
+            # Other sandboxes that are kept may be gone as well.
             need = replace(need, must_be_new=True)
             with self.sandbox(need, durations_s) as sandbox:
                 work(sandbox)
@@ -348,9 +350,10 @@ class Pool:
         self._slots.end(slot, "running")
 
     def _make(self, sandbox: Sandbox, need: Need) -> None:
-        """Raises Unavailable; the sandbox may exist all the same."""
+        """Have it made. Raises Unavailable; the sandbox may exist all the same."""
         self._create(sandbox, need)
-        # Either `close` saw that the sandbox exists, or this sees that it was called.
+        # Either `close` sees that the sandbox exists, or this sees that `close` was
+        # called.
         if self._closing.is_set():
             raise Unavailable(_STOPPING)
 
@@ -359,7 +362,7 @@ class Pool:
         sandbox.create(self._lifetime_s(need), left_s, need.mark)
 
     def _left_to_make_s(self, need: Need) -> float:
-        """For making a sandbox and all else that comes before the run."""
+        """The time left to make a sandbox, and for all else that precedes the run."""
         made_by = need.asked_at + self._timing.overhead_s - self._timing.reserve_s
         return made_by - monotonic()
 
@@ -380,7 +383,7 @@ class Pool:
             self._slots.remove(slot)
 
     def _kill_sandbox(self, sandbox: Sandbox) -> None:
-        """Try until E2B confirms it, or has ended the sandbox itself."""
+        """Try until E2B confirms the kill, or has ended the sandbox itself."""
         is_last_try = False
         search_again_after_s = repeat(self._timing.search_again_after_s)
         kill_again_after_s = self._timing.kill_again_after_s
@@ -397,7 +400,7 @@ class Pool:
             is_last_try = self._closing.wait(min(pause_s, sandbox.left_s()))
 
     def close(self, budget_s: float = 2 * TIMING.small_call_s) -> None:
-        """End every sandbox; wait for that within the budget."""
+        """End every sandbox, and wait for that no longer than `budget_s`."""
         self._closing.set()
         self._slots.end_all("making", "kept", "running")
         self._slots.wait_until_all_are_free(budget_s)
@@ -406,9 +409,9 @@ class Pool:
 def in_background(
     threads: ThreadPoolExecutor, do: Callable[[Slot], None], slot: Slot
 ) -> None:
-    """Have one of the threads do it; or do it here if no thread can be had.
+    """Have one of the threads do it, or do it in this thread if none can be started.
 
-    It may be done twice then, for it is queued by then: `do` must be harmless twice."""
+    In the latter case it is queued as well, so it must be harmless to `do` it twice."""
     try:
         threads.submit(do, slot)
     except RuntimeError:

@@ -1,9 +1,8 @@
-"""One E2B sandbox: create it, run code in it
-within exact limits, put its end off, kill it.
+"""One E2B sandbox: create it, run code in it in exact limits, put its end off, kill it.
 
-The only module that knows E2B's SDK. The SDK is pinned, because
-`_TappedSandbox` rests on private parts of it: its own timeout fires
-after twice the time, its parser keeps everything in memory."""
+The only module that knows E2B's SDK. The SDK is pinned, because `_TappedSandbox` relies
+on private parts of it. They are needed because the SDK's own timeout fires after twice
+the time, and its parser keeps everything in memory."""
 
 import re
 import threading
@@ -30,18 +29,20 @@ from run import Limits, Run
 from sandboxes.stream import StreamReader
 from sandboxes.timing import TIMING, Timing
 
-# The least time that a call gets, where none is left: enough for E2B to answer.
+# A call to E2B gets this much time even if none is left: enough for an answer.
 _LEAST_BUDGET_S = 0.2
-# What E2B's proxy answers for a sandbox that is gone.
+# E2B's proxy answers with one of these for a sandbox that is gone.
 _GONE_STATUSES = (404, 502)
-# It does so at once. A 502 that comes later may be that of a run which had begun.
+# It does so at once. A later 502 may belong to a run that had begun.
 _GONE_WITHIN_S = 2
-# A run that fails so close to its limit was
-# ended by it: the timer may fire a little early.
+# A run that fails this close to its limit was ended by the limit: the timer may fire a
+# little early.
 _LIMIT_TOLERANCE_S = 0.1
-# A create that was not answered may be done a little after its time limit.
+# E2B may complete a create a little after its time limit. So a sandbox is surely
+# missing only when E2B's list has lacked it this often.
 _MISSES_UNTIL_SURE = 2
-# Of a list that holds all sandboxes of the account: 2,000 sandboxes, 100 on a page.
+# How much is read of a list that holds all sandboxes of the account: 2,000 of them, at
+# 100 on a page.
 _MOST_PAGES = 20
 # A sandbox's id goes into the paths of requests, such as `DELETE /sandboxes/{id}`.
 _SANDBOX_ID = re.compile(r"[\w-]{8,}", re.ASCII)
@@ -54,19 +55,17 @@ _PROCESS_DIED = (
 
 
 class Unavailable(Exception):
-    """E2B did not do what was asked; the message
-    says so in our own words, for the caller."""
+    """E2B did not do its part; the message says so to the caller, in our own words."""
 
 
 class SandboxGone(Unavailable):
-    """The sandbox was not there any more when it
-    was to run something, so nothing has run."""
+    """The sandbox was gone before it could run anything, so nothing has run."""
 
 
 def _connection(config: Config, budget_s: float) -> dict[str, Any]:
-    # The SDK's transport adds httpx's read and write timeouts,
-    # so it ends after twice the time. debug=False: with
-    # E2B_DEBUG in the environment the SDK would skip every kill.
+    # The SDK's transport adds up httpx's read and write timeouts, so a call ends after
+    # twice the time. debug=False: with E2B_DEBUG in the environment the SDK would skip
+    # every kill.
     timeout_s = max(budget_s, _LEAST_BUDGET_S) / 2
     return {"api_key": config.e2b_api_key, "request_timeout": timeout_s, "debug": False}
 
@@ -78,14 +77,15 @@ def _checked(sandbox_id: str) -> str:
 
 
 def _short(exc: BaseException) -> str:
-    """What the log says of E2B's own words: %r,
-    so that they cannot forge a line; no key."""
+    """E2B's own words for the log, without keys.
+
+    They are quoted, by %r, so that they cannot forge a line."""
     words = re.sub(r"\be2b_\w+", "[key]", str(exc))
     return f"{type(exc).__name__} {words[:200]!r}"
 
 
 def _status_of(exc: BaseException) -> int:
-    """The HTTP status of the answer after which the SDK raised this; 0: there is none.
+    """The HTTP status of the answer that made the SDK raise this, 0 if there is none.
 
     The exception itself often lacks it. Where a body is no JSON of E2B's, such as the
     HTML page of a load balancer, the SDK's parser fails before the SDK looks at the
@@ -120,15 +120,13 @@ def _explain(exc: BaseException) -> str:
 
 
 def _is_refusal(exc: Exception) -> bool:
-    """Whether E2B has certainly made no sandbox:
-    it answered 4xx, or there was no connection."""
+    """Whether E2B has surely made no sandbox: it answered 4xx, or was not reached."""
     return isinstance(exc, httpx.ConnectError) or 400 <= _status_of(exc) < 500
 
 
 @contextmanager
 def _in_our_words() -> Iterator[None]:
-    """Turn what the SDK raises into Unavailable,
-    and log what an operator has to check."""
+    """Turn any exception of the SDK into Unavailable, and log it for the operator."""
     try:
         yield
     except Unavailable:
@@ -141,8 +139,7 @@ def _in_our_words() -> Iterator[None]:
 
 @dataclass
 class _Tap(httpx.BaseTransport):
-    """Bounds a run's request as a whole, and has the
-    reader read its answer instead of the SDK."""
+    """Bounds a run's request as a whole. Our reader, not the SDK, reads the answer."""
 
     inner: httpx.BaseTransport
     reader: StreamReader
@@ -150,8 +147,8 @@ class _Tap(httpx.BaseTransport):
     status: int | None = None  # None: no answer came
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
-        # The reader wants the bytes as they are. A server that packs them all the same
-        # is held by the deadline and the reader's limits, not by this.
+        # The reader needs the bytes as they are. A server may compress them all the
+        # same: the deadline and the reader's limits hold then, too.
         request.headers["accept-encoding"] = "identity"
         request.extensions["timeout"] = {"read": self.limit_s, "write": 0}
         response = self.inner.handle_request(request)
@@ -167,17 +164,18 @@ class _Tap(httpx.BaseTransport):
 
 
 class _TappedSandbox(E2BSandbox):
-    """The SDK's sandbox, its run's stream read by
-    a reader of ours; raises what the SDK does."""
+    """The SDK's sandbox, except that our reader reads a run's stream.
 
-    tap: _Tap | None = None  # None: the run's request was not begun
+    Its methods raise the SDK's exceptions."""
+
+    tap: _Tap | None = None  # None: the request of a run was not begun
 
     def __init__(self, **opts: Any) -> None:
-        # Without the SDK's clients for files and commands, which are never used.
+        # This skips the SDK's clients for files and commands, which are never used.
         super(BaseSandbox, self).__init__(**opts)
 
     def send(self, code: str, limit_s: float, reader: StreamReader) -> None:
-        self.tap = None  # that of the run before tells nothing of this one
+        self.tap = None  # the last run's status must not be read as this run's
         transport = get_transport(self.connection_config, http_version="1.1")
         self.tap = _Tap(transport, reader, limit_s)
         self.run_code(code, timeout=limit_s)
@@ -187,8 +185,7 @@ class _TappedSandbox(E2BSandbox):
         return httpx.Client(transport=self.tap)
 
     def _handle_connection_error(self, err: Exception) -> None:
-        """The SDK would now ask whether the sandbox
-        lives, for as long as it takes; we need not."""
+        """Does nothing: the SDK would ask whether the sandbox lives, with no limit."""
 
 
 class Sandbox:
@@ -197,10 +194,9 @@ class Sandbox:
     def __init__(self, config: Config, timing: Timing = TIMING) -> None:
         self._config = config
         self._timing = timing
-        # Whether a cell ran in it: only the first one is given a prefix by E2B.
+        # Whether a cell has run in it: E2B puts lines of its own before the first only.
         self.has_run = False
-        # Whether its kernel is free and whole after
-        # a run, for the next one of a session.
+        # Whether its kernel is free and whole after a run, for the session's next one.
         self.is_reusable = False
         # E2B may have it: it was asked for, was not refused, and has not been found
         # missing.
@@ -208,13 +204,15 @@ class Sandbox:
         self.exists = False
         self.id = ""
         self._misses = 0
-        # One thread at a time asks for a lifetime: at E2B the last one asked for holds.
+        # One thread at a time asks E2B for a lifetime, because the last request holds.
         self._renewing = threading.Lock()
 
     @_in_our_words()
     def find(self, mark: str, lifetime_s: int) -> bool:
-        """Whether E2B has one for the session with this mark: then that is it."""
-        # Two replicas may have made one each at the same time.
+        """Look at E2B for the sandbox of the session with this mark, and adopt it.
+
+        Returns whether there is one."""
+        # There may be more than one: two replicas may have made one each at a time.
         for sandbox_id in self._listed({"session": mark}):
             self.id = sandbox_id
             with suppress(SandboxGone):
@@ -225,10 +223,10 @@ class Sandbox:
     def _listed(self, metadata: dict[str, str]) -> list[str]:
         """Return the ids of the sandboxes that have this metadata, the oldest first.
 
-        E2B is asked for these only, but the list of an E2B that ignores this may hold
-        all sandboxes of the account, on several pages. To use or to kill another one
-        than was meant would be far worse than to find none, so each is compared.
-        Raises ValueError when there is none on the first pages, and more pages."""
+        E2B is asked for these only, but an E2B that ignores this lists all sandboxes of
+        the account, on several pages. To use or to kill a wrong one would be far worse
+        than to find none, so each is compared. Raises ValueError if none is found on
+        the first pages and there are more."""
         give_up_at = monotonic() + self._timing.small_call_s
         pages = E2BSandbox.list(SandboxQuery(metadata=metadata))
         found = []
@@ -258,8 +256,7 @@ class Sandbox:
 
     @_in_our_words()
     def create(self, lifetime_s: int, budget_s: float, mark: str = "") -> None:
-        """Have E2B make it, within `budget_s`.
-        It `may_exist` also after Unavailable."""
+        """Have E2B make it within `budget_s`. It `may_exist` even after Unavailable."""
         key = str(uuid.uuid4())
         self._metadata = _METADATA | {"create": key}
         if mark:
@@ -278,7 +275,8 @@ class Sandbox:
         try:
             self._e2b = create(**_connection(self._config, budget_s))
         except (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError):
-            # Its key has E2B give the same sandbox again, if there is one.
+            # E2B knows this create by its key: if it made a sandbox, it returns that
+            # one.
             left_s = budget_s - self.age_s()
             self._e2b = create(**_connection(self._config, left_s))
         except Exception as exc:
@@ -292,14 +290,14 @@ class Sandbox:
         return monotonic() - self._created_at if self.may_exist else 0.0
 
     def left_s(self) -> float:
-        """Until E2B ends it by itself."""
+        """How long it lives until E2B ends it by itself."""
         return self._ends_at - monotonic()
 
     @_in_our_words()
     def kill(self) -> None:
-        """End it; one that is gone already is fine. Each call has `small_call_s`.
+        """End it; if it is gone already, that is fine. Each call has `small_call_s`.
 
-        One whose create was not answered is looked for first: see `_search`."""
+        If its create was not answered, it is looked for first: see `_search`."""
         connection = _connection(self._config, self._timing.small_call_s)
         for sandbox_id in [self.id] if self.exists else self._search():
             E2BSandbox.kill(sandbox_id, **connection)
@@ -321,8 +319,8 @@ class Sandbox:
     def live_for_at_least(self, lifetime_s: int) -> None:
         """Put its end off, within `small_call_s`, unless it is that far away already.
 
-        Another thread that is doing so is waited for. Raises SandboxGone when there is
-        none, or E2B lets it live no longer."""
+        Waits for another thread that is doing so. Raises SandboxGone if E2B has no such
+        sandbox, or does not let it live longer."""
         if self.left_s() >= lifetime_s:
             return
         with self._renewing:
@@ -334,8 +332,8 @@ class Sandbox:
 
     @contextmanager
     def _gone_if_refused(self) -> Iterator[None]:
-        """Raise SandboxGone when E2B has no such sandbox any
-        more, or ends it by its plan's longest lifetime."""
+        """Raises SandboxGone if E2B has no such sandbox any more, or its plan does not
+        let it live so long."""
         try:
             yield
         except SandboxException as exc:
@@ -347,9 +345,9 @@ class Sandbox:
 
     @_in_our_words()
     def prime(self, code: str, limit_s: float) -> None:
-        """Run this as the first cell: E2B puts lines of its own before that one.
+        """Run this as the first cell, before which E2B puts lines of its own.
 
-        Where a cell has run already, nothing is run."""
+        If a cell has run already, nothing is run."""
         if not self.has_run:
             reader = StreamReader(Run.empty(Limits(output_chars=0)))
             self._e2b.send(code, max(limit_s, _LEAST_BUDGET_S), reader)
@@ -376,15 +374,15 @@ class Sandbox:
             raise SandboxGone(_RUN_REFUSED)
         self.has_run = True
         if (reader.ended and not reader.broken) or run.error_name:
-            # It ran to its end, or to an exception,
-            # whatever became of the stream after it.
+            # It ran to its end, or to an exception, whatever happened to the stream
+            # after that.
             run.outcome = "error" if run.error_name else "ok"
             has_died = run.error_name == "ContextRestarting"
             run.problem = _PROCESS_DIED if has_died else ""
             self.is_reusable = not has_died and not reader.broken
         elif failed and took_s > limit_s - _LIMIT_TOLERANCE_S:
-            # The request was given up at the limit;
-            # what had been printed is in the run.
+            # The request was given up at the limit; the output until then is in the
+            # run.
             run.outcome = "timeout"
             run.problem = f"The run was stopped after {limit_s} s, its time limit."
         elif status is None:
@@ -394,11 +392,10 @@ class Sandbox:
                 "the code may or may not have run."
             )
         elif not 200 <= status < 300:
-            # An answer of E2B's own, which comes
-            # before the code is given to the kernel.
+            # E2B answered by itself, before it gave the code to the kernel.
             run.problem = _RUN_REFUSED
         else:
-            # The stream began, so the code ran; how far is not known.
+            # The stream began, so the code ran; it is not known how far.
             reason = reader.broken or "the connection ended before the run did"
             run.outcome = "error"
             run.problem = f"The run broke off: {reason}."

@@ -1,4 +1,4 @@
-"""Reads E2B's stream of a run: NDJSON in pieces in, in bounded memory. Pure.
+"""Reads E2B's stream of a run: NDJSON that comes in pieces, in bounded memory. Pure.
 
 The stream's form: https://github.com/e2b-dev/code-interpreter (template/server)."""
 
@@ -14,9 +14,10 @@ from run import Run
 _LONG_LINE_BYTES = 256 * 1024
 # JSON writes a character in at most this many: `\ud83d\ude00`.
 _CHARACTER_BYTES = 12
-# What is kept of a line that is dropped: it has the text of a value, which is cut.
+# How much is kept of the start of a dropped line: the text of a value is in it.
 _LINE_START_BYTES = 64 * 1024
-# A value whose JSON is long: `{"type": "result", "text": "[1, 2, …]", "json": [`.
+# The start of a value whose JSON is long:
+# `{"type": "result", "text": "[1, 2, …]", "json": [`.
 _JSON_VALUE = (
     rb'\s*\{\s*"type"\s*:\s*"result"\s*,'
     rb'\s*"text"\s*:\s*("(?:[^"\\]|\\.)*+")\s*,'
@@ -33,15 +34,15 @@ _LABEL = rb'"(stdout|stderr|error|text|png|jpeg|svg|pdf|html)"'
 
 
 class StreamReader:
-    """Reads a stream into `run`, of whose outputs nothing is used but `add(text)`.
+    """Reads a stream into `run`; of its stdout and stderr only `add(text)` is used.
 
-    A line of output is read in parts, however long; any other that is over every
-    limit is dropped."""
+    A line of output is read in parts, however long it is. Any other line that is over
+    every limit is dropped."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
         self.ended = False  # the end marker was seen
-        self.broken = ""  # what about the stream could not be understood
+        self.broken = ""  # why the stream could not be understood; "" if it could
         self._line = bytearray()
         self._dropped_bytes = 0
         # A PIL image carries its png and its jpeg in one line; base64 adds a third.
@@ -69,7 +70,7 @@ class StreamReader:
             self._bound()
 
     def _bound(self) -> None:
-        """Drop a line that is over every limit, but for its start."""
+        """Drop a line that is over every limit; only its start is kept."""
         size = len(self._line)
         if size < _LONG_LINE_BYTES:
             return
@@ -78,14 +79,14 @@ class StreamReader:
             del self._line[_LINE_START_BYTES:]
 
     def _take_output(self) -> None:
-        """Take what there is of a line of output, as if it were a line of its own."""
+        """If this is a line of output, take its text so far; its start stays."""
         output = re.match(_OUTPUT, self._line)
         if not output:
             return
         kind = output[1].decode()
         start = output.end()
         size = len(self._line)
-        # The end of what there is may be in the middle of a character.
+        # The text so far may end in the middle of a character.
         for end in range(size, size - _CHARACTER_BYTES, -1):
             written = self._line[start:end]
             try:
