@@ -1,15 +1,15 @@
-"""A look at the addresses to listen at, before gunicorn tries them."""
+"""Checks the addresses to listen at before gunicorn tries them."""
 
 import os
 import socket
 import sys
 
-# By these systemd and an old master hand on sockets that listen already.
+# With these variables systemd, or an old master, hands on sockets that listen already.
 _INHERITED = {"LISTEN_FDS", "GUNICORN_FD"}
 
 
 def exit_if_taken(addresses: list[object]) -> None:
-    """Exit in a line, at once, where gunicorn would try five times and say so.
+    """Exit at once, with one line, if one is taken; gunicorn would try it five times.
 
     `addresses` are gunicorn's: (host, port), the path of a socket, or a descriptor."""
     if _INHERITED & os.environ.keys():
@@ -22,7 +22,7 @@ def exit_if_taken(addresses: list[object]) -> None:
 def _try(host: str, port: int) -> None:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as probe:
-        # As gunicorn sets it: connections of a service that has just ended are no
+        # gunicorn sets this, too: connections of a service that has just ended are no
         # obstacle.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -1,4 +1,4 @@
-"""The log: lines of JSON, in which no key ever stands, written by their own thread."""
+"""The log: lines of JSON that never contain a key, written by a thread of their own."""
 
 import atexit
 import contextlib
@@ -17,19 +17,19 @@ from config import Config, log
 
 # A shorter "key" would be found, and hidden, in ordinary words.
 _MIN_HIDDEN_CHARS = 8
-# Half a MB. A burst is shorter; a reader that is so far behind does not read at all.
+# Half a MB. A burst is shorter; a reader this far behind does not read at all.
 _MAX_WAITING_LINES = 1000
-# At the end of the process, for a reader that is slow.
+# How long the process waits at its end for a slow reader.
 _DRAIN_S = 2
 _STDOUT_DESCRIPTOR = 1
 
 
 class JsonFormatter(logging.Formatter):
-    """The message, and what was given as `extra={"fields": {...}}`."""
+    """The message, and the fields that were given as `extra={"fields": {...}}`."""
 
     def __init__(self, keys: Iterable[str]) -> None:
         super().__init__()
-        # As JSON writes them: with \" for a quote.
+        # Keys as JSON writes them, with \" for a quote.
         self._keys = [
             json.dumps(key)[1:-1] for key in keys if len(key) >= _MIN_HIDDEN_CHARS
         ]
@@ -48,7 +48,7 @@ class JsonFormatter(logging.Formatter):
 
 
 class QueuedStdout(logging.Handler):
-    """Writes to stdout and never has a caller wait for who reads it.
+    """Writes to stdout, and never makes a caller wait for its reader.
 
     Lines that find the queue full are dropped; a later line says how many.
     """
@@ -60,10 +60,9 @@ class QueuedStdout(logging.Handler):
         atexit.register(self._drain)
 
     def _reset(self) -> None:
-        """Start empty: a fork takes no thread
-        along, and perhaps a lock that it held."""
+        """Start empty: a forked process has no such thread, but perhaps its lock."""
         self._lines: queue.Queue[str] = queue.Queue(_MAX_WAITING_LINES)
-        self._dropped = 0  # in all
+        self._dropped = 0  # lines, in all
         self._writer = threading.Thread(target=self._write_lines, daemon=True)
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -75,7 +74,7 @@ class QueuedStdout(logging.Handler):
             self._dropped += 1
 
     def _drain(self) -> None:
-        """Wait until all is written, for a limited time."""
+        """Wait until all lines are written, for a limited time."""
         is_written = self._lines.all_tasks_done
         with is_written:
             is_written.wait_for(lambda: not self._lines.unfinished_tasks, _DRAIN_S)
@@ -95,20 +94,20 @@ class QueuedStdout(logging.Handler):
 
 def _write(line: str) -> None:
     data = f"{line}\n".encode()
-    # An error: the reader is gone, and there is nowhere else to say so.
+    # After an error the reader is gone, and there is nowhere else to say so.
     with contextlib.suppress(OSError):
         while data:
             data = data[os.write(_STDOUT_DESCRIPTOR, data) :]
 
 
-# One for the process: gunicorn may set its logger up again.
+# There is one in the process, because gunicorn may set its logger up again.
 _STDOUT = QueuedStdout()
 
 
 class JsonLogger(glogging.Logger):
     """gunicorn's own lines, and ours.
 
-    LOG_LEVEL is not the SDK's: its debug lines hold code."""
+    LOG_LEVEL does not apply to the SDK, because its debug lines hold code."""
 
     def setup(self, cfg: Any) -> None:
         settings = Config.from_env(os.environ)

@@ -1,13 +1,13 @@
 """gunicorn's worker as this service needs it. Nothing else knows gunicorn's insides.
 
-What is overridden here is private to gunicorn's threaded worker, so
-its version is pinned exactly, and tests/process/test_worker.py holds what
-is assumed of it. The worker's main thread accepts connections and
-polls those that are silent; a pool of threads answers requests:
+The methods overridden here are private to gunicorn's threaded worker. So its version is
+pinned exactly, and tests/process/test_worker.py checks what is assumed about it. The
+worker's main thread accepts connections and polls those that are silent; a pool of
+threads answers requests:
 
     accept -> enqueue_req -> handle (in a thread) -> finish_request (in the main thread)
 
-A connection that is to be closed is read to its end there, without a thread:
+Before a connection is closed, the main thread reads it to its end:
 
     finish_request -> _linger -> _take_rest, while the client sends -> _close
 """
@@ -30,68 +30,70 @@ from gunicorn.http.body import Body, ChunkedReader
 from gunicorn.http.errors import InvalidChunkSize, LimitRequestHeaders
 from gunicorn.workers.gthread import _DEFER, TConn, ThreadWorker
 
-# Slow is whom a thread waits for longer than
-# the bytes that came are worth, at this rate.
+# A client is slow once its thread has waited longer than its bytes would have taken at
+# this rate.
 _FAIR_BYTES_PER_S = 16 * 1024
-# Bytes are worth this much waiting at most: who
+# Credit for bytes already received is capped at this many seconds. So a client that
 # keeps the rate over any 10 s is never slow.
 _MAX_CREDIT_S = 10
-# A slow client is cut off after this, and no request before it is 15 s old.
+# How long a client may be slow before it is cut off: while it sends a request, which
+# also has to be at least this old, and while it is sent a reply.
 _RECEIVE_LIMIT_S = 10
 _MIN_AGE_S = 15
 _SEND_LIMIT_S = 30
-# The same when slow clients hold half of the threads, and when no other is free either.
+# Shorter limits: when slow clients hold half of the threads; when no thread is free at
+# all, either.
 _LIMIT_AT_HALF_S = 1
 _LIMIT_AT_NONE_FREE_S = 0.2
-# For a client that was accepted to send its first bytes, when others wait for that.
+# How long an accepted client may stay silent while others wait to be accepted.
 _SILENCE_LIMIT_S = 1
 _CHECK_EVERY_S = 0.1
 _PIECE_BYTES = 64 * 1024
-# For how long a client that was answered may go on sending what nobody wants, how long
-# it may be silent meanwhile, and how much that may be: no upload has more. It costs a
-# descriptor, and no thread.
+# A client that was answered may go on sending a body that nobody wants: for this long,
+# with pauses this long, and this many bytes, which no upload exceeds. It costs a
+# descriptor, but no thread.
 _LINGER_LIMIT_S = 30
 _LINGER_SILENCE_S = 2
 _LINGER_BYTES = 256 * 1024 * 1024
 # A request's line and its headers together; nginx takes as much.
 _MAX_HEAD_BYTES = 32 * 1024
-# The end of a head, or a line end that gunicorn refuses: it has to see that at once.
+# The end of a head, or a bare \n, which gunicorn has to see at once, to refuse it.
 _HEAD_END = re.compile(rb"\r\n\r\n|(?<!\r)\n")
-# A body in chunks may have so many pieces, and one more for each of these bytes. Each
-# costs some 15 us, whatever is in it.
+# How many pieces a body in chunks may have in any case, and for how many bytes it may
+# have one more. A piece costs some 15 us, whatever its size.
 _FREE_PIECES = 2000
 _BYTES_A_PIECE = 512
-# What follows the last chunk: nobody sends any.
+# The trailer that may follow the last chunk; nobody sends one.
 _MAX_TRAILER_BYTES = 4096
-# By this number malloc.h knows the size from which on a block is the system's own.
+# malloc.h's number of the setting: the size from which on a block is in no pool.
 _M_MMAP_THRESHOLD = -3
 _LARGE_BLOCK_BYTES = 128 * 1024
 # How long a thread that computes keeps the others waiting. With Python's own 5 ms a
 # dozen of them keep /health waiting for half a second.
 _SWITCH_INTERVAL_S = 0.001
-# If one thread cannot be started the worker ends;
-# the others wait for it no longer than this.
+# If one thread cannot be started the worker ends; the others wait for it no longer than
+# this.
 _START_LIMIT_S = 10
 
 
 class ClientSocket(socket.socket):
     """A connection that knows since when its client keeps a thread waiting."""
 
-    # On the monotonic clock, in seconds. Never, while no thread waits;
-    # `cut_at` and `cut_how` are of the last wait.
+    # On the monotonic clock, in seconds. While no thread waits `slow_since` is inf, for
+    # never, and `cut_at` and `cut_how` are those of the last wait.
     slow_since = inf
     cut_at = inf
     cut_how = socket.SHUT_RD
-    # On the same clock, of a connection that is being closed.
+    # Limits for a connection that is being closed, on the same clock.
     linger_until = inf
     silent_until = inf
-    surplus_bytes = 0  # received since then
+    surplus_bytes = 0  # received while it is being closed
     _started_at = 0.0
     _credit_s = 0.0
     _head: bytearray | None = None
 
     def start_request(self, received: bytes) -> None:
-        """A request comes next, of whose head so much was received already."""
+        """A request comes next; `received` is the part of its head that is here."""
         self._started_at = monotonic()
         self._credit_s = 0.0
         self._head = bytearray(received)
@@ -105,11 +107,13 @@ class ClientSocket(socket.socket):
         return bytes(head)
 
     def _receive_head(self, head: bytearray) -> None:
-        """Receive until the head is whole: gunicorn, which is given all at once, would
-        search all of it again after each piece. Raises LimitRequestHeaders."""
+        """Receive until the head is whole, so that gunicorn is given all of it at once:
+        given pieces, it would search all of the head again after each.
+
+        Raises LimitRequestHeaders."""
         searched = 0
         while not (end := _HEAD_END.search(head, searched)):
-            # The end may have begun in what there is.
+            # The end may have begun in the last three bytes.
             searched = max(0, len(head) - 3)
             data = self._receive(_PIECE_BYTES)
             if not data or searched > _MAX_HEAD_BYTES:
@@ -122,7 +126,8 @@ class ClientSocket(socket.socket):
     def _receive(self, size: int, flags: int = 0) -> bytes:
         slow_since = monotonic() + self._credit_s
         self.cut_at = max(self._started_at + _MIN_AGE_S, slow_since + _RECEIVE_LIMIT_S)
-        # It is still told so, by the reply to what came.
+        # Only receiving is cut: the client is still sent a reply to the bytes that
+        # came.
         self.cut_how = socket.SHUT_RD
         self.slow_since = slow_since
         data = super().recv(size, flags)
@@ -133,8 +138,8 @@ class ClientSocket(socket.socket):
         return data
 
     def sendall(self, data: Any, flags: int = 0) -> None:
-        """In pieces. What the system buffers earns
-        no credit: nobody has read it yet."""
+        """Send in pieces. Bytes that the system buffers earn no credit: nobody has read
+        them yet."""
         self.cut_at = monotonic() + _SEND_LIMIT_S
         self.cut_how = socket.SHUT_RDWR
         for start in range(0, len(data), _PIECE_BYTES):
@@ -146,7 +151,7 @@ class ClientSocket(socket.socket):
 
 
 class TooManyChunks(InvalidChunkSize):
-    """A body's chunks cost more than they bring."""
+    """A body comes in too many chunks that are too small."""
 
     def __init__(self) -> None:
         super().__init__(b"")
@@ -159,13 +164,12 @@ class TooManyChunks(InvalidChunkSize):
 
 
 class PatientWorker(ThreadWorker):
-    """A threaded worker that bounds how long
-    slow and silent clients hold its threads."""
+    """A threaded worker that bounds how long slow and silent clients hold threads."""
 
     poller: Any  # gunicorn's own, made by init_process
 
     def init_process(self) -> None:
-        """The process's whole life."""
+        """Runs for all of the process's life."""
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
         _return_freed_memory()
         self._handled: set[ClientSocket] = set()  # each has a thread
@@ -174,8 +178,8 @@ class PatientWorker(ThreadWorker):
         super().init_process()
 
     def get_thread_pool(self) -> ThreadPoolExecutor:
-        """All threads from the start: one that
-        cannot be had is not found out under load."""
+        """Start all threads now: if one cannot be had, that must not be found out under
+        load."""
         pool = ThreadPoolExecutor(self.cfg.threads)
         all_started = threading.Barrier(self.cfg.threads, timeout=_START_LIMIT_S)
         for _ in range(self.cfg.threads):
@@ -186,7 +190,8 @@ class PatientWorker(ThreadWorker):
         try:
             super().accept(listener)
         except OSError:
-            # No descriptor is left, say: none is accepted until the next check.
+            # For example, no descriptor is left. No connection is accepted until the
+            # next check.
             self.worker_connections = self.nr_conns
 
     def enqueue_req(self, conn: TConn) -> None:
@@ -214,7 +219,7 @@ class PatientWorker(ThreadWorker):
         if isinstance(reader, ChunkedReader):
             reader.limit_trailer_section = _MAX_TRAILER_BYTES
             reader.parser = _without_crumbs(reader.parser)
-        # gunicorn asks when it writes the reply's head, and at its end.
+        # gunicorn asks this when it writes the reply's head, and again at its end.
         asks_to_close = req.should_close
         req.should_close = lambda: asks_to_close() or not _is_read(req.body)
         return super().handle_request(req, conn)
@@ -228,10 +233,11 @@ class PatientWorker(ThreadWorker):
             super().finish_request(conn, fs)
 
     def _linger(self, conn: TConn) -> None:
-        """Close once the client does, and take what it still sends until then.
+        """Close a connection once its client does; bytes until then are dropped.
 
-        Otherwise the system would reset the connection, and a client that is sending
-        loses the reply. gunicorn would have its main thread wait for each.
+        Otherwise the system would reset the connection, and a client that is still
+        sending would lose the reply. gunicorn's own main thread would wait for each
+        client.
         """
         try:
             conn.sock.shutdown(socket.SHUT_WR)
@@ -265,7 +271,7 @@ class PatientWorker(ThreadWorker):
         conn.close()
 
     def wait_for_and_dispatch_events(self, timeout: float) -> None:
-        """The main thread's step, repeated to the end; then look after the clients."""
+        """One step of the main thread's loop, and then a look at the slow clients."""
         self.worker_connections = self.cfg.worker_connections
         super().wait_for_and_dispatch_events(min(timeout, _CHECK_EVERY_S))
         if not self._accepting:
@@ -274,7 +280,7 @@ class PatientWorker(ThreadWorker):
         self._end_lingering()
 
     def _limit_silence(self) -> None:
-        """When there are too many clients, or at the end: silent ones go first."""
+        """Called if there are too many clients, or at the end: silent ones go first."""
         deadline = monotonic() + _SILENCE_LIMIT_S
         for conn in self.pending_conns:
             conn.timeout = min(conn.timeout, deadline)
@@ -309,8 +315,8 @@ class PatientWorker(ThreadWorker):
 def _return_freed_memory() -> None:
     """Have glibc give each large block back to the system as soon as it is free.
 
-    After the first block of megabytes it would keep such blocks in the pools of its
-    threads from then on: hundreds of MB stayed after a burst. Other C libraries, which
+    Otherwise, after the first block of megabytes, it would keep all such blocks in the
+    pools of its threads: hundreds of MB stayed after a burst. Other C libraries, which
     have no such setting, are left alone.
     """
     with suppress(AttributeError, OSError):
@@ -318,7 +324,7 @@ def _return_freed_memory() -> None:
 
 
 def _is_read(body: Body) -> bool:
-    """Whether the connection's next bytes are another request's."""
+    """Whether a body is read to its end: the next bytes are another request's."""
     if body.failed:
         return False
     if isinstance(body.reader, ChunkedReader):
