@@ -16,8 +16,8 @@ from run import Run
 _BUDGET_S = 5.0  # for all pictures of a reply
 _children = threading.BoundedSemaphore(2)  # each is a process of up to 1 GiB
 _SVG_TEXT = rb"<(\w+:)?text"
-# Anything but a part of the same document or a picture inside it, in attributes and
-# in CSS.
+# A reference, in an attribute or in CSS, to anything but a part of the same document or
+# a picture inside it.
 _REFERS_OUTSIDE = r"""(?ix)
     (?:href|src)\s*=\s*+
         (?!["']\s*+(?:\#|data:image/(?:png|jpeg|gif|webp);base64,))
@@ -28,7 +28,7 @@ _REFERS_OUTSIDE = r"""(?ix)
 
 
 class ChildBroke(BadPicture):
-    """A child did not end well; `output` is what it had written until then."""
+    """A child did not end well; `output` has the bytes that it wrote until then."""
 
     def __init__(self, why: str, output: bytes = b"") -> None:
         super().__init__(why)
@@ -50,11 +50,11 @@ def rasterized(run: Run) -> Run:
 
 
 def shrunk(run: Run, config: Config) -> Run:
-    """The run with smaller PNGs and JPEGs, that a model can be shown.
+    """The run with PNGs and JPEGs that are small enough for a model to be shown.
 
-    Each has MCP_IMAGE_BYTES at most, all together twice that. One that cannot be made
-    smaller, or breaks the child, stays as it is: then the user sees it, and the model
-    does not."""
+    Each has MCP_IMAGE_BYTES at most, and all together have twice that. A picture that
+    cannot be made smaller, or breaks the child, stays as it is: then the user sees it,
+    and the model does not."""
     limit = config.mcp_image_bytes
     total_limit = 2 * limit
     if run.picture_bytes > total_limit:
@@ -69,7 +69,8 @@ def shrunk(run: Run, config: Config) -> Run:
         smaller = _made_smaller(waiting, limit, give_up_at)
         done += smaller
         waiting = waiting[len(smaller) :]
-        # The first without an answer broke the child: the others are tried without it.
+        # The first picture without an answer broke the child: it stays as it is, and
+        # the others are tried without it.
         done += waiting[:1]
         waiting = waiting[1:]
     return replace(run, pictures=done)
@@ -78,8 +79,8 @@ def shrunk(run: Run, config: Config) -> Run:
 def _made_smaller(
     pictures: list[Picture], limit_bytes: int, give_up_at: float
 ) -> list[Picture]:
-    """The first of these pictures made smaller: all, or those before one at which the
-    child broke or the time was over."""
+    """These pictures made smaller: all of them, or only those before the one at which
+    the child broke or the time was over."""
     command = ["shrink_pictures.py", str(limit_bytes), str(give_up_at)]
     data = b"\n".join(b64encode(picture.data) for picture in pictures)
     try:
@@ -87,7 +88,7 @@ def _made_smaller(
     except ChildBroke as exc:
         log.warning("a picture stays as large as it is: %s", exc)
         answer = exc.output
-    # What follows the last end of a line is the start of one that was not finished.
+    # The text after the last newline is the start of a line that was not finished.
     lines = answer.split(b"\n")[:-1]
     return [picture_from(b64decode(line)) for line in lines]
 
@@ -110,9 +111,9 @@ def _draw(svg: bytes, run: Run, give_up_at: float) -> Picture:
 
 
 def _child(command: list[str], data: bytes, what: str, give_up_at: float) -> bytes:
-    """What a script of ours, with its arguments, makes of `data`.
+    """The output of a script of ours, run with its arguments and `data` as its input.
 
-    Raises ChildBroke, which names `what` was not made."""
+    Raises ChildBroke, whose message begins with `what`, the thing that was not made."""
     left_s = give_up_at - monotonic()
     if left_s <= 0 or not _children.acquire(timeout=left_s):
         raise ChildBroke(f"{what} for which there was no time")

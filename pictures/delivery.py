@@ -1,4 +1,4 @@
-"""Where pictures go: into the reply, or to who publishes them."""
+"""Where pictures go: into the reply, or to the publisher."""
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Delivery:
-    """What of a run's pictures is in a reply."""
+    """A run's pictures, as they go into a reply."""
 
     run: Run  # with the pictures that are shown, and notes of those that are not
-    parts: list[dict[str, Any]]  # of the array's or of MCP's content
+    parts: list[dict[str, Any]]  # of the content, in the array's form or in MCP's
     # Addresses of published pictures, for the text.
     links: list[str] = field(default_factory=list)
 
@@ -28,9 +28,9 @@ def deliver(
 ) -> Delivery:
     """Decide what becomes of a run's pictures.
 
-    Over MCP they are image parts, drawn and small enough for a model. The array has
-    links to them where there is a publisher, also drawn; otherwise data URIs of what
-    the run showed."""
+    Over MCP they are image parts, with SVGs drawn, and small enough for a model. The
+    array has links to them if there is a publisher, also with SVGs drawn; otherwise it
+    has data URIs of the pictures as the run showed them."""
     if over_mcp:
         run = shrunk(rasterized(run), config)
         parts = [_mcp_part(picture) for picture in run.pictures]

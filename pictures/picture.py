@@ -1,4 +1,4 @@
-"""Pictures: the value, and knowing one by its bytes instead of by its label. Pure."""
+"""Pictures: the value, and recognizing one by its bytes, not by its label. Pure."""
 
 import binascii
 import math
@@ -20,7 +20,7 @@ _SIZES = {
         rb"(?s)\xff[\xc0-\xc3\xc5-\xc7\xc9-\xcb\xcd-\xcf]\0[\x0b\x11\x14]."
         rb"(?P<height>..)(?P<width>..)"
     ),
-    SVG: rb"(?!)",  # nothing: it is drawn in any size
+    SVG: rb"(?!)",  # never matches: an SVG is drawn in any size
 }
 
 
@@ -37,7 +37,7 @@ class BadPicture(ValueError):
 
 
 def decode(label: str, text: str) -> bytes:
-    """The bytes of what E2B sent as png, jpeg or svg. Raises BadPicture."""
+    """The bytes of a picture that E2B sent as png, jpeg or svg. Raises BadPicture."""
     try:
         if label == "svg":
             return text.encode()
@@ -50,7 +50,7 @@ def decode(label: str, text: str) -> bytes:
 
 
 def picture_from(data: bytes, shown_as: str = "") -> Picture:
-    """Know a picture by its first bytes. Raises BadPicture."""
+    """Recognize a picture by its first bytes. Raises BadPicture."""
     if re.match(_SVG_START, data) and b"<svg" in data:
         return Picture(SVG, data, shown_as)
     if data.startswith(_PNG_START):
@@ -67,7 +67,7 @@ def picture_from(data: bytes, shown_as: str = "") -> Picture:
 
 
 def size_in_pixels(picture: Picture) -> tuple[int, int]:
-    """The width and height that a PNG or a JPEG claims, (0, 0) if it has none."""
+    """The width and height that a PNG or a JPEG claims, (0, 0) if it claims none."""
     sizes = []
     pattern = _SIZES[picture.media_type]
     for match in re.finditer(pattern, picture.data):

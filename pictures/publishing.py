@@ -25,7 +25,7 @@ class Publisher:
     def publish(self, run: Run) -> list[str]:
         """Write a run's pictures into the folder. Returns their addresses.
 
-        One that cannot be written is noted in the run."""
+        A picture that cannot be written is noted in the run."""
         urls = []
         for picture in run.pictures:
             suffix = "png" if picture.media_type == PNG else "jpg"
@@ -65,7 +65,7 @@ class Publisher:
         return path, media_type
 
     def start_removing_old(self, ttl_hours: int) -> None:
-        """Remove what is older than this now and each minute, in the background."""
+        """Remove older pictures in the background, at once and then each minute."""
         threading.Thread(
             target=self._keep_removing_old, args=(ttl_hours,), daemon=True
         ).start()

@@ -1,10 +1,10 @@
-"""A child process: pictures on stdin, smaller ones on stdout, in the same limits.
+"""A child process with limits: pictures on stdin, smaller ones on stdout.
 
-Each line is a picture in base64; the arguments are how many bytes one may have, and
-until when there is time, on the clock of monotonic(). One that has no more, or cannot
-be made smaller, comes back as it is. Decoders are what attackers look at first: one
-that breaks ends this process and no other, and whoever started it has what was
-finished, and starts another for the rest."""
+Each line is a picture in base64. The arguments are how many bytes a picture may have,
+and the time at which to stop, on the clock of monotonic(). A picture that is no larger,
+or cannot be made smaller, comes back as it is. Attackers look at decoders first: a
+decoder that breaks ends this process and no other. The parent process has the pictures
+that were finished, and starts another child for the rest."""
 
 import io
 import sys
@@ -29,13 +29,13 @@ BOX = (768, 2000)  # LibreChat shows no more
 # Tried in this order: PNG for what is drawn, JPEG for photographs.
 COLOURS = (256, 64, 16)
 QUALITIES = (85, 70, 55, 40)
-# The root mean square, of 255, up to which no eye sees that colours are missing:
-# plots have 2 to 4 at 256 colours, photographs 5 to 7.
+# Up to this difference, as a root mean square of 0 to 255, no eye sees that colours are
+# missing. At 256 colours plots have 2 to 4, photographs 5 to 7.
 INVISIBLE = 5
 
 
 def encodings(image: Image.Image) -> Iterator[bytes]:
-    """What shows no difference, or is usual for photographs, the best first."""
+    """The encodings to try, the best first: PNGs without a visible loss, then JPEGs."""
     for colours in COLOURS:
         reduced = image.quantize(colours, Image.Quantize.FASTOCTREE)
         shown = reduced.convert("RGB")
@@ -69,7 +69,7 @@ def shrunk(data: bytes, max_bytes: int) -> bytes:
         image = image.resize((width, height))
 
 
-Image.preinit()  # what it needs is loaded while files can be opened
+Image.preinit()  # PIL loads its modules while files can still be opened
 for what, limit in LIMITS.items():
     setrlimit(what, (limit, limit))
 max_bytes = int(sys.argv[1])
@@ -77,8 +77,8 @@ give_up_at = float(sys.argv[2])
 lines = sys.stdin.readlines()
 for number, line in enumerate(lines, 1):
     left_s = give_up_at - monotonic()
-    # A picture that takes too long leaves half of the time to those after it: the
-    # signal ends this process, in the midst of a decoder too.
+    # A picture may take half of the time that is left, so that those after it have the
+    # other half. Then a signal ends this process, even in the middle of a decoder.
     may_take_s = left_s if number == len(lines) else left_s / 2
     setitimer(ITIMER_REAL, max(may_take_s, LEAST_S))
     with suppress(OSError, ValueError, SyntaxError):  # a broken picture

@@ -1,8 +1,8 @@
 """A child process: SVG on stdin, PNG on stdout, in limits on memory, time and files.
 
 The renderer aborts on huge sizes, crashes on deep nesting, takes minutes for some
-filters and reads local files that an SVG names (measured, resvg_py 0.5): here that ends
-this process and no other."""
+filters and reads local files that an SVG names (measured with resvg_py 0.5). In here
+that ends this process and no other."""
 
 import sys
 from resource import RLIMIT_AS, RLIMIT_CORE, RLIMIT_CPU, RLIMIT_NOFILE, setrlimit
