@@ -1,7 +1,7 @@
-"""LibreChat's code interpreter: what LIBRECHAT_CODE_BASEURL speaks to.
+"""LibreChat's code interpreter: the API that LIBRECHAT_CODE_BASEURL leads to.
 
-`store` keeps files, `sweeper` bounds how many, `upload` takes them in, `request` and
-`reply` are the two sides of an exec, `cells` turns one into cells of code, which run
-in_sandbox/script.py, `report` reads what comes back, `execute` holds them together.
-Knows neither Flask nor the SDK.
+`store` keeps files, `sweeper` bounds how many, `upload` takes them in. `request` and
+`reply` are the two sides of an exec, `cells` turns an exec into cells of code, which
+run in_sandbox/script.py, `report` reads the sandbox's report, and `execute` holds these
+together. No module here knows Flask or the SDK.
 """

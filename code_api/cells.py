@@ -17,12 +17,14 @@ _SCRIPT_PY = Path(__file__).parents[1] / "in_sandbox" / "script.py"
 _PROGRAM = _SCRIPT_PY.read_text("ascii")
 # E2B's server refuses cells above 10 MiB as JSON, and the kernel keeps each cell.
 _CELL_CHARS = 2_000_000
-_PIECE_BYTES = 768 * 1024  # 1 MiB as base64: a cell each, where they do not shrink
-_SCRIPT_PIECE_BYTES = 200_000  # each has up to four in a literal: \x80
+_PIECE_BYTES = 768 * 1024  # 1 MiB as base64: one that does not shrink fills a cell
+_SCRIPT_PIECE_BYTES = 200_000  # a byte takes up to four in a literal: \x80
 
 
 def exec_cells(request: ExecRequest) -> Iterator[str]:
-    """The last cell runs the script. An input that is gone by now becomes a note."""
+    """The cells of an exec, of which the last runs the script.
+
+    An input that is gone by now becomes a note."""
     plan = _plan(request)
     cell = f"exec({_PROGRAM!r})\nthe_exec = Exec(json.loads({plan!r}))\n"
     for line in _carrying_lines(request):
@@ -34,7 +36,7 @@ def exec_cells(request: ExecRequest) -> Iterator[str]:
 
 
 def send_cell(name: str, start: int) -> str:
-    """Has a piece of a written file reported, from byte `start` on."""
+    """A cell that reports a piece of a written file, from byte `start` on."""
     return f"the_exec.send({name!r}, {start})"
 
 
@@ -58,10 +60,10 @@ def _plan(request: ExecRequest) -> str:
 
 
 def _carrying_lines(request: ExecRequest) -> Iterator[str]:
-    """Lines of code, each of which takes a piece of the script or of an input along."""
+    """Lines of code, each of which carries a piece of the script or of an input."""
     decoder = getincrementaldecoder("utf-8")()
     for start in range(0, len(request.code), _SCRIPT_PIECE_BYTES):
-        # The end of it may be in the middle of a character, which comes with the next.
+        # A piece may end in the middle of a character, which then comes with the next.
         piece = decoder.decode(request.code[start : start + _SCRIPT_PIECE_BYTES])
         yield f"the_exec.script += {piece!a}\n"
     for name, stored in request.inputs.items():
@@ -75,6 +77,6 @@ def _carrying_lines(request: ExecRequest) -> Iterator[str]:
 
 
 def _pieces(file: BinaryIO) -> Iterator[bytes]:
-    yield file.read(_PIECE_BYTES)  # one of an empty file, too
+    yield file.read(_PIECE_BYTES)  # an empty file has one piece, too
     while data := file.read(_PIECE_BYTES):
         yield data

@@ -22,8 +22,9 @@ _NO_END = "the sandbox did not report the script's end"
 
 
 def run_exec(request: ExecRequest, pool: Pool, store: Store, config: Config) -> Report:
-    """Run it, once. Raises Full; whatever else happens is in the report, which is to be
-    closed."""
+    """Run an exec once. Raises Full; any other failure is in the report.
+
+    The caller has to close the report."""
     with ExitStack() as on_error, store.new_session() as session:
         assert config.files_dir  # noqa: S101 - no store without it
         report = Report(request, session, config.max_file_bytes, config.files_dir)
@@ -33,7 +34,8 @@ def run_exec(request: ExecRequest, pool: Pool, store: Store, config: Config) -> 
                 work = _Exec(request, report)
                 pool.use(work.run_in, Need(work.limit_s), durations_s={})
         if len(request.code) + request.input_bytes() > LARGE_BYTES:
-            # What was sent hangs in cycles of the SDK's HTTP client, all of it.
+            # All that was sent is still held by reference cycles of the SDK's HTTP
+            # client.
             gc.collect()
         with _failures_noted(report):
             report.publish()
@@ -61,8 +63,8 @@ class _Exec:
         self._deadline = monotonic() + OVERHEAD_S + self.limit_s
 
     def run_in(self, sandbox: Sandbox) -> None:
-        """Raises Unavailable when something fails before or in the script;
-        SandboxGone only while that cannot have begun."""
+        """Run the exec. Raises Unavailable if something fails before or in the script,
+        and SandboxGone only while the script cannot have begun."""
         for code in exec_cells(self._request):
             self._run_cell(sandbox, code)
         if self._report.outcome == "unavailable":
@@ -71,7 +73,7 @@ class _Exec:
             self._fetch(sandbox)
 
     def _fetch(self, sandbox: Sandbox) -> None:
-        """Have those files reported that did not come with the run."""
+        """Fetch the files that did not come with the run."""
         pieces = list(self._report.missing_pieces())
         if not pieces:
             return
@@ -82,7 +84,7 @@ class _Exec:
             self._run_cell(sandbox, send_cell(name, start))
 
     def _run_cell(self, sandbox: Sandbox, code: str) -> None:
-        """Run it to its end. Raises Unavailable, with what is to be noted."""
+        """Run a cell to its end. Raises Unavailable, whose message becomes a note."""
         run = Run.empty(Limits(_MAX_ERROR_CHARS))
         run.stdout = self._report
         sandbox.run(code, self._deadline - monotonic(), run)

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 @dataclass(frozen=True)
 class Language:
     title: str  # as the docs name it
-    tool: str  # what the sandbox's template must have
+    tool: str  # the program that the sandbox's template must have
     script_name: str
     command: str  # for sh: $0 is the script, $@ are its arguments
-    # Node resolves relative requires from where the script lies.
+    # Whether the script lies in the data folder: Node resolves relative requires from
+    # the script's folder.
     beside_data: bool = False
 
 

@@ -1,7 +1,7 @@
-"""A large JSON body, of which no long text is ever a `str`. Pure.
+"""Parses a large JSON body without ever making a `str` of a long text in it. Pure.
 
 Python takes four bytes for each character of a text that has an emoji in it: a script
-of 32 MB would be 128.
+of 32 MB would take 128 MB.
 """
 
 import json
@@ -10,14 +10,14 @@ from typing import Any
 
 from json_body import TOO_MANY_VALUES, BadBody, parse_json
 
-# A longer text is a LongText; a path or an argument is shorter.
+# A text that is longer becomes a LongText; paths and arguments are shorter.
 _LONG_BYTES = 64 * 1024
 _PIECE_BYTES = 48 * 1024
 # JSON writes a character in at most this many: `\ud83d\ude00`.
 _CHARACTER_BYTES = 12
 # The first half of a character that JSON writes as two.
 _HIGH_SURROGATES = ("\ud800", "\udbff")
-# Stands for a long text; nobody can guess it, and so put it into a body.
+# Stands for a long text. Nobody can guess it, so no body contains it.
 _PLACEHOLDER = secrets.token_hex(16)
 _TOO_MUCH_ELSE = (
     "The body has more than {:,} bytes beside the texts of its own fields that are"
@@ -32,7 +32,9 @@ class LongText:
         self._literal = literal
 
     def utf8(self) -> bytes:
-        """Raises ValueError; UnicodeEncodeError, which is one, for a lone surrogate."""
+        """The text in UTF-8. Raises ValueError if it is not valid JSON.
+
+        For a lone surrogate that is a UnicodeEncodeError."""
         data = bytearray()
         start = 0
         while start < len(self._literal):
@@ -41,10 +43,12 @@ class LongText:
         return bytes(data)
 
     def _piece(self, start: int) -> tuple[str, int]:
-        """Some text, and where the next begins. Raises ValueError."""
+        """The text of a piece from `start` on, and where the next piece begins.
+
+        Raises ValueError."""
         size = len(self._literal)
         end = min(start + _PIECE_BYTES, size)
-        # That may be in the middle of a character.
+        # This end may be in the middle of a character.
         for stop in range(end, max(start, end - _CHARACTER_BYTES), -1):
             literal = b'"' + self._literal[start:stop] + b'"'
             try:
@@ -58,10 +62,10 @@ class LongText:
 
 
 def parse_large(body: bytes | bytearray, max_rest_bytes: int) -> Any:
-    """What a body says. Raises BadBody, ValueError or RecursionError.
+    """The value that a body holds. Raises BadBody, ValueError or RecursionError.
 
-    The long texts of its own fields are LongTexts, and none may lie deeper; the rest of
-    it may have `max_rest_bytes`."""
+    Long texts may only be fields of the body itself, where they become LongTexts. The
+    rest of the body may have `max_rest_bytes`."""
     if len(body) <= max_rest_bytes:
         return parse_json(body)
     rest, texts = _without_long_texts(body, max_rest_bytes)
@@ -83,8 +87,8 @@ def parse_large(body: bytes | bytearray, max_rest_bytes: int) -> Any:
 def _without_long_texts(
     body: bytes | bytearray, max_quotes: int
 ) -> tuple[bytearray, list[LongText]]:
-    """The body with a placeholder and a number instead of each long text."""
-    # As long as the body; each quote that is left begins or ends a text.
+    """The body with a placeholder and a number for each long text, and these texts."""
+    # It is as long as the body, and each quote that is left begins or ends a text.
     masked = body.replace(rb"\\", b"--").replace(rb"\"", b"--")
     if masked.count(b'"') > max_quotes:
         raise BadBody(TOO_MANY_VALUES)

@@ -1,4 +1,4 @@
-"""Ids and names of files: what is accepted, on both ways. Pure."""
+"""Ids and names of files: which are accepted, on the way in and out. Pure."""
 
 import re
 import secrets
@@ -6,13 +6,14 @@ import secrets
 # The most that LibreChat's own server takes.
 MAX_NAME_CHARS = 256
 MAX_DEPTH = 10
-# What a file system takes for one part of a path.
+# The most that a file system takes for one part of a path.
 MAX_PART_BYTES = 255
 _ID = re.compile(r"[A-Za-z0-9_-]{21}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
-# What has a name read as another one, or as two lines. Joiners, which emoji and Persian
-# need, are none of these, nor the marks that Windows puts before Hebrew names.
+# Characters that make a name look like another one, or like two lines. Joiners are not
+# among them, because emoji and Persian need them; nor are the marks that Windows puts
+# before Hebrew names.
 _MISLEADING = re.compile(
     "[\u2028\u2029"  # line and paragraph separators
     "\u202a-\u202e"  # embeddings and overrides
@@ -23,7 +24,7 @@ _NO_PLAIN_TEXT = (_CONTROL, _SURROGATE, _MISLEADING)
 
 
 def new_id() -> str:
-    """126 random bits: who knows an id may read what it stands for."""
+    """126 random bits: whoever knows an id may read the file or session that has it."""
     return secrets.token_urlsafe(16)[:21]
 
 
@@ -32,7 +33,7 @@ def is_id(value: object) -> bool:
 
 
 def has_surrogate(text: str) -> bool:
-    """Whether it cannot be encoded: JSON may hold half of a pair alone."""
+    """Whether it has a lone surrogate, which JSON may hold but UTF-8 cannot encode."""
     return bool(_SURROGATE.search(text))
 
 

@@ -7,8 +7,8 @@ from tempfile import SpooledTemporaryFile
 from code_api.store import as_store_error
 from json_body import to_json
 
-# What is more lies in a file without a name: a script may print 12 MiB, and each
-# control character of it is six bytes of JSON.
+# Output beyond this lies in a file without a name: a script may print 12 MiB, and each
+# control character in it takes six bytes of JSON.
 _IN_MEMORY_BYTES = 256 * 1024
 _PIECE_BYTES = 64 * 1024
 
@@ -19,9 +19,9 @@ class Output:
     prefix = ""
 
     def __init__(self, folder: Path, limit_bytes: int) -> None:
-        """`limit_bytes`: of the JSON text. From where it would be longer, it is cut."""
+        """The JSON text is cut where it would have more than `limit_bytes`."""
         self.missing_chars = 0
-        self.chars = 0  # that were added, with those that are missing
+        self.chars = 0  # all that were added, also those that are missing
         self._limit_bytes = limit_bytes
         self._size_bytes = 0
         self._file = SpooledTemporaryFile(  # noqa: SIM115 - closed once it is sent
@@ -30,7 +30,7 @@ class Output:
         self._ends_a_line = True
 
     def add(self, text: str) -> None:
-        """Raises StoreError."""
+        """Append a text, unless it is beyond the limit. Raises StoreError."""
         self.chars += len(text)
         data = to_json(text)[1:-1]
         if self.missing_chars or self._size_bytes + len(data) > self._limit_bytes:
@@ -39,7 +39,7 @@ class Output:
             self._write(data, text)
 
     def add_lines(self, lines: list[str]) -> None:
-        """Our own, whatever the limit, each in a line of its own. Raises StoreError."""
+        """Append lines of our own, whatever the limit. Raises StoreError."""
         text = "".join(f"{line}\n" for line in lines)
         if text and not self._ends_a_line:
             text = "\n" + text

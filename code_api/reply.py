@@ -9,14 +9,14 @@ if TYPE_CHECKING:
 
 
 def reply_body(report: "Report") -> dict[str, Any]:
-    """Its streams are sent as they lie. Raises StoreError."""
+    """The body, whose streams are read only while it is sent. Raises StoreError."""
     session_id = report.session_id
     delivered = report.delivered
     left_out = report.written_files - len(delivered)
     stdout = report.streams["stdout"]
     stderr = report.streams["stderr"]
     if delivered and not stdout.size_bytes():
-        # The model sees no other names of files.
+        # The model learns the names of files in no other way.
         names = ", ".join(printable(file.name) for file in delivered)
         stdout.add_lines([f"Files written: {names}"])
     stderr.add_lines(_notes(report, left_out))

@@ -1,4 +1,4 @@
-"""What a sandbox reports of an exec, line by line as it arrives; it may lie."""
+"""A sandbox's report on an exec, read line by line as it arrives. It may lie."""
 
 import json
 import zlib
@@ -16,14 +16,14 @@ from code_api.store import NewFile, NewSession, StoreError
 from config import MAX_CARRIED_BYTES
 from run import Clipped
 
-# The longest that the runner writes: 32 KiB of control characters, six bytes each.
+# The runner's longest line is shorter: 32 KiB of control characters, six bytes each.
 _MAX_LINE_CHARS = 256 * 1024
 _MAX_NOTES = 2 * MAX_ENTRIES  # the request's own, and one for each input
 _MAX_NOTE_CHARS = 500
-# Of a stream's text in the reply, as many times what the runner passes on of it: all
-# characters fit but those that JSON escapes by more than a backslash.
+# A stream may have this many times more bytes in the reply than the runner passes on.
+# So all its characters fit, but those that JSON escapes with more than a backslash.
 _REPLY_FACTOR = 2
-# Files that are left out and named; the others are counted.
+# How many of the files that are left out are named; the others are only counted.
 _MAX_LEFT_OUT = 50
 # More files than a sandbox has, and more bytes than any file.
 _MAX_COUNT = 10**19
@@ -34,14 +34,14 @@ class Written:
     """A file that the script wrote and that is wanted."""
 
     size_bytes: int
-    file: NewFile  # what has come of it
+    file: NewFile  # the bytes that have arrived
 
 
 class Report(Clipped):
-    """Stands where a run's stdout is, and takes the report's lines from it.
+    """Takes the place of a run's stdout, and reads the report's lines from it.
 
-    Files go to their place in the session as they come. After a line that is wrong
-    nothing more is taken; `problem` says what it was.
+    Files go to their place in the session as they come. After a wrong line no more are
+    read; `problem` says what was wrong.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Report(Clipped):
         *lines, self._line = text.split("\n")
         try:
             for line in lines:
-                # Anything else is the notebook's own.
+                # Any other line is the notebook's own.
                 if line.startswith("{"):
                     self._take(json.loads(line))
             if len(self._line) > _MAX_LINE_CHARS:
@@ -132,7 +132,7 @@ class Report(Clipped):
         self.notes.append(note)
 
     def _take_deleted(self, name: str) -> None:
-        """Only an input's can be told to anybody."""
+        """Only of an input does anybody need to know that it was deleted."""
         stored = self._inputs.get(name)
         if name in self._outputs:
             raise ValueError("a file that was written")
@@ -172,7 +172,7 @@ class Report(Clipped):
             self.left_out.append(f"file {printable(name)} was left out: {why}")
 
     def _take_chunk(self, name: str, packed: str) -> None:
-        """Write the next bytes of a file; those of one that is left out come, too."""
+        """Write the next bytes of a file; those of one that is left out are dropped."""
         output = self._outputs.get(name)
         if not output:
             return
@@ -190,7 +190,7 @@ class Report(Clipped):
         return sum(output.size_bytes for output in self._outputs.values())
 
     def missing_pieces(self) -> Iterator[tuple[str, int]]:
-        """What has to be asked for: a file's name, and the piece's first byte."""
+        """The pieces that have to be fetched: each file's name, and its first byte."""
         for name, output in self._outputs.items():
             starts = range(output.file.size, output.size_bytes, PIECE_BYTES)
             for start in starts:
@@ -208,11 +208,11 @@ class Report(Clipped):
         self.delivered = whole
 
     def close(self) -> None:
-        """After the reply was sent."""
+        """To be called after the reply was sent."""
         for output in self.streams.values():
             output.close()
 
 
 def is_count(value: object) -> bool:
-    """Whether it is a number of files or bytes; `true` is an int to isinstance."""
+    """Whether it is a number of files or bytes; `true`, a bool, is not an int here."""
     return type(value) is int and 0 <= value < _MAX_COUNT

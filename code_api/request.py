@@ -1,4 +1,4 @@
-"""The body of POST /v1/exec: what is to be run, how long, and with which files."""
+"""The body of POST /v1/exec: the script to run, for how long, and with which files."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,9 +23,9 @@ class ExecRequest:
     code: bytes  # UTF-8
     args: list[str]
     limit_s: int
-    # By the name under which each is mounted.
+    # Each by the name under which it is mounted.
     inputs: dict[str, StoredFile] = field(default_factory=dict)
-    # What stderr says after the script's own, line by line.
+    # Lines that stderr has after the script's own.
     notes: list[str] = field(default_factory=list)
 
     def input_bytes(self) -> int:
@@ -36,7 +36,9 @@ class ExecRequest:
 
 
 def parse_exec(body: object, store: Store, run_timeout_s: int) -> ExecRequest:
-    """Unknown fields are ignored; a file that is gone is a note. Raises BadRequest."""
+    """The request that a body describes. Raises BadRequest.
+
+    Unknown fields are ignored; a file that is gone becomes a note."""
     if not isinstance(body, dict):
         raise BadRequest('Expected a JSON object such as {"lang": "bash", "code": …}.')
     name = _text(body, "lang")
@@ -65,7 +67,7 @@ def _text(body: Fields, field_name: str) -> str:
 
 
 def _code(body: Fields) -> bytes:
-    """The script, which may be 32 MB: as a `str` it would be four times as much."""
+    """The script, of up to 32 MB, as bytes: a `str` would take four times as much."""
     text = body.get("code")
     try:
         if isinstance(text, LongText):
@@ -99,7 +101,7 @@ def _limit_s(body: Fields, run_timeout_s: int) -> int:
 
 
 def _mount(request: ExecRequest, ref: Fields, store: Store) -> None:
-    """Find a file; of two with one name the last one counts."""
+    """Find an input file; if two have the same name the last one counts."""
     name = ref.get("name")
     problem = name_problem(name)
     if problem:

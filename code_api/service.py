@@ -1,4 +1,4 @@
-"""All of the code API but its HTTP: the one thing of it that proxy.py imports."""
+"""The whole code API without its HTTP; proxy.py imports nothing else of it."""
 
 from typing import IO, Any
 
@@ -13,7 +13,7 @@ from code_api.upload import take_form
 from config import MAX_BODY_BYTES, Config
 from sandboxes.pool import Pool
 
-# A script of 10 MiB twice in base64, which is how create_file sends a file.
+# LibreChat's create_file sends a file of up to 10 MiB, encoded in base64 twice: 19 MB.
 MAX_EXEC_BODY_BYTES = 32 * 1024 * 1024
 
 __all__ = ["MAX_EXEC_BODY_BYTES", "CodeApi", "StoreError", "fields_to_log"]
@@ -22,26 +22,26 @@ Fields = dict[str, Any]
 
 
 class CodeApi:
-    """LibreChat's code interpreter. Its methods raise what the rooms below them do."""
+    """LibreChat's code interpreter. Its methods raise what the called modules raise."""
 
     def __init__(self, config: Config, pool: Pool) -> None:
-        """`config.files_dir` is set."""
-        assert config.files_dir  # noqa: S101 - proxy.py looked
+        """`config.files_dir` has to be set."""
+        assert config.files_dir  # noqa: S101 - proxy.py has checked it
         self.store = Store(config.files_dir)
         self._config = config
         self._pool = pool
         Sweeper(config.files_dir, config).start()
 
     def parse(self, body: bytearray) -> Any:
-        """The JSON of an exec's body. Raises BadBody, ValueError or RecursionError."""
+        """The value of an exec's body. Raises BadBody, ValueError or RecursionError."""
         return parse_large(body, MAX_BODY_BYTES)
 
     def request(self, fields: object) -> ExecRequest:
-        """What an exec asks for. Raises BadRequest."""
+        """The request that an exec's fields describe. Raises BadRequest."""
         return parse_exec(fields, self.store, self._config.run_timeout_s)
 
     def run(self, request: ExecRequest) -> Report:
-        """Run it. Raises Full. The report is to be closed once its reply is sent."""
+        """Run an exec. Raises Full. Close the report once its reply is sent."""
         return run_exec(request, self._pool, self.store, self._config)
 
     def reply(self, report: Report) -> Fields:

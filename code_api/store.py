@@ -1,9 +1,8 @@
-"""The file store: FILES_DIR holds one folder
-for each session, the session's id its name.
+"""The file store: FILES_DIR holds a folder for each session, named by its id.
 
-A session is what one upload, batch or exec brought: its files, named by their ids, and
-an index of them. It is written under a hidden name and renamed when it is whole, so
-what can be found is whole. Several processes, and replicas, may share FILES_DIR.
+A session has the files of one upload, batch or exec, named by their ids, and an index
+of them. It is written under a hidden name and renamed when it is whole, so only whole
+sessions can be found. Several processes, and replicas, may share FILES_DIR.
 """
 
 import json
@@ -23,7 +22,7 @@ from code_api.names import is_id, new_id
 from config import log
 
 _INDEX = "index.json"
-# Before an id, this is a session that is being written or removed.
+# A folder whose name has this before the id is a session being written or removed.
 HIDDEN = "."
 _CHECK = "This service could not store the files. Its operator has to check FILES_DIR"
 
@@ -58,7 +57,7 @@ class StoredFile:
     modified_at: float  # seconds since 1970
 
     def open(self) -> BinaryIO:
-        """Open it: from then on it can be read to its end. Raises NotStored."""
+        """Open the file: from then on it can be read to its end. Raises NotStored."""
         try:
             return self.path.open("rb")
         except OSError:
@@ -83,7 +82,7 @@ class NewFile:
 
     @as_store_error()
     def write(self, data: bytes) -> None:
-        """Append to it; it is open only meanwhile."""
+        """Append to the file, which is open only meanwhile."""
         with self._path.open("ab") as file:
             file.write(data)
         self.size += len(data)
@@ -104,7 +103,7 @@ class NewSession:
 
     @as_store_error()
     def publish(self, files: list[NewFile], read_only: bool = False) -> None:
-        """From now on these can be found, if there are any; others are removed."""
+        """Let these files be found, if there are any. All others are removed."""
         if not files:
             return
         sizes = {file.id: file.size for file in files}
@@ -118,7 +117,7 @@ class NewSession:
 
 
 class Store:
-    """The sessions below FILES_DIR. What belongs to another user is none of them."""
+    """The sessions below FILES_DIR. A folder that another user owns is none of them."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -126,7 +125,7 @@ class Store:
 
     @contextmanager
     def new_session(self) -> Iterator[NewSession]:
-        """A session to fill and to publish; else nothing of it stays."""
+        """A session to fill. Nothing of it stays unless it is published."""
         session = NewSession(self._root)
         try:
             yield session
@@ -134,7 +133,7 @@ class Store:
             shutil.rmtree(session.hidden_folder, ignore_errors=True)
 
     def find(self, session_id: object, file_id: object) -> StoredFile:
-        """Raises NotStored, also for a file that is not whole."""
+        """Find a file. Raises NotStored, also if the file is not whole."""
         if not is_id(session_id) or not is_id(file_id):
             raise NotStored
         folder = self._root / str(session_id)
@@ -153,8 +152,9 @@ class Store:
 
     @as_store_error()
     def delete(self, session_id: str, file_id: str) -> None:
-        """Delete a file, its session with the
-        last one. Raises NotStored, StoreError."""
+        """Delete a file, and with the last one its session.
+
+        Raises NotStored, StoreError."""
         path = self.find(session_id, file_id).path
         folder = path.parent
         with suppress(FileNotFoundError):  # the session is evicted meanwhile
@@ -165,18 +165,18 @@ class Store:
 
 
 def owner_of_new_files(root: Path) -> int:
-    """The user to whom the files of this process belong there. Raises OSError.
+    """The user who owns the files that this process makes there. Raises OSError.
 
-    A file system may have its own: a network share often gives all files to one user.
+    It need not be the process's own: a network share often gives all files to one user.
     """
     with TemporaryFile(dir=root) as file:
         return os.fstat(file.fileno()).st_uid
 
 
 def remove_session(folder: Path) -> None:
-    """Remove it whole: it cannot be found any more before its first file goes.
+    """Remove a session, which can no longer be found before its first file is removed.
 
-    Raises OSError; another process that does the same meanwhile is no error."""
+    Raises OSError, but not if another process does the same meanwhile."""
     with suppress(FileNotFoundError):
         if not folder.name.startswith(HIDDEN):
             folder = folder.rename(folder.with_name(f"{HIDDEN}{new_id()}"))

@@ -1,4 +1,4 @@
-"""Keeps the sessions in FILES_DIR within their bounds: their age, bytes and inodes.
+"""Keeps the sessions in FILES_DIR within bounds on their age, bytes and inodes.
 
 Several processes, and replicas, may sweep one FILES_DIR.
 """
@@ -18,7 +18,7 @@ from config import Config, log
 # that died: no request may be silent for as long.
 _ABANDONED_AFTER_S = 3600
 _SWEEP_EVERY_S = 60
-# What file systems give to a file at once, mostly.
+# The step by which most file systems give space to a file.
 _BLOCK_BYTES = 4096
 
 
@@ -28,7 +28,7 @@ class _Session(NamedTuple):
     changed_ns: int  # the folder's own time: another one means that a file came or went
     written_at: float  # seconds since 1970
     size_bytes: int  # on the disk, the folder and the index included
-    inodes: int  # the same
+    inodes: int  # the folder's and the index's included
 
 
 class Sweeper:
@@ -61,9 +61,11 @@ class Sweeper:
             time.sleep(_SWEEP_EVERY_S)
 
     def sweep(self) -> None:
-        """Remove what is too old or too much. Raises OSError if there is no FILES_DIR.
+        """Remove sessions that are too old, or too many. Raises OSError if there is no
+        FILES_DIR.
 
-        A session that cannot be read or removed is logged, and does not keep others."""
+        A session that cannot be read or removed is logged; the others still are swept.
+        """
         self._failures = []
         self._known = self._find()
         self._evict(self._known)
@@ -116,9 +118,10 @@ class Sweeper:
             is_old = session.written_at < now - ttl_s
             is_full = total_bytes > self._total_bytes
             is_full = is_full or total_inodes > self._total_inodes
-            # One that is hidden may be an upload under way.
+            # A hidden session may be an upload under way.
             if is_old or (is_full and not is_hidden):
-                # One that stays does not have the others go in its place.
+                # Counted before it is tried: if one cannot be removed, no other has to
+                # go in its place.
                 total_bytes -= session.size_bytes
                 total_inodes -= session.inodes
                 try:
@@ -128,22 +131,22 @@ class Sweeper:
 
 
 def _is_session(entry: os.DirEntry[str]) -> bool:
-    """Whether it has the name of one, be it hidden, and is a folder."""
+    """Whether it is a folder with the name of a session, which may be hidden."""
     is_named_so = is_id(entry.name.removeprefix(HIDDEN))
     return is_named_so and entry.is_dir(follow_symlinks=False)
 
 
 def _may_have_changed(name: str, known: _Session, status: os.stat_result) -> bool:
-    """A hidden one's files grow, which does not show in the folder's own time."""
+    """Files of a hidden session grow, which does not show in the folder's own time."""
     return name.startswith(HIDDEN) or known.changed_ns != status.st_mtime_ns
 
 
 def _look_into(folder: str, folder_status: os.stat_result) -> _Session:
-    """Raises OSError."""
+    """Sum up the session in a folder. Raises OSError."""
     statuses = []
     with os.scandir(folder) as entries:
         for entry in entries:
-            with suppress(FileNotFoundError):  # it is deleted meanwhile
+            with suppress(FileNotFoundError):  # it was deleted meanwhile
                 statuses.append(entry.stat(follow_symlinks=False))
     # Deleting one of its files does not make a session younger.
     written_at = [status.st_mtime for status in statuses or [folder_status]]
@@ -157,7 +160,9 @@ def _look_into(folder: str, folder_status: os.stat_result) -> _Session:
 
 
 def _bytes_on_disk(status: os.stat_result) -> int:
-    """Some file systems say fewer blocks than a file will have, or none, before they
-    have written it out, or where it lies in its inode."""
+    """How much of a disk a file takes, at least in whole blocks.
+
+    Some file systems report fewer blocks than a file will have, or none, until they
+    have written it out, or if it lies in its inode."""
     blocks = -(-status.st_size // _BLOCK_BYTES)
     return max(status.st_blocks * 512, blocks * _BLOCK_BYTES)

@@ -1,5 +1,4 @@
-"""POST /v1/upload and /v1/upload/batch: a
-multipart form in, its files into the store."""
+"""POST /v1/upload and /v1/upload/batch put the files of a form into the store."""
 
 from typing import IO, Any, cast
 
@@ -14,7 +13,7 @@ from code_api.store import NewFile, NewSession, Store, StoreError
 from config import MAX_CARRIED_BYTES, Config
 from metrics import UPLOAD_BYTES, UPLOADS
 
-# What the parser may hold of a part: well above the 64 KiB that it reads at once.
+# How much of a part the parser may hold: well above the 64 KiB that it reads at once.
 _PARSER_BYTES = 1024 * 1024
 _MAX_PARTS = 1000
 _FORM = "multipart/form-data"
@@ -22,7 +21,7 @@ _WRONG_TYPE = f"Send the files as Content-Type: {_FORM}."
 
 
 class _FormStream(LimitedStream):
-    """A form's bytes. More than `limit`: RequestEntityTooLarge is raised."""
+    """A form's bytes. Raises RequestEntityTooLarge if they are more than `limit`."""
 
     def on_exhausted(self) -> None:
         text = f"The form was not taken: it is larger than {self.limit:,} bytes."
@@ -30,9 +29,9 @@ class _FormStream(LimitedStream):
 
 
 class _Part:
-    """A file of the form, which the parser writes, as it comes, to its place.
+    """A file of the form, which the parser writes to its place as it comes.
 
-    One that has an error is read to its end, and nothing of it is kept.
+    A file that has an error is read to its end, and nothing of it is kept.
     """
 
     def __init__(self, file: NewFile, limit_bytes: int) -> None:
@@ -51,10 +50,10 @@ class _Part:
             self.file.write(data)
 
     def seek(self, _offset: int) -> None:
-        """The parser's last call for a part: it has ended."""
+        """Does nothing. The parser calls it when the part has ended."""
 
     def entry(self) -> dict[str, str]:
-        """What the reply says of it."""
+        """The reply's entry for this file."""
         if self.error:
             return {
                 "status": "error",
@@ -69,9 +68,10 @@ def take_form(
 ) -> tuple[dict[str, Any], int]:
     """Store the files of a form; returns the reply, and how many bytes are kept.
 
-    In a batch files that are refused are counted by its `failed`, each with the reason
-    in `files`, and the others are kept. Otherwise the first of them is raised:
-    BadRequest or RequestEntityTooLarge, which a bad form raises, too; or StoreError.
+    In a batch, files that are refused are counted by the reply's `failed`, each has its
+    reason in `files`, and the others are kept. Otherwise the first refusal is raised:
+    BadRequest or RequestEntityTooLarge. A bad form raises these, too, and the store
+    raises StoreError.
     """
     with store.new_session() as session:
         form, parts = _parse(session, config, stream, content_type)
@@ -116,15 +116,15 @@ def _parse(
         max_form_parts=_MAX_PARTS,
         silent=False,
     )
-    # No run could be given more, and what is being written cannot be evicted. A form's
-    # own text needs less than the parser may hold.
+    # No run could be given more files, and a session cannot be evicted while it is
+    # written. A form's own text needs less than the parser may hold.
     max_bytes = min(MAX_CARRIED_BYTES, config.files_total_bytes) + _PARSER_BYTES
     limited = _FormStream(stream, max_bytes, is_max=True)
     try:
         _, form, _ = parser.parse(cast(Any, limited), mimetype, None, options)
     except (HTTPException, StoreError):
         raise
-    except Exception as exc:  # what gunicorn raises for malformed chunks, too
+    except Exception as exc:  # gunicorn's for malformed chunks, among others
         reason = f"{type(exc).__name__}: {exc}"
         text = f"The body is no multipart form that can be read ({reason})."
         raise BadRequest(text) from None
