@@ -1,31 +1,34 @@
-"""Text that says nothing, or the same again, made short. Pure.
+"""Shortens text that says nothing, or the same again. Pure.
 
-Each rule has to be sure of what it hides: a program's own text stays, but for equal
-lines in a row, whose number is given. Texts are read line by line, each line once."""
+Each rule has to be sure of the text that it hides. A program's own text stays, except
+for equal lines in a row, of which the number is given. Texts are read line by line,
+each line once."""
 
 import re
 from collections.abc import Callable, Iterator
 from itertools import groupby
 from typing import NamedTuple
 
-# A line that is printed so many times is folded; with fewer, shapes are drawn.
+# This many equal lines in a row are folded in printed text; fewer may draw a shape.
 _LEAST_PRINTED = 20
-# The same for a line of a log, in which a time may differ: `03:29:02,164`.
+# The same for the lines of a log, which may differ in their time: `03:29:02,164`.
 _LEAST_LOGGED = 3
 _TIME = r"(?:\d{4}-\d\d-\d\d[ T])?\d\d:\d\d:\d\d(?:[.,]\d+)?"
-# `data:image/png;base64,iVBORw0K…`, from a length on at which nobody reads it.
+# `data:image/png;base64,iVBORw0K…`, if it is so long that nobody reads it.
 _DATA_URI = (
     r"(data:\w{1,40}/[\w.+-]{1,80};base64,)"
     r"([A-Za-z0-9+/]{200,}={0,2})"
 )
 
-# What E2B's server and its packages say of themselves, never of the caller's code.
+# Warnings that E2B's server and its packages give about themselves, never about the
+# caller's code.
 _PIP_WARNING = "WARNING: Running pip as the 'root' user can result in "
 _PIP_PAGE = "https://pip.pypa.io/warnings/venv"
-# After sys.exit(); the line of code that warned comes next, or is missing.
+# The warning after sys.exit(). The line of code that warned comes next, or is missing.
 _EXIT_WARNING = r"/IPython/core/interactiveshell\.py:\d+: UserWarning: To exit: "
 _EXIT_CODE = '  warn("To exit:'
-# From E2B's reader of charts, with lines about `LineChart` and others, then the code.
+# The warning of E2B's reader of charts. Lines about `LineChart` and others come next,
+# then the line of code that warned.
 _CHART_WARNING = r"/pydantic/main\.py:\d+: UserWarning: Pydantic serializer warnings:\Z"
 _CHART = (
     r"  PydanticSerializationUnexpectedValue\(Expected `\w*Chart` - "
@@ -49,27 +52,27 @@ _LIBRARY = (
     r"|(?=\w+/[\w/]*\.px[id]:)"  # `File pandas/_libs/x.pxi:7`
     r")(\w+)"
 )
-# Of so many frames of libraries in a row, only the first and the last stay.
+# Of this many frames of libraries in a row, only the first and the last are kept.
 _LEAST_LIBRARY_FRAMES = 4
-# Up to so many frames that come again as one group, and how often they have to come.
+# How many frames a repeated group may have, and how often it has to come to be folded.
 _LONGEST_GROUP = 6
 _LEAST_REPEATED = 3
 
 
 def fold_printed(text: str) -> str:
-    """What a program printed."""
+    """Fold text that a program printed."""
     lines = fold_always(text).split("\n")
     return "\n".join(_counted(lines, _LEAST_PRINTED))
 
 
 def fold_logged(text: str) -> str:
-    """What came on stderr: warnings and logs."""
+    """Fold text that came on stderr: warnings and logs."""
     lines = fold_always(text).split("\n")
     return "\n".join(_counted(lines, _LEAST_LOGGED, _without_time))
 
 
 def fold_always(text: str) -> str:
-    """What nobody reads, wherever it comes from."""
+    """Fold text that nobody reads, wherever it comes from."""
     if _may_have_warning(text):
         lines = text.split("\n")
         text = "\n".join(_without_warnings(lines))
@@ -79,7 +82,7 @@ def fold_always(text: str) -> str:
 
 
 def fold_traceback(traceback: str) -> str:
-    """All but the first and the last of a library's frames, and repeated ones."""
+    """Fold frames of libraries, except the first and the last, and repeated frames."""
     frames = _frames(traceback.split("\n"))
     frames = _without_library_frames(frames)
     return "\n".join(_without_repeated(frames))
@@ -91,10 +94,11 @@ def fold_traceback(traceback: str) -> str:
 def _counted(
     lines: list[str], least: int, key: Callable[[str], str] | None = None
 ) -> Iterator[str]:
-    """The lines; of `least` and more in a row that are equal by `key`, the first."""
+    """The lines. If `least` or more in a row are equal by `key`, the first stands for
+    all, with their number."""
     for _, group in groupby(lines, key):
         equal = list(group)
-        # Blank lines part a log, and draw nothing.
+        # Blank lines divide a log into parts, so more of them are kept.
         if len(equal) < (least if equal[0] else _LEAST_PRINTED):
             yield from equal
         else:
@@ -106,7 +110,7 @@ def _without_time(line: str) -> str:
 
 
 def _may_have_warning(text: str) -> bool:
-    """A quick look, for 50 MB of output too."""
+    """A check that is quick, even for 50 MB of output."""
     return "UserWarning: " in text or _PIP_WARNING in text
 
 
@@ -148,11 +152,11 @@ def _measured(uri: re.Match[str]) -> str:
 
 
 class _Frame(NamedTuple):
-    """A frame of a traceback: its heading and its code; or lines that are of none."""
+    """A frame of a traceback: its heading and its code; or lines that are in none."""
 
     text: str
     is_frame: bool = False
-    library: str | None = None  # the name of the one that a frame is in
+    library: str | None = None  # the name of the library that a frame is in
 
 
 def _frames(lines: list[str]) -> list[_Frame]:
@@ -197,7 +201,7 @@ def _without_library_frames(frames: list[_Frame]) -> list[_Frame]:
 
 
 def _without_repeated(frames: list[_Frame]) -> Iterator[str]:
-    """The frames' texts; of a group that comes again at once, the first and a count."""
+    """The frames' texts. A group that is repeated is given once, with a count."""
     start = 0
     while start < len(frames):
         length, times = _repetition(frames, start)
@@ -210,7 +214,8 @@ def _without_repeated(frames: list[_Frame]) -> Iterator[str]:
 
 
 def _repetition(frames: list[_Frame], start: int) -> tuple[int, int]:
-    """How many frames from `start` on are a group that is repeated, and how often."""
+    """How many frames from `start` on are a group that is repeated, and how often it
+    comes: 1 frame that comes once, if none is repeated."""
     for length in range(1, _LONGEST_GROUP + 1):
         group = frames[start : start + length]
         if not group[-1].is_frame:

@@ -1,4 +1,4 @@
-"""What a result of a run says, and what of it is worth showing. Pure.
+"""The text of a run's result, and whether it is worth showing. Pure.
 
 E2B's server sends a result in several forms: text, html, png and others."""
 
@@ -15,7 +15,7 @@ _PLACEHOLDER = (
     r"|<[\w.]+(?: object| at 0x\w+| object at 0x\w+)>"
 )
 _EMPTY_FIGURE = r"<Figure size \d+x\d+ with 0 Axes>"
-# What drawing functions return: `Text(0.5, 1.0, 'x')`, `<Axes: xlabel='x'>`,
+# Values that drawing functions return: `Text(0.5, 1.0, 'x')`, `<Axes: xlabel='x'>`,
 # `[<matplotlib.lines.Line2D at 0x7f…>]`, `(array([1., 2.]), <BarContainer object of …`.
 _DRAWING = r"""(?sx) Text\(-?[\d.]+,[ ]-?[\d.]+,[ ]['"][^\n]*['"]\)
     | <Figure[ ]size[^\n]*>
@@ -24,10 +24,10 @@ _DRAWING = r"""(?sx) Text\(-?[\d.]+,[ ]-?[\d.]+,[ ]['"][^\n]*['"]\)
         | <\w{1,20}Container[ ]object[ ]of[ ] | <a[ ]list[ ]of[ ]\d
         | <seaborn\.axisgrid\. )
       .*"""
-# A string as E2B's server sends it, `repr` without its quotes: `a\nb`. Nothing in the
-# message says that it is a string. So what may be the `repr` of something else stays:
-# bytes, `b'a\nb'`; a call or brackets around it all, `Path(a\nb)`, `<C:\new>`; and what
-# begins so and has quotes in it, `['a\nb'] and 3`.
+# E2B's server sends a string as its `repr` without the quotes: `a\nb`. Nothing in the
+# message says that it is a string. So a text that may be the `repr` of another value
+# stays as it is: bytes, `b'a\nb'`; a call or brackets around all of it, `Path(a\nb)`,
+# `<C:\new>`; and a text that begins like these and has quotes in it, `['a\nb'] and 3`.
 _OTHER_VALUE = (
     r"b'[^\n]*'"
     r'|b"[^\n]*"'
@@ -36,7 +36,7 @@ _OTHER_VALUE = (
 )
 _STRING = r"(?:[^\\\n]|\\[\\'ntrxuU])*+"
 _ESCAPES = {r"\n": "\n", r"\t": "\t", r"\'": "'", r"\\": "\\"}
-# HTML that draws, plays or runs: text would not stand for it.
+# HTML that draws, plays or runs something, for which text would be no substitute.
 _ACTIVE_HTML = r"(?i)<(?:script|svg|img|canvas|video|audio|iframe|object|embed)\b"
 _MAX_HTML_CHARS = 100_000
 # How other HTML becomes text, in this order.
@@ -48,7 +48,7 @@ _HTML_TO_TEXT = (
     (r"<[^<>]*>", ""),
     (r"\n\s*", "\n"),
 )
-# What is seen in a browser only, and what LibreChat does not show as a picture.
+# Formats that only a browser shows, and files that LibreChat does not show as pictures.
 _PAGES = ("html", "javascript")
 _FILES = ("pdf", "image/gif", "image/webp")
 # `application/vnd.plotly.v1+json`, but not `application/vnd.bokehjs_load.v0+json`.
@@ -79,7 +79,7 @@ def is_lost(formats: dict[str, Any], text: str) -> bool:
         return True
     if text or not any(formats.get(label) for label in _PAGES):
         return False
-    # Without a text or data of its own it only loads a library, as plotly.js.
+    # A page without a text or data of its own only loads a library, such as plotly.js.
     labels = " ".join(formats)
     return "text" in formats or re.search(_DATA, labels) is not None
 
@@ -90,14 +90,14 @@ def is_drawing(text: str) -> bool:
 
 
 def _unescaped(text: str) -> str:
-    """A string as it was; the text of any other value stays."""
+    """The text of a string without its escapes; that of any other value stays."""
     if re.fullmatch(_OTHER_VALUE, text) or not re.fullmatch(_STRING, text):
         return text
     return re.sub(r"\\[nt'\\]", lambda escape: _ESCAPES[escape[0]], text)
 
 
 def _text_of_html(source: str) -> str:
-    """Text and tables of HTML, empty if there is more to it."""
+    """The text and tables of HTML; empty if it has more than these to show."""
     if len(source) > _MAX_HTML_CHARS or re.search(_ACTIVE_HTML, source):
         return ""
     for pattern, text in _HTML_TO_TEXT:
