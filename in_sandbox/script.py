@@ -304,9 +304,9 @@ class Exec:
         self._report_files(before)
 
     def _sandbox_user(self) -> list[str]:
-        """What has a command run as E2B's user, whose all files are then.
+        """The prefix that runs a command as E2B's `user`, after giving it all files.
 
-        Nothing where this program is not root's, or may not do that, in a container.
+        Empty if this program is not root, or may not do so, in a container.
         """
         home = os.path.expanduser("~user")
         if home == "~user" or os.getuid() != 0:
