@@ -136,7 +136,7 @@ def create_app(config: Config) -> Flask:
     service = _Service(config, pool, _publisher(config))
     app.extensions["pool"] = pool
     # A request that waits for memory holds a thread, as one that waits for a slot does.
-    # So no more than half as many may wait as may run.
+    # So only about half as many may wait as may run.
     in_flight = InFlight(
         config.max_in_flight_bytes, max_waiting=config.max_concurrent_runs // 2
     )

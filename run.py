@@ -1,4 +1,4 @@
-"""What one run produced, in bounded memory: the value `Run`. Pure."""
+"""The value `Run`: all that one run produced, in bounded memory. Pure."""
 
 from collections import Counter
 from collections.abc import Callable

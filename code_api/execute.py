@@ -53,7 +53,7 @@ def _failures_noted(report: Report) -> Iterator[None]:
 
 
 class _Exec:
-    """What the cells of an exec share: the report that they fill, and one deadline."""
+    """The cells of an exec share this: the report that they fill, and one deadline."""
 
     def __init__(self, request: ExecRequest, report: Report) -> None:
         self._request = request

@@ -1,4 +1,4 @@
-"""What a script printed, as it will go into the reply."""
+"""A script's output, as it will go into the reply."""
 
 from collections.abc import Iterator
 from pathlib import Path

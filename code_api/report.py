@@ -190,7 +190,7 @@ class Report(Clipped):
         return sum(output.size_bytes for output in self._outputs.values())
 
     def missing_pieces(self) -> Iterator[tuple[str, int]]:
-        """The pieces that have to be fetched: each file's name, and its first byte."""
+        """The pieces still to fetch: a file's name, and the first byte of a piece."""
         for name, output in self._outputs.items():
             starts = range(output.file.size, output.size_bytes, PIECE_BYTES)
             for start in starts:
@@ -214,5 +214,5 @@ class Report(Clipped):
 
 
 def is_count(value: object) -> bool:
-    """Whether it is a number of files or bytes; `true`, a bool, is not an int here."""
+    """Whether it is a number of files or bytes; a bool, which is an int, is none."""
     return type(value) is int and 0 <= value < _MAX_COUNT

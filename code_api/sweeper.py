@@ -23,7 +23,7 @@ _BLOCK_BYTES = 4096
 
 
 class _Session(NamedTuple):
-    """What was found in a session's folder."""
+    """The findings of a sweep in a session's folder."""
 
     changed_ns: int  # the folder's own time: another one means that a file came or went
     written_at: float  # seconds since 1970
@@ -35,8 +35,8 @@ class Sweeper:
     """Removes whole sessions below `config.files_dir`: those that are too old, and the
     oldest while there is too much.
 
-    What was found in a session's folder is remembered, by the folder's name: a later
-    sweep looks only into those that are new or have changed.
+    The findings in a session's folder are remembered by the folder's name: a later
+    sweep looks only into folders that are new or have changed.
     """
 
     def __init__(self, root: Path, config: Config) -> None:

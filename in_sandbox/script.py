@@ -255,8 +255,8 @@ class Exec:
     """One exec, which is all that this sandbox ever runs."""
 
     def __init__(self, plan: Plan) -> None:
-        # ipykernel hashes each cell to name it,
-        # unless it has a name: 0.1 s for each MB.
+        # ipykernel hashes each cell to name it, unless it has a name: 0.1 s for each
+        # MB.
         os.environ["IPYKERNEL_CELL_NAME"] = "exec"
         self.script = ""
         self._plan = plan

@@ -26,7 +26,7 @@ LIMITS = {
 LEAST_S = 0.01  # to a timer, 0 means never
 FORMATS = ("PNG", "JPEG")
 BOX = (768, 2000)  # LibreChat shows no more
-# Tried in this order: PNG for what is drawn, JPEG for photographs.
+# Tried in this order: PNG for drawings, JPEG for photographs.
 COLOURS = (256, 64, 16)
 QUALITIES = (85, 70, 55, 40)
 # Up to this difference, as a root mean square of 0 to 255, no eye sees that colours are

@@ -60,7 +60,7 @@ class QueuedStdout(logging.Handler):
         atexit.register(self._drain)
 
     def _reset(self) -> None:
-        """Start empty: a forked process has no such thread, but perhaps its lock."""
+        """Start empty: a fork lacks the thread, but may have a lock that it held."""
         self._lines: queue.Queue[str] = queue.Queue(_MAX_WAITING_LINES)
         self._dropped = 0  # lines, in all
         self._writer = threading.Thread(target=self._write_lines, daemon=True)

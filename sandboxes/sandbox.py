@@ -87,8 +87,8 @@ def _short(exc: BaseException) -> str:
 def _status_of(exc: BaseException) -> int:
     """The HTTP status of the answer that made the SDK raise this, 0 if there is none.
 
-    The exception itself often lacks it. Where a body is no JSON of E2B's, such as the
-    HTML page of a load balancer, the SDK's parser fails before the SDK looks at the
+    The exception itself often lacks it. If a body is not E2B's JSON but, for example,
+    the HTML page of a load balancer, the SDK's parser fails before the SDK looks at the
     status. The answer is then among the local variables of the frames that failed."""
     for frame, _line in traceback.walk_tb(exc.__traceback__):
         for value in frame.f_locals.values():

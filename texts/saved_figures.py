@@ -49,8 +49,7 @@ def figures_are_shown_twice(code: str) -> bool:
 
 
 def is_saved_copy(picture: Picture, figure: Picture) -> bool:
-    """Whether `picture` has the form of a saved
-    `figure`, whole or without its margins."""
+    """Whether `picture` has the form of a saved `figure`, whole or without margins."""
     drawn = re.fullmatch(_FIGURE, figure.shown_as)
     if not drawn or not picture.shown_as.startswith(_SAVED):
         return False
