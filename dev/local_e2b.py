@@ -60,6 +60,7 @@ class Sandbox:
     template: str
     envs: dict[str, str]
     access_token: str
+    traffic_token: str | None  # needed to reach it, where it is not public
     started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     created_s: float = field(default_factory=time.monotonic)
     deadline_s: float = 0.0
@@ -91,7 +92,7 @@ class Sandbox:
             "envdVersion": "0.5.9",
             "alias": self.template,
             "envdAccessToken": self.access_token,
-            "trafficAccessToken": None,
+            "trafficAccessToken": self.traffic_token,
             "domain": None,
         }
 
@@ -200,6 +201,8 @@ class _Server:
         if idempotency_key and idempotency_key in self.by_idempotency_key:
             return self.by_idempotency_key[idempotency_key]
         body = body if isinstance(body, dict) else {}
+        network = body.get("network") or {}
+        is_public = network.get("allowPublicTraffic", True)
         sandbox = Sandbox(
             id="i" + "".join(secrets.choice(ID_ALPHABET) for _ in range(19)),
             metadata=body.get("metadata") or {},
@@ -207,6 +210,7 @@ class _Server:
             template=body.get("templateID", "code-interpreter-v1"),
             envs=body.get("envVars") or {},
             access_token=secrets.token_hex(16),
+            traffic_token=None if is_public else secrets.token_hex(16),
         )
         with self.changed:
             self.sandboxes[sandbox.id] = sandbox
@@ -448,6 +452,9 @@ class _Server:
             sandbox = None
         if sandbox is None:
             return _gone(sandbox_id)
+        token = request.headers.get("e2b-traffic-access-token")
+        if sandbox.traffic_token not in (None, token):
+            return _api_error(403, "Sandbox is not accessible publicly")
         if "status" in answer or "body" in answer:
             return _as_scripted(answer)
         stream = web.StreamResponse(headers={"Content-Type": "text/event-stream"})

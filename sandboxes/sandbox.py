@@ -18,7 +18,7 @@ from typing import Any, cast
 
 import httpx
 from e2b import Sandbox as BaseSandbox
-from e2b import SandboxQuery
+from e2b import SandboxNetworkOpts, SandboxQuery
 from e2b.api.client.types import Response
 from e2b.api.client_sync import get_transport
 from e2b.exceptions import NotFoundException, SandboxException
@@ -47,6 +47,9 @@ _MOST_PAGES = 20
 # A sandbox's id goes into the paths of requests, such as `DELETE /sandboxes/{id}`.
 _SANDBOX_ID = re.compile(r"[\w-]{8,}", re.ASCII)
 _METADATA = {"service": "e2b-proxy", "version": VERSION, "process": uuid.uuid4().hex}
+# Otherwise whoever knows a sandbox's id reaches its ports from the internet. The SDK
+# sends the token that is needed then.
+_NO_VISITORS: SandboxNetworkOpts = {"allow_public_traffic": False}
 FAILED = "E2B failed. Try again in a minute."
 _RUN_REFUSED = "E2B's sandbox refused the run, so the code did not run. Try again."
 _PROCESS_DIED = (
@@ -270,6 +273,7 @@ class Sandbox:
             timeout=lifetime_s,
             metadata=self._metadata,
             allow_internet_access=self._config.allow_internet,
+            network=None if self._config.allow_internet else _NO_VISITORS,
             idempotency_key=key,
         )
         try:

@@ -358,6 +358,27 @@ def test_a_run_asks_for_the_lifetime_of_its_limit_plus_15_s_and_says_whose_it_is
     assert E2B_KEY not in str(request["body"])
 
 
+def test_without_the_internet_a_sandbox_is_not_reached_from_there_either(
+    e2b: LocalE2B,
+) -> None:
+    """The run needs E2B's token then, which the stand-in asks for, too."""
+    pool = Pool(Config(e2b_api_key=E2B_KEY, allow_internet=False))
+    assert pool.run(Cell("1"), 7).outcome == "ok"
+    pool.close()
+    (create,) = of_kind(e2b, "create")
+    assert create["body"]["network"] == {"allowPublicTraffic": False}
+    (run,) = of_kind(e2b, "run")
+    assert run["headers"]["e2b-traffic-access-token"]
+
+
+def test_with_the_internet_e2bs_own_network_is_asked_for(e2b: LocalE2B) -> None:
+    pool = Pool(CONFIG)
+    assert pool.run(Cell("1"), 7).outcome == "ok"
+    pool.close()
+    (create,) = of_kind(e2b, "create")
+    assert "network" not in create["body"]
+
+
 # --- kill, renew, check_key -----------------------------------------------------------
 
 

@@ -122,6 +122,18 @@ def test_a_setting_brings_its_room_and_no_other(
 # --- purity ---------------------------------------------------------------------------
 
 
+# They would reach outside without an import.
+IMPURE_BUILTINS = {
+    "open",
+    "eval",
+    "exec",
+    "compile",
+    "__import__",
+    "input",
+    "breakpoint",
+}
+
+
 def is_called_pure(source: str) -> bool:
     docstring = ast.get_docstring(ast.parse(source)) or ""
     return "Pure." in docstring.split("\n\n")[0]
@@ -152,12 +164,31 @@ def pure_modules() -> dict[str, str]:
     return found
 
 
+def names_in(source: str) -> set[str]:
+    """The names that a source uses as they are, and those of attributes."""
+    nodes = list(ast.walk(ast.parse(source)))
+    names = {node.id for node in nodes if isinstance(node, ast.Name)}
+    return names | {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+
+
 @pytest.mark.parametrize("name", sorted(pure_modules()))
 def test_what_is_called_pure_imports_only_what_computes(name: str) -> None:
     modules = pure_modules()
     for imported in imports_of(modules[name]):
         is_ours = imported in modules
         assert is_ours or imported.partition(".")[0] in PURE_LIBRARY, imported
+
+
+@pytest.mark.parametrize("name", sorted(pure_modules()))
+def test_what_is_called_pure_calls_nothing_that_reaches_outside(name: str) -> None:
+    # `compile` is re's, too.
+    used = names_in(pure_modules()[name].replace("re.compile(", "("))
+    assert not used & (IMPURE_BUILTINS | {"__builtins__", "__globals__"})
+
+
+def test_what_reaches_outside_without_an_import_is_found() -> None:
+    source = "def f():\n    return open('/etc/passwd') or __import__('os').system('id')"
+    assert {"open", "__import__"} <= names_in(source)
 
 
 def test_all_text_rules_are_pure() -> None:
