@@ -82,6 +82,17 @@ class CollectionFormatter(JSONFormatter):
         return super().__call__(value)
 
 
+# In the caller's namespace: a caller may give `display` another meaning.
+SHOW_WHAT_IS_SAVED = """
+def save(image, fp, format=None, **params):
+    if isinstance(fp, str):
+        display(image)
+    original_save(image, fp, format, **params)
+
+Image.save = save
+"""
+
+
 class KernelApp(IPKernelApp):
     def init_iopub(self, context: Any) -> None:
         # Without a limit: a queue that is full drops output.
@@ -93,7 +104,6 @@ def run_kernel(connection_file: str) -> None:
     """ipykernel, set up as E2B's startup scripts set it up."""
     config = Config()
     config.InteractiveShell.colors = "NoColor"
-    config.HistoryManager.hist_file = ":memory:"
     app = KernelApp.instance(config=config)
     app.initialize(["-f", connection_file])  # type: ignore[no-untyped-call]
     shell: Any = app.shell
@@ -102,18 +112,12 @@ def run_kernel(connection_file: str) -> None:
         made = formatter(parent=shell.display_formatter)
         formatters[made.format_type] = made
 
-    save_quietly = Image.Image.save
-
-    def save(image: Any, fp: Any, format: Any = None, **params: Any) -> None:
-        if isinstance(fp, str):
-            display(image)  # type: ignore[no-untyped-call]
-        save_quietly(image, fp, format, **params)
-
-    Image.Image.save = save  # type: ignore[assignment]
     # What else can show a picture depends on the machine's programs.
     ImageShow._viewers[:] = [ImageShow.IPythonViewer()]
-    # E2B's startup scripts leave these names behind.
+    # E2B's startup scripts run in the caller's namespace, and leave these names behind.
     shell.user_ns.update(sys=sys, IPython=IPython, ip=shell, Image=Image.Image)
+    shell.user_ns.update(display=display, original_save=Image.Image.save)
+    exec(SHOW_WHAT_IS_SAVED, shell.user_ns)  # noqa: S102
     app.start()  # type: ignore[no-untyped-call]
 
 
