@@ -17,8 +17,6 @@ _MAX_NOTES = 20
 _MAX_TRACEBACK_CHARS = 1_000_000
 # The note for a figure of plotly or bokeh, an animation as HTML, a gif or a pdf.
 _NO_PICTURE = "only png, jpeg and svg can be shown, so draw it with matplotlib"
-# IPython prints this for sys.exit(), instead of a traceback.
-_EXIT = "An exception has occurred, use %tb to see the full traceback.\n"
 
 
 @dataclass(frozen=True)
@@ -94,6 +92,7 @@ class Run:
     error_value: str = ""
     traceback: str = ""
     problem: str = ""
+    began_anew: bool = False  # the kernel had ended, with what earlier runs had made
     note: str = ""  # about the sandbox, for the caller
     pictures: list[Picture] = field(default_factory=list)
     # Whether E2B sends each saved figure a second time: the saved one is a copy then.
@@ -142,12 +141,8 @@ class Run:
         return bool(reason)
 
     def add_error(self, name: str, value: str, traceback: str) -> None:
-        """Note the exception that ended the code; a SystemExit of 0 is no error."""
+        """Note the exception that ended the code."""
         text = split_notes(traceback, error=f"{name}: {value}")
-        if name == "SystemExit" and text.startswith(_EXIT):
-            if value in ("", "0"):
-                return
-            text = ""
         limit = self.limits.output_chars
         self.error_name = name[:200] or "Error"
         self.error_value = value[: limit // 4]

@@ -43,7 +43,15 @@ from urllib.parse import parse_qsl, unquote
 import local_e2b_kernels
 from aiohttp import web
 from local_e2b_kernels import Forks, Kernel
-from local_e2b_script import CHUNK_BYTES, END, Answer, Script, line_of, scripted_lines
+from local_e2b_script import (
+    CHUNK_BYTES,
+    END,
+    Answer,
+    Script,
+    callers_code,
+    line_of,
+    scripted_lines,
+)
 
 KEPT_NEWEST = 1000
 # Of the code of each request that is kept: those that carry files are large.
@@ -120,6 +128,12 @@ def _remembered(body: Any) -> Any:
     if not isinstance(code, str) or len(code) <= REMEMBERED_CHARS:
         return body
     return {**body, "code": code[:REMEMBERED_CHARS], "code_chars": len(code)}
+
+
+def _as_the_caller_sent(body: Any) -> Any:
+    """A request's body with the caller's code instead of the cell that runs it."""
+    code = body.get("code") if isinstance(body, dict) else None
+    return {**body, "code": callers_code(code)} if isinstance(code, str) else body
 
 
 def _gone(sandbox_id: str, status: int = 502) -> web.Response:
@@ -305,13 +319,14 @@ class _Server:
             body: Any = json.loads(text) if text else None
         except ValueError:
             body = text
+        callers_body = _as_the_caller_sent(body)
         record = {
             "kind": kind,
             "method": method,
             "path": request.path_qs,
             "sandbox_id": sandbox_id,
             "headers": {name.lower(): value for name, value in request.headers.items()},
-            "body": _remembered(body),
+            "body": _remembered(callers_body),
             "at_s": time.monotonic(),
             "answer": None,
         }
@@ -325,7 +340,7 @@ class _Server:
             if not key or self.script.api_key not in (None, key):
                 self._note(record, answer=401)
                 return _api_error(401, "Unauthorized, please check your credentials.")
-        answer = self.script.answer(kind, body)
+        answer = self.script.answer(kind, callers_body)
         fault = answer.get("fault") if answer else None
         if fault:
             self._note(record, answer=fault)

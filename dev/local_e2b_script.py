@@ -70,6 +70,14 @@ class Script:
         return answer
 
 
+def callers_code(cell: str) -> str:
+    """What a caller sent, where the service sends a cell that runs it: its last line.
+
+    Any other cell is as it is."""
+    runs = re.search(r"\.run_cell\((['\"].*['\"])\):0\Z", cell)
+    return str(ast.literal_eval(runs[1])) if runs else cell
+
+
 def _answer_in(code: str) -> Answer:
     """What the code asks for; the cell of an exec does so in its script."""
     script = re.search(r"^the_exec\.script \+= (.+)$", code, re.MULTILINE)

@@ -21,7 +21,7 @@ OTHER_FOLDERS = {"tests", "dev"}
 # What each option adds, by the start of a file's path. Nothing of it is imported while
 # the option is off: tests/service/test_imports.py looks.
 OPTIONS = {
-    "code interpreter (FILES_DIR)": ("code_api/", "in_sandbox/"),
+    "code interpreter (FILES_DIR)": ("code_api/",),
     "sessions, sandboxes kept ready (SESSION_IDLE_S, WARM_SANDBOXES)": (
         "sandboxes/keeping.py",
     ),
@@ -42,6 +42,9 @@ READING_ORDER = (
 )
 # They are run as programs of their own, in limits, and imported by nobody.
 CHILDREN = ("pictures/shrink_pictures.py", "pictures/svg_to_png.py")
+# Sent to the sandbox and run there, where nothing that the service holds is in reach:
+# it can do nothing that the caller's code cannot.
+IN_SANDBOX = ("in_sandbox/",)
 # What an auditor of the default reads after the rest, and why.
 SKIPPED = {
     # Their docstrings say "Pure.", and tests/service/test_imports.py holds them to it:
@@ -130,7 +133,10 @@ def audit() -> dict[str, int]:
         return sum(left.pop(name) for name in names)
 
     options = {f"adds: {name}": taken(starts) for name, starts in OPTIONS.items()}
-    not_imported = {"child processes, with limits": taken(CHILDREN)}
+    not_imported = {
+        "child processes, with limits": taken(CHILDREN),
+        "runs in the sandbox: read last": taken(IN_SANDBOX),
+    }
     skipped = {
         f"  of these, next: {name}": taken(starts) for name, starts in SKIPPED.items()
     }
@@ -149,6 +155,7 @@ def by_use() -> dict[str, dict[str, int]]:
     others = {
         **{f"next: {name}": starts for name, starts in SKIPPED.items()},
         "child processes, with limits": CHILDREN,
+        "runs in the sandbox: read last": IN_SANDBOX,
         **{f"option: {name}": starts for name, starts in OPTIONS.items()},
     }
     first = "to be read, in this order"

@@ -19,8 +19,9 @@ from config import Config, log
 from run import Run
 from sandboxes.pool import Need, Pool, Slot, in_background
 from sandboxes.sandbox import Sandbox, SandboxGone, Unavailable
+from sandboxes.set_up import SET_UP
 from sandboxes.timing import TIMING, Timing
-from texts.cell import MAKE_DATA_FOLDER, Cell
+from texts.cell import Cell
 
 # A call that waited for its session's turn has at least this many seconds for its code,
 # or does not run: code that is stopped costs the session all that it had kept.
@@ -32,6 +33,10 @@ _SESSION_BUSY = "Another call of this conversation is still running. Try again l
 _SESSION_GONE = (
     "What this conversation had kept, its variables and files, is gone; "
     "this run began anew"
+)
+_KERNEL_GONE = (
+    "The variables that this conversation had kept are gone, for its Python process "
+    "had ended; its files are still there"
 )
 _IMPORT_CELL = """
 def import_ahead():
@@ -190,6 +195,8 @@ class KeepingPool(Pool):
             run.note = _SESSION_GONE
         try:
             super()._run_in(sandbox, cell, need, run)
+            if need.mark and run.began_anew:
+                run.note = _KERNEL_GONE
         finally:
             if need.mark and sandbox.has_run:
                 self._sessions.note_run(need.mark)
@@ -289,7 +296,7 @@ class KeepingPool(Pool):
         try:
             self._make(slot.sandbox, Need(self._config.run_timeout_s))
             imports = import_cell(self._config.warm_imports)
-            slot.sandbox.prime(MAKE_DATA_FOLDER + imports, self._timing.priming_s)
+            slot.sandbox.prime(SET_UP + imports, self._timing.priming_s)
             self._slots.keep(slot)
             self._back_off.note_success()
         except BaseException as exc:  # whatever it was, the slot is not left `making`

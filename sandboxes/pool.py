@@ -42,8 +42,9 @@ from config import Config
 from metrics import KILLS_FAILED, RUNS, SANDBOX_SECONDS, STEP_SECONDS
 from run import Run
 from sandboxes.sandbox import FAILED, Sandbox, SandboxGone, Unavailable
+from sandboxes.set_up import SET_UP
 from sandboxes.timing import TIMING, Timing
-from texts.cell import MAKE_DATA_FOLDER, Cell
+from texts.cell import Cell
 
 RETRY_AFTER_S = 5
 _SPENT = (
@@ -305,12 +306,10 @@ class Pool:
         self.use(run_in, need, run.durations_s)
 
     def _run_in(self, sandbox: Sandbox, cell: Cell, need: Need, run: Run) -> None:
-        if cell.is_magic:
-            left_s = self._left_to_make_s(need)
-            sandbox.prime(MAKE_DATA_FOLDER, min(self._timing.small_call_s, left_s))
-        is_first = not sandbox.has_run
-        sandbox.run(cell.for_kernel(is_first), need.limit_s, run)
-        cell.mend(run, sandbox.id, is_first)
+        set_up = "" if sandbox.is_set_up else SET_UP
+        sandbox.run(cell.for_kernel(set_up), need.limit_s, run)
+        sandbox.is_set_up = bool(set_up) or not run.began_anew
+        cell.mend(run, sandbox.id)
 
     def use(
         self, work: Callable[[Sandbox], None], need: Need, durations_s: dict[str, float]

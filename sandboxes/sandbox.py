@@ -197,8 +197,10 @@ class Sandbox:
     def __init__(self, config: Config, timing: Timing = TIMING) -> None:
         self._config = config
         self._timing = timing
-        # Whether a cell has run in it: E2B puts lines of its own before the first only.
+        # Whether a cell has run in it.
         self.has_run = False
+        # Whether its kernel has what set_up.py sends.
+        self.is_set_up = False
         # Whether its kernel is free and whole after a run, for the session's next one.
         self.is_reusable = False
         # E2B may have it: it was asked for, was not refused, and has not been found
@@ -349,13 +351,11 @@ class Sandbox:
 
     @_in_our_words()
     def prime(self, code: str, limit_s: float) -> None:
-        """Run this as the first cell, before which E2B puts lines of its own.
-
-        If a cell has run already, nothing is run."""
-        if not self.has_run:
-            reader = StreamReader(Run.empty(Limits(output_chars=0)))
-            self._e2b.send(code, max(limit_s, _LEAST_BUDGET_S), reader)
-            self.has_run = True
+        """Set up its kernel with this code, as the first cell."""
+        reader = StreamReader(Run.empty(Limits(output_chars=0)))
+        self._e2b.send(code, max(limit_s, _LEAST_BUDGET_S), reader)
+        self.has_run = True
+        self.is_set_up = True
 
     def run(self, code: str, limit_s: float, run: Run) -> None:
         """Run `code` once, for `limit_s` at most, and fill `run`.
@@ -376,6 +376,7 @@ class Sandbox:
         status = tap.status if tap else None
         if status in _GONE_STATUSES and took_s <= _GONE_WITHIN_S:
             raise SandboxGone(_RUN_REFUSED)
+        run.began_anew = self.has_run and reader.run_number == 1
         self.has_run = True
         if (reader.ended and not reader.broken) or run.error_name:
             # It ran to its end, or to an exception, whatever happened to the stream

@@ -42,6 +42,7 @@ class StreamReader:
     def __init__(self, run: Run) -> None:
         self.run = run
         self.ended = False  # the end marker was seen
+        self.run_number = 0  # the kernel's, from 1 on; 0: it has not come
         self.broken = ""  # why the stream could not be understood; "" if it could
         self._line = bytearray()
         self._dropped_bytes = 0
@@ -147,5 +148,7 @@ class StreamReader:
                     value=str(event["value"]),
                     traceback=str(event["traceback"]),
                 )
+            case "number_of_executions":
+                self.run_number = int(event.get("execution_count") or 0)
             case "end_of_execution":
                 self.ended = True

@@ -14,6 +14,7 @@ from PIL import Image
 
 from config import Config
 from run import Run
+from sandboxes.set_up import SET_UP
 from sandboxes.stream import StreamReader
 from texts.cell import Cell
 
@@ -137,9 +138,10 @@ def run_cell(sandbox: Sandbox, code: str, limit_s: int = 20, **settings: Any) ->
     """Run code as the pool does, and mend the texts of its run."""
     cell = Cell(code)
     run = cell.new_run(Config(**settings).run_limits())
-    is_first = not sandbox.has_run
-    sandbox.run(cell.for_kernel(is_first), limit_s, run)
-    cell.mend(run, sandbox.id, is_first)
+    set_up = "" if sandbox.is_set_up else SET_UP
+    sandbox.run(cell.for_kernel(set_up), limit_s, run)
+    sandbox.is_set_up = True
+    cell.mend(run, sandbox.id)
     return run
 
 

@@ -16,7 +16,8 @@ from config import Config
 from conftest import E2B_KEY, OK_RUN
 from sandboxes.keeping import KEEPING_TIMING, KeepingPool, KeepingTiming
 from sandboxes.pool import Full, Pool
-from texts.cell import MAKE_DATA_FOLDER, Cell
+from sandboxes.set_up import SET_UP
+from texts.cell import Cell
 
 State = dict[str, Any]
 MakePool = Callable[..., Pool]
@@ -74,7 +75,7 @@ def callers_runs(state: State) -> list[State]:
     return [
         request
         for request in requests_of(state, "run")
-        if not request["body"]["code"].startswith(MAKE_DATA_FOLDER)
+        if not request["body"]["code"].startswith(SET_UP)
     ]
 
 

@@ -13,16 +13,14 @@ from itertools import islice
 
 from run import Limits, Run
 from texts.saved_figures import figures_are_shown_twice, saves_animation
-from texts.tracebacks import (
-    prefix_lines,
-    renumber_error,
-    renumber_printed,
-    split_headings,
-)
+from texts.tracebacks import split_headings
 
 DATA_FOLDER = "/mnt/data"
-# Leaves no name behind. Where the folder cannot be made, only what needs it fails.
-MAKE_DATA_FOLDER = f"__import__('os').system('mkdir -p {DATA_FOLDER} 2>/dev/null')"
+# Runs code as a cell of its own, inside of the one that is sent, so that all its lines
+# are the caller's. in_sandbox/kernel.py says how; without it, IPython's own `run_cell`
+# does so too. The shell is not taken from a name that the caller may have given away,
+# and what an `if` looks at is not shown as a value.
+_RUN_CELL = 'if __import__("IPython").get_ipython().run_cell({!r}):0'
 
 _FENCES = ("```", "~~~")
 _MOST_FENCE_INDENTATION = 3  # with more it is no fence to Markdown
@@ -56,50 +54,25 @@ class Cell:
         """What is run: line for line what was sent, without what is no code."""
         return runnable(self.sent)
 
-    @property
-    def is_magic(self) -> bool:
-        """Whether it begins with a cell magic: no line may come before it then."""
-        return self.code.lstrip().startswith("%%")
-
     def new_run(self, limits: Limits) -> Run:
         """A run of this code, of which nothing has come yet."""
         return Run.empty(limits, figures_are_shown_twice(self.code))
 
-    def for_kernel(self, is_first: bool) -> str:
-        """The code as it is sent; the first cell of a sandbox makes the data folder.
+    def for_kernel(self, set_up: str) -> str:
+        """The code as it is sent, after lines of ours that `set_up` a new kernel."""
+        return set_up + _RUN_CELL.format(self.code)
 
-        The folder's line is not counted: in tracebacks it is one of E2B's own."""
-        if not is_first or DATA_FOLDER not in self.code:
-            return self.code
-        unindented = self.code.lstrip(" \t")
-        indentation = self.code.removesuffix(unindented)
-        return f"{indentation}{MAKE_DATA_FOLDER}\n{self.code}"
+    def mend(self, run: Run, sandbox_id: str) -> None:
+        """Have a run's texts not name the sandbox, and note what is not shown."""
 
-    def mend(self, run: Run, sandbox_id: str, was_first: bool) -> None:
-        """Have a run's texts count from the caller's first line.
-
-        They do not name the sandbox either, and what is not shown is noted. Where this
-        `was_first` in its sandbox, E2B had put lines of its own before it."""
-        run.traceback = split_headings(run.traceback)
-        stderr = run.stderr.text()
-        evidence = f"{run.traceback}\n{stderr}"
-        prefix = prefix_lines(self.code, evidence) if was_first else 0
-        # With frames in it, the error is in other code that this code ran, by exec say.
-        is_own_syntax = "(most recent call last)" not in run.traceback
-
-        def error(text: str) -> str:
-            text = renumber_error(text, prefix, is_own_syntax)
+        def without_id(text: str) -> str:
             return text.replace(sandbox_id, "[sandbox id]")
 
-        def printed(text: str) -> str:
-            text = renumber_printed(text, prefix)
-            return text.replace(sandbox_id, "[sandbox id]")
-
-        run.traceback = error(run.traceback)
-        run.error_value = error(run.error_value)
-        run.stdout = run.stdout.map(printed)
-        run.stderr = run.stderr.map(printed)
-        run.values = run.values.map(printed)
+        run.traceback = without_id(split_headings(run.traceback))
+        run.error_value = without_id(run.error_value)
+        run.stdout = run.stdout.map(without_id)
+        run.stderr = run.stderr.map(without_id)
+        run.values = run.values.map(without_id)
         if run.pictures and saves_animation(self.code):
             run.leave_out("animation", "a picture of it is shown")
 

@@ -20,22 +20,6 @@ _DATA_URI = (
     r"([A-Za-z0-9+/]{200,}={0,2})"
 )
 
-# Warnings that E2B's server and its packages give about themselves, never about the
-# caller's code.
-_PIP_WARNING = "WARNING: Running pip as the 'root' user can result in "
-_PIP_PAGE = "https://pip.pypa.io/warnings/venv"
-# The warning after sys.exit(). The line of code that warned comes next, or is missing.
-_EXIT_WARNING = r"/IPython/core/interactiveshell\.py:\d+: UserWarning: To exit: "
-_EXIT_CODE = '  warn("To exit:'
-# The warning of E2B's reader of charts. Lines about `LineChart` and others come next,
-# then the line of code that warned.
-_CHART_WARNING = r"/pydantic/main\.py:\d+: UserWarning: Pydantic serializer warnings:\Z"
-_CHART = (
-    r"  PydanticSerializationUnexpectedValue\(Expected `\w*Chart` - "
-    r".* input_type=\w*Chart\]\)"
-)
-_CHART_CODE = "  return self.__pydantic_serializer__.to_python("
-
 # The heading of a frame in a traceback: `Cell In[1], line 2`, `File /a/b.py:3, in f`.
 _HEADINGS = ("Cell In[", "File ")
 # The code in a frame: `   3804 try:`, `-> 3805     return x`, and a gap, `   (...)`.
@@ -73,9 +57,6 @@ def fold_logged(text: str) -> str:
 
 def fold_always(text: str) -> str:
     """Fold text that nobody reads, wherever it comes from."""
-    if _may_have_warning(text):
-        lines = text.split("\n")
-        text = "\n".join(_without_warnings(lines))
     if ";base64," in text:
         text = re.sub(_DATA_URI, _measured, text)
     return text
@@ -107,41 +88,6 @@ def _counted(
 
 def _without_time(line: str) -> str:
     return re.sub(_TIME, "", line, count=1) if ":" in line else line
-
-
-def _may_have_warning(text: str) -> bool:
-    """A check that is quick, even for 50 MB of output."""
-    return "UserWarning: " in text or _PIP_WARNING in text
-
-
-def _without_warnings(lines: list[str]) -> Iterator[str]:
-    number = 0
-    while number < len(lines):
-        length = _length_of_warning(lines, number)
-        if length == 0:
-            yield lines[number]
-            length = 1
-        number += length
-
-
-def _length_of_warning(lines: list[str], start: int) -> int:
-    """How many lines from `start` on are one of E2B's warnings: 0 if none is."""
-    line = lines[start]
-    if not _may_have_warning(line):
-        return 0
-    end = start + 1
-    if line.startswith(_PIP_WARNING) and _PIP_PAGE in line:
-        return 1
-    if re.search(_EXIT_WARNING, line):
-        has_code = end < len(lines) and lines[end].startswith(_EXIT_CODE)
-        return 2 if has_code else 1
-    if re.search(_CHART_WARNING, line):
-        while end < len(lines) and re.fullmatch(_CHART, lines[end]):
-            end += 1
-        has_charts = end > start + 1
-        if has_charts and lines[end : end + 1] == [_CHART_CODE]:
-            return end + 1 - start
-    return 0
 
 
 def _measured(uri: re.Match[str]) -> str:

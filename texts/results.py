@@ -24,18 +24,8 @@ _DRAWING = r"""(?sx) Text\(-?[\d.]+,[ ]-?[\d.]+,[ ]['"][^\n]*['"]\)
         | <\w{1,20}Container[ ]object[ ]of[ ] | <a[ ]list[ ]of[ ]\d
         | <seaborn\.axisgrid\. )
       .*"""
-# E2B's server sends a string as its `repr` without the quotes: `a\nb`. Nothing in the
-# message says that it is a string. So a text that may be the `repr` of another value
-# stays as it is: bytes, `b'a\nb'`; a call or brackets around all of it, `Path(a\nb)`,
-# `<C:\new>`; and a text that begins like these and has quotes in it, `['a\nb'] and 3`.
-_OTHER_VALUE = (
-    r"b'[^\n]*'"
-    r'|b"[^\n]*"'
-    r"|[\w.]*[(\[{<][^\n]*[)\]}>]"
-    r"|(?:[\[({<]|[\w.]+\()[^\n'\"]*['\"][^\n]*"
-)
-_STRING = r"(?:[^\\\n]|\\[\\'ntrxuU])*+"
-_ESCAPES = {r"\n": "\n", r"\t": "\t", r"\'": "'", r"\\": "\\"}
+# A value that is a string, as it is: in_sandbox/kernel.py sends it so.
+_STRING = "text/x-python-str"
 # HTML that draws, plays or runs something, for which text would be no substitute.
 _ACTIVE_HTML = r"(?i)<(?:script|svg|img|canvas|video|audio|iframe|object|embed)\b"
 _MAX_HTML_CHARS = 100_000
@@ -57,11 +47,13 @@ _DATA = r"vnd\.(?!\S{0,100}load)"
 
 def value_text(formats: dict[str, Any], has_picture: bool) -> str:
     """The text of a result; empty if it says nothing, or only stands for a picture."""
+    if _STRING in formats:
+        return str(formats[_STRING])
     text = str(formats.get("text", ""))
     if re.fullmatch(_EMPTY_FIGURE, text):
         return ""
     if text and not re.fullmatch(_PLACEHOLDER, text):
-        return _unescaped(text)
+        return text
     if has_picture:
         return ""
     for label in ("markdown", "latex", "json"):
@@ -87,13 +79,6 @@ def is_lost(formats: dict[str, Any], text: str) -> bool:
 def is_drawing(text: str) -> bool:
     """Whether a value is only what a drawing function returned."""
     return re.fullmatch(_DRAWING, text) is not None
-
-
-def _unescaped(text: str) -> str:
-    """The text of a string without its escapes; that of any other value stays."""
-    if re.fullmatch(_OTHER_VALUE, text) or not re.fullmatch(_STRING, text):
-        return text
-    return re.sub(r"\\[nt'\\]", lambda escape: _ESCAPES[escape[0]], text)
 
 
 def _text_of_html(source: str) -> str:

@@ -138,15 +138,6 @@ def test_a_kill_that_fails_is_tried_again_off_the_callers_path(
     assert (state["killed"], state["kill_requests"]) == (1, 3)
 
 
-def test_code_that_cannot_be_sent_ends_its_sandbox_and_frees_its_slot(
-    direct_e2b: LocalE2B, make_pool: MakePool
-) -> None:
-    pool = make_pool(max_concurrent_runs=1)
-    assert pool.run(Cell("\ud800"), 5).outcome == "unavailable"
-    direct_e2b.wait_for(lambda state: state["alive"] == 0 and state["created"] == 1, 30)
-    assert pool.run(Cell("1"), 5).outcome == "ok"
-
-
 @pytest.mark.parametrize(
     "create", [{"fault": "hang"}, {"delay_s": 0.7}], ids=["hangs", "is slow"]
 )

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import re
+import signal
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import psutil
 import pytest
 import requests
 from local_e2b import LocalE2B
+from pools import wait_until
 
 from access import session_mark
 from config import VERSION
@@ -295,3 +300,34 @@ def test_off_the_same_requests_go_to_e2b_whatever_id_a_call_has(
     assert run["body"]["code"] == "1"
     assert kill["method"] == "DELETE"
     assert threading.active_count() < 50
+
+
+def test_a_kernel_that_ended_between_two_calls_is_noticed(
+    session_service: Service, own_id: str
+) -> None:
+    code = (
+        "import os\nkept = 41\n_ = open('kept.txt', 'w').write('a file')\nos.getpid()"
+    )
+    found = re.search(r"\n(\d+)\n", call(session_service, own_id, code))
+    assert found
+    os.kill(int(found[1]), signal.SIGKILL)
+    wait_until(lambda: not psutil.pid_exists(int(found[1])))
+    text = call(session_service, own_id, "print(open('kept.txt').read())")
+    assert "a file" in text
+    assert "Note: The variables that this conversation had kept are gone" in text
+    # It has all that a new kernel has.
+    text = call(session_service, own_id, "exit()\n")
+    assert "Note" not in text
+    text = call(session_service, own_id, "1/0")
+    assert "Cell In[3], line 1" in text
+    assert "Note" not in text
+
+
+@pytest.mark.parametrize("code", ["exit()", "quit()", "import sys\nsys.exit()"])
+def test_an_exit_does_not_cost_a_session_what_it_has(
+    session_service: Service, own_id: str, code: str
+) -> None:
+    call(session_service, own_id, f"kept = 41\n{code}")
+    text = call(session_service, own_id, "print(kept + 1)")
+    assert "42" in text
+    assert "Note" not in text

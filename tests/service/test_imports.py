@@ -89,10 +89,13 @@ def test_a_process_with_default_settings_imports_only_what_it_runs(
     imported = imported_by_a_worker(scripted_e2b, tmp_path, {})
     assert {"proxy.py", "sandboxes/sandbox.py", "texts/cell.py"} <= imported
     optional = {name for room in ROOMS for name in in_room(service_modules(), room)}
-    children = set(size.CHILDREN)
+    never = set(size.CHILDREN)
+    never |= {
+        name for room in size.IN_SANDBOX for name in in_room(service_modules(), room)
+    }
     assert optional
-    assert imported & (optional | children) == set()
-    assert imported == service_modules() - optional - children
+    assert imported & (optional | never) == set()
+    assert imported == service_modules() - optional - never
 
 
 @pytest.mark.parametrize(
@@ -115,7 +118,6 @@ def test_a_setting_brings_its_room_and_no_other(
     }
     imported = imported_by_a_worker(scripted_e2b, tmp_path, settings[setting])
     for other in ROOMS:
-        # in_sandbox/ is sent, and never imported.
         assert bool(in_room(imported, other)) == (other == room), other
 
 

@@ -12,7 +12,6 @@ from texts.cell import runnable
 from texts.folding import fold_logged, fold_traceback
 from texts.results import is_lost, value_text
 from texts.saved_figures import figures_are_shown_twice
-from texts.tracebacks import prefix_lines
 
 # None takes a tenth of a second; with a pattern that goes back it is minutes and more.
 LIMIT_S = 10
@@ -24,10 +23,6 @@ def lost(formats: dict[str, Any]) -> None:
 
 def value(text: str) -> None:
     value_text({"text": text}, has_picture=False)
-
-
-def evidence(text: str) -> None:
-    prefix_lines("x", text)
 
 
 @pytest.mark.parametrize(
@@ -45,9 +40,8 @@ def evidence(text: str) -> None:
         (lost, {"html": "<script>", **{f"a{n}": 1 for n in range(100_000)}}),
         (value, "a" * 15_000_000),
         (value, "\\n" * 2_000_000),
-        (evidence, "ipykernel_1/1.py:1" * 50_000),
     ],
-    ids=range(13),
+    ids=range(12),
 )
 def test_no_text_keeps_a_pattern_busy(
     function: Callable[[Any], object], text: Any

@@ -14,7 +14,7 @@ from conftest import E2B_KEY
 from formatter import format_run
 from run import Run
 from sandboxes.sandbox import Sandbox
-from texts.cell import MAKE_DATA_FOLDER
+from sandboxes.set_up import SET_UP
 
 CONFIG = Config(e2b_api_key=E2B_KEY)
 NO_OUTPUT = "Code executed successfully, without output. Use print() to see a value."
@@ -40,7 +40,7 @@ def sandbox(environment: None) -> Iterator[Sandbox]:
     """One for all tests, whose first cell has
     run: a kernel and its imports take seconds."""
     sandbox = new_sandbox()
-    sandbox.prime(MAKE_DATA_FOLDER, limit_s=60)
+    sandbox.prime(SET_UP, limit_s=60)
     yield sandbox
     sandbox.kill()
 

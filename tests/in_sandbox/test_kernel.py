@@ -1,0 +1,582 @@
+"""What in_sandbox/kernel.py does in real kernels: cells, their errors, its failures."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+from local_e2b import LocalE2B
+
+from config import Config
+from conftest import E2B_KEY, ROOT, e2b_at
+from formatter import format_run
+from run import Run
+from sandboxes.sandbox import Sandbox
+from sandboxes.set_up import SET_UP, set_up_lines
+from texts.cell import Cell
+
+CONFIG = Config(e2b_api_key=E2B_KEY, max_output_chars=100_000)
+SOURCE = (ROOT / "in_sandbox" / "kernel.py").read_text("utf-8")
+MAX_FIRST_CELL_BYTES = 7_000
+MAX_LATER_CELL_BYTES = 60
+
+
+@pytest.fixture(scope="module", autouse=True)
+def environment(kernel_e2b: LocalE2B) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, url in e2b_at(kernel_e2b.url).items():
+            patch.setenv(name, url)
+        yield
+
+
+class Kernel:
+    """A sandbox, into whose kernel cells are sent as the pool sends them."""
+
+    def __init__(self, set_up: str = SET_UP) -> None:
+        self.sandbox = Sandbox(CONFIG)
+        self.sandbox.create(lifetime_s=300, budget_s=60)
+        self._set_up = set_up
+
+    def run(self, code: str) -> Run:
+        cell = Cell(code)
+        run = cell.new_run(CONFIG.run_limits())
+        self.sandbox.run(cell.for_kernel(self._set_up), 60, run)
+        self._set_up = ""
+        cell.mend(run, self.sandbox.id)
+        return run
+
+    def run_as_it_is(self, code: str) -> Run:
+        """Without a cell around it."""
+        cell = Cell(code)
+        run = cell.new_run(CONFIG.run_limits())
+        self.sandbox.run(code, 60, run)
+        cell.mend(run, self.sandbox.id)
+        return run
+
+    def text(self, code: str) -> str:
+        return format_run(self.run(code), CONFIG.max_output_chars)
+
+    def printed(self, code: str) -> str:
+        run = self.run(code)
+        text = format_run(run, CONFIG.max_output_chars)
+        assert run.outcome == "ok", text
+        assert not run.stderr.text(), text
+        return run.stdout.text()
+
+
+@contextmanager
+def kernel(set_up: str = SET_UP) -> Iterator[Kernel]:
+    started = Kernel(set_up)
+    try:
+        yield started
+    finally:
+        started.sandbox.kill()
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Kernel]:
+    """A kernel for tests that leave nothing behind: starting one takes a while."""
+    with kernel() as started:
+        started.run("pass")
+        yield started
+
+
+# --- what is sent ---------------------------------------------------------------------
+
+
+def test_what_is_sent_is_small() -> None:
+    code = "print(1)"
+    assert len(Cell(code).for_kernel(SET_UP)) < MAX_FIRST_CELL_BYTES
+    assert len(Cell(code).for_kernel("")) <= len(repr(code)) + MAX_LATER_CELL_BYTES
+
+
+def test_the_file_is_python_3_8() -> None:
+    ast.parse(SOURCE, feature_version=(3, 8))
+
+
+# --- the caller's lines ---------------------------------------------------------------
+
+CODES = {
+    "one line": "1/0",
+    "nested functions": """\
+def outer():
+    def inner(x):
+        return 1 / x
+    return inner(0)
+
+
+# a comment
+
+outer()""",
+    "chained": """\
+def f():
+    try:
+        {}['a']
+    except KeyError as exc:
+        raise ValueError('no') from exc
+
+f()""",
+    "in the handling of another": "try:\n    1/0\nexcept Exception:\n    int('x')",
+    "lambda": "f = lambda x: 1/x\nlist(map(f, [1, 0]))",
+    "method": "class A:\n    def go(self):\n        return self.missing\n\nA().go()",
+    "decorator": """\
+import functools
+def deco(f):
+    @functools.wraps(f)
+    def w(*a):
+        return f(*a)
+    return w
+
+@deco
+def g(x):
+    return 1/x
+
+g(0)""",
+    "statement of several lines": "a = 1\nb = (\n    a +\n    1 /\n    0\n)\nprint(b)",
+    "dict of several lines": "d = {\n  'a': 1,\n\n\n\n\n\n  'b': 1/0,\n  'c': 2,\n}\n",
+    "continued line": "x = 1 + \\\n    2 + \\\n    1/0\n",
+    "exec": "src = 'x = 1\\ny = x / 0'\nexec(src)",
+    "exec of a file": (
+        "a = b = 1\nexec(compile('a\\nb\\nraise OSError(3)', 'other.py', 'exec'))"
+    ),
+    "eval": "x = 0\neval('1/x')",
+    "syntax error in eval": "x = 0\neval('1/')",
+    "library": "import decimal\n\n\nimport json\nx = 1\njson.loads('nonsense')",
+    "generator": (
+        "def g():\n    yield 1\n    raise RuntimeError('g')\n\nfor x in g():\n    pass"
+    ),
+    "context manager": """\
+import contextlib
+@contextlib.contextmanager
+def m():
+    yield
+    1/0
+
+with m():
+    pass
+""",
+    "recursion": "def f(n):\n    return f(n + 1)\n\nf(0)",
+    "gap in a function": "def f(a):\n    b = 1\n"
+    + "".join(f"    c{n} = {n}\n" for n in range(30))
+    + "    if a:\n        raise KeyError('q')\n    return b\n\nf(1)\n",
+    "repeated lines": "x = 1\nx = 1\nx = 1\nx = 1\nx = 1\n1/0\nx = 1\nx = 1",
+    "a hundred lines": "x = 1\n" * 99 + "1/0",
+    "indented first line": "  x = 1\n  1/0",
+    "indented first line, syntax error": "    y = 2\n    def f(:\n    z = 1",
+    "tabs": "def f():\n\tx = 1\n\treturn x/0\n\nf()",
+    "trailing spaces": "x = 1   \n1/0   \n",
+    "CRLF": "x = 1\r\n1/0\r\n",
+    "not ASCII": "é = '—'\n\nraise ValueError(é)",
+    "async": (
+        "import asyncio\nasync def f():\n    await asyncio.sleep(0)\n    1/0\nawait f()"
+    ),
+    "note": "e = ValueError('x')\ne.add_note('a note')\nraise e",
+    "group": "x = 1\nraise ExceptionGroup('g', [ValueError(1), KeyError(2)])",
+    "shell command": "x = 1\n!exit 3\nx = 1\n1/0",
+    "message that looks like a heading": (
+        "x = 3\nassert x == 4, 'see Cell In[1], line 7'"
+    ),
+    "rows in a string": (
+        "s = '''\n      1 one\n      2 two\n----> 3 three\n'''\nx = s\n1/0"
+    ),
+    "syntax error": "x = 1\nprint('a'\ny = 2",
+    "unterminated string": "x = 1\ny = 'abc\n",
+    "unterminated long string": "x = 1\ny = '''abc\nde\n",
+    "other parenthesis": "x = [\n1)\n",
+    "missing block": "def f():\nreturn 1",
+    "missing block of an if": "if 1:\nelse:\n  pass",
+    "wrong indentation": "if 1:\n        x = 1\n    y = 2\n",
+    "character of a word processor": "x = 1\nprint(“hi”)",
+    "return outside a function": "x = 1\nreturn 2",
+    "warning": "import warnings\nwarnings.warn('careful')\n'v'",
+    "warning and error": "import warnings\nwarnings.warn('b')\n\n1/0\n",
+    "warning in a function": (
+        "import warnings\ndef f():\n    warnings.warn('a')\n\n\nf()\n"
+    ),
+    "warning of the compiler": "x = 1\n\nprint(x is 1)\n",
+    "unknown escape": "x = 1\ny = '\\d'",
+    "traceback printed": (
+        "import traceback\ntry:\n    1/0\nexcept:\n    traceback.print_exc()\n"
+    ),
+}
+
+
+def told(run: Run) -> tuple[str, ...]:
+    """What a run says, without what differs from one kernel to another."""
+    texts = (run.error_name, run.error_value, run.traceback, run.stderr.text())
+    return tuple(
+        re.sub(r"ipykernel_\d+/\d+\.py|\d{6,}\.py|0x[0-9a-f]+", "…", t) for t in texts
+    )
+
+
+@pytest.fixture(scope="module")
+def plain() -> Iterator[Kernel]:
+    """A kernel in which a cell has run that took E2B's own lines, and no other."""
+    with kernel() as started:
+        started.run_as_it_is("pass")
+        yield started
+
+
+@pytest.fixture(scope="module")
+def same_numbers() -> Iterator[Kernel]:
+    """A kernel in which as many cells have run as in `plain`."""
+    with kernel() as started:
+        started.run("pass")
+        yield started
+
+
+# IPython compiles each code twice where it looks for `await`, in a cell that is not
+# nested: the compiler's warnings come twice. And a nested cell is some frames deeper.
+OTHERWISE = {"warning of the compiler", "recursion"}
+
+
+@pytest.mark.parametrize("name", sorted(CODES.keys() - OTHERWISE))
+def test_an_error_or_a_warning_is_the_one_of_a_cell_of_its_own(
+    plain: Kernel, same_numbers: Kernel, name: str
+) -> None:
+    code = Cell(CODES[name]).code
+    assert told(same_numbers.run(code)) == told(plain.run_as_it_is(code))
+
+
+@pytest.mark.parametrize(
+    ("code", "lines"),
+    [
+        ("x = 1\n1/0", ("Cell In[1], line 2\n", "----> 2 1/0")),
+        ("import warnings\nwarnings.warn('w')\n", (".py:2: UserWarning: w",)),
+        ("x = 1\nprint('a'\ny = 2", ("Cell In[1], line 2\n",)),
+        ("  if 1:\n      x = 1\n    y = 2", ("<tokenize>:3\n", "IndentationError")),
+    ],
+)
+def test_a_first_cell_has_the_callers_lines(code: str, lines: tuple[str, ...]) -> None:
+    with kernel() as new:
+        text = new.text(code)
+    for line in lines:
+        assert line in text
+    assert "environ" not in text
+    assert "run_cell" not in text
+
+
+@pytest.mark.parametrize(
+    ("code", "text"),
+    [
+        ("%%bash\necho hello", "hello\n"),
+        ("%%writefile a.txt\nx\n", "Writing a.txt\n"),
+        ("!echo hello", "hello\r\n"),
+        ("%pwd\nprint(1)", "1\n"),
+        ("print('''\n%%time\n!ls\n''')", "\n%%time\n!ls\n\n"),
+        ("print('\\\\n', \"'\", '\\u2028', '\N{PARTY POPPER}')", "\\n ' \u2028 🎉\n"),
+        ("print(1)\r\nprint(2)\r\n", "1\n2\n"),
+    ],
+)
+def test_a_first_cell_may_be_of_any_kind(code: str, text: str) -> None:
+    with kernel() as new:
+        assert new.printed(code) == text
+
+
+# --- the state that cells share -------------------------------------------------------
+
+
+def test_cells_of_a_kernel_share_what_a_notebooks_cells_share() -> None:
+    with kernel() as new:
+        assert new.run("6 * 7").values.text() == "42"
+        assert new.printed("print(_, Out[1], In[1], len(In))") == "42 42 6 * 7 3\n"
+        assert new.run("1/0").error_name == "ZeroDivisionError"
+        assert "Cell In[4], line 2" in new.text("x = (\n1")
+        assert new.printed("%%bash\necho hello") == "hello\n"
+        assert new.run("print('a')\nexit()\nprint('b')").stdout.text() == "a\n"
+        assert new.printed("quit_was_no_end = 1\nprint(Out[1])") == "42\n"
+        assert new.printed("%history").startswith("6 * 7\nprint(_, Out[1], In[1]")
+
+
+def test_what_is_awaited_is_awaited_in_one_loop() -> None:
+    with kernel() as new:
+        new.run(
+            "import asyncio\nasync def f():\n    return await asyncio.sleep(0.05, 7)"
+        )
+        assert new.printed("print(await f())") == "7\n"
+        new.run("async def wait(event):\n    await event.wait()\n    return 8")
+        new.run("event = asyncio.Event()\ntask = asyncio.create_task(wait(event))")
+        assert new.printed("event.set()\nprint(await task)") == "8\n"
+        assert new.printed("print(asyncio.run(f()))") == "7\n"
+        assert (
+            new.printed("print(asyncio.get_event_loop().run_until_complete(f()))")
+            == "7\n"
+        )
+        assert (
+            new.printed(
+                "async def late():\n    print(await f())\n"
+                "_ = asyncio.create_task(late())\nprint(1)"
+            )
+            == "1\n7\n"
+        )
+        assert (
+            new.printed(
+                "import nest_asyncio\nnest_asyncio.apply()\nprint(asyncio.run(f()))"
+            )
+            == "7\n"
+        )
+        assert new.printed("print(await f())") == "7\n"
+
+
+def test_no_name_and_no_module_is_left() -> None:
+    names = "sorted(n for n in globals() if n != 'os')"
+    modules = (
+        "import sys; sorted(m for m in sys.modules if not m.startswith('encodings'))"
+    )
+    with kernel() as new, kernel() as other:
+        other.run_as_it_is("pass")
+        new.run("pass")
+        assert new.run(names).values.text() == other.run_as_it_is(names).values.text()
+        assert (
+            new.run(modules).values.text() == other.run_as_it_is(modules).values.text()
+        )
+
+
+# --- what the kernel knows ------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("code", "value"),
+    [
+        (r"'line1\nline2'", "line1\nline2"),
+        (r"'C:\\new'", r"C:\new"),
+        ("'\"quoted\"'", '"quoted"'),
+        ('"it\'s"', "it's"),
+        ("b'a\\nb'", r"b'a\nb'"),
+        ("['a\\nb']", r"['a\nb']"),
+        (
+            "class Folder:\n    def __repr__(self): return 'C:\\\\new'\nFolder()",
+            r"C:\new",
+        ),
+        ("'x';", ""),
+        ("print('a')\nNone", ""),
+        ("display('a\\tb')", "a\tb"),
+    ],
+)
+def test_a_value_is_shown_as_what_it_is(shared: Kernel, code: str, value: str) -> None:
+    run = shared.run(code)
+    assert run.values.text() == value
+    assert run.outcome == "ok"
+
+
+@pytest.mark.parametrize(
+    ("code", "outcome", "text"),
+    [
+        ("exit()", "ok", ""),
+        ("quit()", "ok", ""),
+        ("import sys\nsys.exit()", "ok", ""),
+        ("raise SystemExit(0)", "ok", ""),
+        ("import sys\nsys.exit(3)", "error", "SystemExit: 3"),
+        ("import sys\nsys.exit('no file')", "error", "SystemExit: no file"),
+        ("raise SystemExit('')", "error", "SystemExit: "),
+    ],
+)
+def test_an_exit_ends_the_cell_and_not_the_kernel(
+    shared: Kernel, code: str, outcome: str, text: str
+) -> None:
+    shared.run("kept = 41")
+    run = shared.run(f"print('before')\n{code}\nprint('after')")
+    assert (run.outcome, run.traceback) == (outcome, text)
+    assert (run.stdout.text(), run.stderr.text()) == ("before\n", "")
+    assert shared.printed("print(kept)") == "41\n"
+
+
+def test_a_program_has_arguments_of_its_own(shared: Kernel) -> None:
+    code = (
+        "import argparse\np = argparse.ArgumentParser()\n"
+        "p.add_argument('--n', type=int, default=3)\nprint(p.parse_args().n, p.prog)"
+    )
+    assert shared.printed(code) == "3 main.py\n"
+    run = shared.run("p.parse_args(['--m', '1'])")
+    assert run.error_name == "SystemExit"
+    assert "unrecognized arguments: --m 1" in run.stderr.text()
+    assert "To exit" not in run.stderr.text()
+
+
+def test_input_says_at_once_that_nobody_can_answer(shared: Kernel) -> None:
+    for code in (
+        "input('Your name? ')",
+        "import getpass\ngetpass.getpass('Your name? ')",
+    ):
+        run = shared.run(code)
+        assert run.error_name == "EOFError"
+        assert "'Your name? '" in run.error_value
+        assert "in_kernel" not in run.traceback
+        assert run.traceback.count("----> ") == 1
+    code = (
+        "try:\n    name = input()\nexcept EOFError:\n    name = 'nobody'\nprint(name)"
+    )
+    assert shared.printed(code) == "nobody\n"
+
+
+@pytest.mark.parametrize(
+    ("code", "text"),
+    [
+        (r"print('Great \ud83d\ude00')", "Great 😀\n"),
+        (r"print('caf\u00e9 \ud800')", "café ?\n"),
+        (r"print(r'\ud83d\ude00')", "\\ud83d\\ude00\n"),
+        (r"print('before'); print('\ud83d'); print('after')", "before\n?\nafter\n"),
+    ],
+)
+def test_halves_of_characters_lose_nothing(
+    shared: Kernel, code: str, text: str
+) -> None:
+    assert shared.printed(code) == text
+
+
+def test_code_with_half_a_character_is_an_error_and_no_more(shared: Kernel) -> None:
+    assert shared.run("'\ud800'").error_name == "UnicodeEncodeError"
+    assert shared.printed("print(1)") == "1\n"
+
+
+def test_an_error_of_a_group_is_the_runs(shared: Kernel) -> None:
+    run = shared.run("print(1)\nraise ExceptionGroup('several', [ValueError('a')])")
+    assert (run.outcome, run.error_name) == ("error", "ExceptionGroup")
+    assert run.stderr.text().count("ValueError: a") == 1
+    assert shared.run("%nosuch").error_name == "UsageError"
+
+
+def test_a_large_table_is_shown_as_its_first_and_last_rows(shared: Kernel) -> None:
+    code = "import pandas as pd\npd.DataFrame({'a': range(200_000), 'b': 'x' * 90})"
+    run = shared.run(code)
+    assert "199999" in run.values.text()
+    assert not run.left_out
+    assert len(run.values.text()) < 2_000
+
+
+def test_cells_within_a_cell_are_the_callers(shared: Kernel) -> None:
+    assert shared.printed("get_ipython().run_cell('print(5)');") == "5\n"
+    assert shared.printed("%%capture out\nprint(6)") == ""
+    assert shared.printed("print(out.stdout, end='')") == "6\n"
+
+
+# --- a kernel that began anew ---------------------------------------------------------
+
+
+def test_a_kernel_that_has_ended_is_noticed() -> None:
+    with kernel() as new:
+        assert not new.run("x = 1").began_anew
+        # It ends when this cell has been answered, as after `exit()` without our file.
+        new.run("import os, threading\nthreading.Timer(0.3, os._exit, [1]).start()")
+        run = new.run("import time\ntime.sleep(1)")
+        assert run.error_name == "ContextRestarting"
+        run = new.run("print(2)")
+        assert run.began_anew
+        assert run.stdout.text() == "2\n"
+
+
+# --- failures of the file -------------------------------------------------------------
+
+PROGRAMS = {
+    "value": ("import os\n6 * 7", "42"),
+    "printed": ("print('a', [1])", "a [1]"),
+    "error": ("x = 1\n1/0", "----> 2 1/0"),
+    "magic": ("%%bash\necho hello", "hello"),
+    "await": ("import asyncio\nawait asyncio.sleep(0, 'slept')", "slept"),
+}
+
+
+def failing(at: str) -> str:
+    """The file's source with a failure in a function, at its start."""
+    broken, count = re.subn(
+        rf"(def {at}\([^)]*\)[^:]*:\n(?: +\"\"\".*?\"\"\"\n)?)( +)",
+        r"\1\g<2>raise OSError('broken on purpose')\n\g<2>",
+        SOURCE,
+        count=1,
+        flags=re.DOTALL,
+    )
+    assert count == 1, at
+    return broken
+
+
+HOOKS = re.findall(r"^def (\w+)\(shell: Any\)", SOURCE, re.MULTILINE)
+BROKEN: dict[str, Callable[[], str]] = {
+    "damaged": lambda: SET_UP.replace("b64decode(", 'b64decode("x"+', 1),
+    "no Python": lambda: set_up_lines("1").replace("exec(", "exec('(' or ", 1),
+    "fails at its import": lambda: set_up_lines("1/0"),
+    "wrong IPython": lambda: set_up_lines("import IPython.no_such_module"),
+    **{
+        f"{hook} fails": lambda hook=hook: set_up_lines(failing(hook)) for hook in HOOKS
+    },
+    "set-up fails": lambda: set_up_lines(failing("__init__")),
+    "wait_for_tasks fails": lambda: set_up_lines(failing("wait_for_tasks")),
+    "remove_own_frames fails": lambda: set_up_lines(failing("remove_own_frames")),
+}
+
+
+@pytest.mark.parametrize("fault", BROKEN)
+def test_a_failure_of_the_file_harms_no_run(fault: str) -> None:
+    with kernel(BROKEN[fault]()) as new:
+        for code, text in PROGRAMS.values():
+            shown = new.text(code)
+            assert text in shown
+            assert "broken on purpose" not in shown
+            assert "run_cell" not in shown
+
+
+def test_a_later_cell_runs_in_a_kernel_that_has_ended_and_lacks_the_file() -> None:
+    with kernel("") as new:
+        for name in ("value", "printed", "error", "magic"):
+            code, text = PROGRAMS[name]
+            assert text in new.text(code)
+
+
+@pytest.mark.parametrize(
+    "undoing",
+    [
+        "import sys\n[sys.modules.pop(m) for m in list(sys.modules) if 'kernel' in m]",
+        "import sys\nsys.meta_path.clear()",
+        "get_ipython = display = exec = print_ = __import__('os')",
+        "cell = run = run_cell = shell = FILE = None",
+        "import warnings\nwarnings.resetwarnings()",
+        "import builtins\nbuiltins.input = builtins.display = None",
+        "import asyncio, importlib\nimportlib.reload(asyncio)",
+        "ip = get_ipython()\ndel ip.run_cell, ip._showtraceback",
+        "get_ipython().reset()",
+    ],
+)
+def test_who_undoes_it_loses_comfort_only(undoing: str) -> None:
+    with kernel() as new:
+        new.run(undoing)
+        for name in ("value", "printed", "error"):
+            code, text = PROGRAMS[name]
+            assert text in new.text(code)
+
+
+# --- private names --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("expression", "what_breaks"),
+    [
+        ("get_ipython()._showtraceback", "errors without a traceback are lost"),
+        ("get_ipython()._get_exc_info", "frames of our file are shown"),
+        ("get_ipython().ask_exit", "exit() ends the kernel"),
+        (
+            "get_ipython().display_formatter.formatters['text/plain']",
+            "E2B's data is sent",
+        ),
+        ("get_ipython().history_manager.input_hist_parsed", "In and numbers are wrong"),
+        ("get_ipython().history_manager.input_hist_raw", "In and numbers are wrong"),
+        ("get_ipython().history_manager.enabled", "the history complains on stdout"),
+        ("get_ipython().execution_count", "cells have wrong numbers"),
+        ("get_ipython().kernel.raw_input", "input() is an error of ipykernel's"),
+        ("get_ipython().kernel.getpass", "getpass() is an error of ipykernel's"),
+        ("get_ipython().kernel.session.pack", "halves of characters lose all output"),
+        ("__import__('asyncio').tasks._leave_task", "asyncio.run fails in a cell"),
+        ("__import__('asyncio').tasks._enter_task", "asyncio.run fails in a cell"),
+        ("__import__('asyncio')._set_running_loop", "asyncio.run fails in a cell"),
+        ("__import__('asyncio')._get_running_loop", "asyncio.create_task fails"),
+        ("__import__('IPython').core.async_helpers.get_asyncio_loop", "await fails"),
+    ],
+)
+def test_a_private_name_is_still_there(
+    plain: Kernel, expression: str, what_breaks: str
+) -> None:
+    run = plain.run_as_it_is(f"{expression};")
+    assert run.outcome == "ok", (
+        f"in_sandbox/kernel.py rests on {expression}; where it is gone, {what_breaks}"
+    )
