@@ -27,10 +27,6 @@ from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.parse import urljoin, urlsplit
 
-HEALTH_TIMEOUT_S = 10
-# Longer than the service's longest request: a run at its limit (at most a minute for
-# any client that gives up near 60 s) and what comes around it.
-RUN_TIMEOUT_S = 90
 PNG = b"\x89PNG\r\n\x1a\n"
 DATA_URI = "data:image/png;base64,"
 PRINTED = "The sine wave peaks at 1.000."
@@ -57,11 +53,24 @@ FILES_WORK = "LibreChat's code interpreter works too: a file went in, another ca
 EXAMPLE = "It looks like http://127.0.0.1:3001."
 
 
+@dataclass(frozen=True)
+class Patience:
+    """How long check.py waits for an answer."""
+
+    short_s: float = 10
+    # Longer than the service's longest request: a run at its limit (at most a minute
+    # for any client that gives up near 60 s) and what comes around it.
+    run_s: float = 90
+
+
+PATIENCE = Patience()
+
+
 class NotWorking(Exception):
     """What is wrong and what to do about it, in one line."""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, patience: Patience = PATIENCE) -> int:
     parser = argparse.ArgumentParser(
         description="Ask a running e2b-proxy to draw a sine wave."
     )
@@ -75,7 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         key = options.key or _key_of_environment()
-        text, where = check(options.url.rstrip("/"), key, options.out)
+        client = _client(options.url.rstrip("/"), key, patience)
+        text, where = check(client, options.out)
     except NotWorking as problem:
         print("Not working: " + " ".join(str(problem).split()), file=sys.stderr)
         return 1
@@ -97,10 +107,9 @@ def _key_of_environment() -> str:
         ) from error
 
 
-def check(url: str, key: str, out: Path) -> tuple[str, str]:
+def check(client: Client, out: Path) -> tuple[str, str]:
     """The text of the reply and a sentence that
     says where the picture is; or NotWorking."""
-    client = _client(url, key)
     health = _check_health(client)
     text, picture_url = _run(client)
     if PRINTED not in text:
@@ -149,6 +158,7 @@ class Client:
     url: str
     key: str
     opener: urllib.request.OpenerDirector
+    patience: Patience
 
     def ask(
         self,
@@ -198,7 +208,7 @@ def _why_no_answer(url: str, timeout_s: float, error: Exception) -> str:
     return f"{url} could not be asked: {reason}"
 
 
-def _client(url: str, key: str) -> Client:
+def _client(url: str, key: str, patience: Patience) -> Client:
     try:
         address = urlsplit(url)
         _ = address.port
@@ -214,7 +224,7 @@ def _client(url: str, key: str) -> Client:
     opener = urllib.request.build_opener(
         urllib.request.ProxyHandler(proxies), NoRedirect
     )
-    return Client(url, key, opener)
+    return Client(url, key, opener, patience)
 
 
 def _is_loopback(host: str) -> bool:
@@ -226,7 +236,7 @@ def _is_loopback(host: str) -> bool:
 
 def _check_health(client: Client) -> dict[str, Any]:
     url = f"{client.url}/health"
-    answer = client.ask(url, HEALTH_TIMEOUT_S)
+    answer = client.ask(url, client.patience.short_s)
     health = answer.json()
     status = health.get("status") if isinstance(health, dict) else None
     if status is None:
@@ -251,7 +261,9 @@ def _check_files(client: Client) -> None:
     )
     media_type = "multipart/form-data; boundary=x"
     url = f"{client.url}/v1/upload"
-    uploaded = _code_api_reply(url, client.ask(url, RUN_TIMEOUT_S, form, media_type))
+    uploaded = _code_api_reply(
+        url, client.ask(url, client.patience.run_s, form, media_type)
+    )
     match uploaded:
         case {"storage_session_id": session_id, "files": [{"fileId": file_id}]}:
             file = {"name": "in.txt", "id": file_id, "storage_session_id": session_id}
@@ -259,7 +271,7 @@ def _check_files(client: Client) -> None:
             raise NotWorking(f"{url} answered {uploaded}, not with the file's id.")
     url = f"{client.url}/v1/exec"
     body = {"lang": "bash", "code": "rev in.txt >out.txt", "files": [file]}
-    reply = _code_api_reply(url, client.ask(url, RUN_TIMEOUT_S, body))
+    reply = _code_api_reply(url, client.ask(url, client.patience.run_s, body))
     match reply:
         case {"session_id": session_id, "files": [{"id": file_id}]}:
             url = f"{client.url}/v1/download/{session_id}/{file_id}"
@@ -267,7 +279,7 @@ def _check_files(client: Client) -> None:
             raise NotWorking(f"a script that wrote a file brought none: {reason}")
         case _:
             raise NotWorking(f"{url} answered {reply}, not with the file's id.")
-    written = client.ask(url, HEALTH_TIMEOUT_S)
+    written = client.ask(url, client.patience.short_s)
     if written.status != 200 or written.body.strip() != b"enis":
         raise NotWorking(f"{url} answered {written.status}, not with the file.")
 
@@ -283,7 +295,7 @@ def _code_api_reply(url: str, answer: Answer) -> dict[str, Any]:
 def _run(client: Client) -> tuple[str, str]:
     """The text of the reply and the address of its one picture."""
     url = f"{client.url}/execute"
-    answer = client.ask(url, RUN_TIMEOUT_S, {"code": CODE})
+    answer = client.ask(url, client.patience.run_s, {"code": CODE})
     if answer.status == 401:
         raise NotWorking(
             "the service refuses this key: give it the PROXY_API_KEY that it was "
@@ -360,7 +372,7 @@ def _picture(client: Client, picture_url: str) -> bytes | None:
         address = urljoin(f"{client.url}/", picture_url)
         if not address.startswith(("http:", "https:")):
             raise NotWorking(f"the picture's address is {address!r}.")
-        answer = client.ask(address, HEALTH_TIMEOUT_S)
+        answer = client.ask(address, client.patience.short_s)
         if answer.status != 200:
             if picture_url.startswith("/"):
                 return None

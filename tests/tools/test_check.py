@@ -5,6 +5,7 @@ The service itself is asked where it can be; how it fails is played by a server 
 
 from __future__ import annotations
 
+import functools
 import json
 import socket
 import subprocess
@@ -50,8 +51,8 @@ def run_check(
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("PROXY_API_KEY", raising=False)
 
-    def run(*arguments: str) -> Checked:
-        code = check.main(arguments)
+    def run(*arguments: str, patience: check.Patience = check.PATIENCE) -> Checked:
+        code = check.main(arguments, patience)
         captured = capsys.readouterr()
         return code, captured.out, captured.err
 
@@ -140,7 +141,7 @@ def played() -> Iterator[Played]:
 
 @pytest.fixture
 def check_played(played: Played, run_check: RunCheck) -> RunCheck:
-    return lambda *arguments: run_check("--url", played.url, *arguments)
+    return functools.partial(run_check, "--url", played.url)
 
 
 def reply(*picture_urls: str, text: str = TEXT) -> list[Any]:
@@ -301,19 +302,13 @@ def test_a_picture_that_librechat_serves_is_named_and_not_fetched(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(check, "HEALTH_TIMEOUT_S", 0.5)
-    monkeypatch.setattr(check, "RUN_TIMEOUT_S", 0.5)
-
-
-@pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("path", ["/health", "/execute"])
 def test_a_service_that_hangs_is_told_from_one_that_is_not_there(
     played: Played, check_played: RunCheck, path: str
 ) -> None:
     del played.answers[path]
-    assert_one_line(check_played(), "no answer", path, "within 0.5 s", "log")
+    checked = check_played(patience=check.Patience(short_s=0.5, run_s=0.5))
+    assert_one_line(checked, "no answer", path, "within 0.5 s", "log")
 
 
 @pytest.mark.parametrize("path", ["/health", "/execute"])
