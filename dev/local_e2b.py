@@ -40,9 +40,8 @@ from types import TracebackType
 from typing import Any
 from urllib.parse import parse_qsl, unquote
 
-import local_e2b_kernels
 from aiohttp import web
-from local_e2b_kernels import Forks, Kernel
+from local_e2b_kernels import AS_AT_E2B, Forks, Kernel, KernelSettings
 from local_e2b_script import (
     CHUNK_BYTES,
     END,
@@ -166,8 +165,13 @@ class _Server:
     """All state, in one event loop; `changed`
     guards it against readers in other threads."""
 
-    def __init__(self, script: dict[str, Any], ahead: int = 0) -> None:
-        self.forks = Forks()
+    def __init__(
+        self,
+        script: dict[str, Any],
+        ahead: int = 0,
+        kernels: KernelSettings = AS_AT_E2B,
+    ) -> None:
+        self.forks = Forks(kernels)
         self.changed = threading.Condition()
         self.ahead = ahead
         self.kernels_ahead: deque[Kernel] = deque()
@@ -544,7 +548,7 @@ class _Server:
             interval_s = (
                 0.1
                 if fault == "drip"
-                else answer.get("keepalive_s", local_e2b_kernels.KEEPALIVE_S)
+                else answer.get("keepalive_s", AS_AT_E2B.keepalive_s)
             )
             drop = b"x" if fault == "drip" else line_of({"type": "keepalive"})
             while True:
@@ -652,10 +656,14 @@ class LocalE2B:
     process, for as long as the `with` block lasts."""
 
     def __init__(
-        self, script: dict[str, Any] | None = None, port: int = 0, ahead: int = 0
+        self,
+        script: dict[str, Any] | None = None,
+        port: int = 0,
+        ahead: int = 0,
+        kernels: KernelSettings = AS_AT_E2B,
     ) -> None:
         """`ahead` kernels are kept started."""
-        self._server = _Server(script or {}, ahead)
+        self._server = _Server(script or {}, ahead, kernels)
         self._port = port
         self.url = ""
 

@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,18 +30,12 @@ from jupyter_client.asynchronous.client import AsyncKernelClient
 from jupyter_client.connect import write_connection_file
 from local_e2b_script import END, line_of
 
-KEEPALIVE_S = 5.0
-RESTART_S = 2.5
-# A kernel that dies this soon takes what it said
-# with it, the run's number included, as on E2B.
-HELD_BACK_S = 0.05
 RESTARTED = {
     "type": "error",
     "name": "ContextRestarting",
     "value": "Context was restarted",
     "traceback": "",
 }
-_PROCESS = Path(__file__).with_name("local_e2b_kernel_process.py")
 RESULT_FIELDS = {
     "text": "text/plain",
     "html": "text/html",
@@ -55,6 +50,29 @@ RESULT_FIELDS = {
     "data": "e2b/data",
     "chart": "e2b/chart",
 }
+
+
+_PROGRAM = Path(__file__).with_name("local_e2b_kernel_process.py")
+
+
+@dataclass(frozen=True)
+class KernelSettings:
+    """How kernels behave: as at E2B, unless a test says otherwise."""
+
+    # After this much silence of a run a keepalive is sent.
+    keepalive_s: float = 5.0
+    # A kernel that died is started again after this time.
+    restart_s: float = 2.5
+    # A kernel that dies this soon takes with it what it said, the run's number
+    # included.
+    held_back_s: float = 0.05
+    # Whether each kernel has a /mnt of its own, where this machine allows that.
+    own_mount: bool = True
+    # The program that kernels are forked from.
+    program: Path = _PROGRAM
+
+
+AS_AT_E2B = KernelSettings()
 
 
 def _environment() -> dict[str, str]:
@@ -130,10 +148,10 @@ class _Execution:
         self.accepted_s: float | None = None
         self.lost = False
 
-    def lose(self) -> None:
+    def lose(self, held_back_s: float) -> None:
         """What was said just before the kernel died is gone, as on E2B."""
         age_s = time.monotonic() - (self.accepted_s or 0)
-        if age_s < HELD_BACK_S and not self.settled.is_set():
+        if age_s < held_back_s and not self.settled.is_set():
             self.lost = True
             self.events = asyncio.Queue()
             self.settled.set()
@@ -176,10 +194,16 @@ class Forks:
     That one is started with the first of them, and ended by `stop`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, settings: KernelSettings = AS_AT_E2B) -> None:
+        self.settings = settings
         self._starting: deque[asyncio.Future[_Process]] = deque()
         self._running: dict[int, _Process] = {}
         self._parent: asyncio.Task[asyncio.subprocess.Process] | None = None
+
+    @property
+    def mount_command(self) -> tuple[str, ...]:
+        """See `own_mount_command`; empty also where the settings say so."""
+        return own_mount_command() if self.settings.own_mount else ()
 
     async def start(self, **wanted: Any) -> _Process:
         """Raises RuntimeError when there can be no more kernels."""
@@ -207,13 +231,13 @@ class Forks:
         self._log.close()
 
     async def _start_parent(self) -> asyncio.subprocess.Process:
-        command = own_mount_command()
+        command = self.mount_command
         # Something has to be mounted: each kernel mounts its own folder over it.
         mounted = (*command, "/mnt") if command else ()
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed in stop
         parent = await asyncio.create_subprocess_exec(
             *mounted,
-            *(sys.executable, "-c", _PROCESS.read_text()),
+            *(sys.executable, "-c", self.settings.program.read_text()),
             env=_environment(),
             cwd="/",
             stdin=asyncio.subprocess.PIPE,
@@ -260,6 +284,7 @@ class Kernel:
 
     def __init__(self, forks: Forks) -> None:
         self._forks = forks
+        self._settings = forks.settings
         self._lock = asyncio.Lock()
         self._ready = asyncio.Event()
         self._execution: _Execution | None = None
@@ -289,8 +314,8 @@ class Kernel:
                 await self._one_life(root)
                 execution = self._execution
                 if execution:
-                    execution.lose()
-                await asyncio.sleep(RESTART_S)
+                    execution.lose(self._settings.held_back_s)
+                await asyncio.sleep(self._settings.restart_s)
                 if self._execution:
                     self._execution.put(RESTARTED)
                     self._execution.put(END)
@@ -311,7 +336,7 @@ class Kernel:
         self._process = await self._forks.start(
             connection_file=str(connection_file),
             directory=str(self.home),
-            mnt=str(self._mnt) if own_mount_command() else "",
+            mnt=str(self._mnt) if self._forks.mount_command else "",
             environment=_environment_of(self.home, root / "ipython"),
             log=str(root / "log"),
         )
@@ -391,17 +416,21 @@ class Kernel:
                 for event in _refused():
                     yield line_of(event)
                 return
-            if not own_mount_command():
+            if not self._forks.mount_command:
                 code = code.replace(DATA, self._own_data())
             execution = self._send(code)
             while not finished:
                 try:
-                    event = await asyncio.wait_for(execution.events.get(), KEEPALIVE_S)
+                    event = await asyncio.wait_for(
+                        execution.events.get(), self._settings.keepalive_s
+                    )
                 except TimeoutError:
                     event = {"type": "keepalive"}
                 if event["type"] == "number_of_executions":
                     with contextlib.suppress(asyncio.TimeoutError):
-                        await asyncio.wait_for(execution.settled.wait(), HELD_BACK_S)
+                        await asyncio.wait_for(
+                            execution.settled.wait(), self._settings.held_back_s
+                        )
                     if execution.lost:
                         continue
                 finished = event is END

@@ -8,13 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import local_e2b_kernels
 import pytest
 import requests
 from code_api_client import CodeApi, named
 from e2b_code_interpreter import Sandbox
 from local_e2b import REMEMBERED_CHARS, LocalE2B
-from local_e2b_kernels import own_mount_command
+from local_e2b_kernels import KernelSettings, own_mount_command
 
 from conftest import E2B_KEY, Service, e2b_at, http
 
@@ -94,11 +93,8 @@ def test_a_body_of_30_mb_is_taken_and_forgotten(kernels: LocalE2B) -> None:
     assert len(request["body"]["code"]) == REMEMBERED_CHARS
 
 
-def test_without_mounts_the_path_is_replaced(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr(local_e2b_kernels, "own_mount_command", lambda: ())
-    with LocalE2B() as local:
+def test_without_mounts_the_path_is_replaced(tmp_path: Path) -> None:
+    with LocalE2B(kernels=KernelSettings(own_mount=False)) as local:
         service = Service(e2b_at(local.url) | {"FILES_DIR": str(tmp_path)})
         try:
             service.wait_until_ready()

@@ -32,7 +32,6 @@ from typing import Any
 import builders
 import httpx
 import local_e2b
-import local_e2b_kernels
 import psutil
 import pytest
 import requests
@@ -40,6 +39,7 @@ from builders import FIGURE, TIMESTAMP, Event, error, stderr, stdout
 from e2b import AuthenticationException, SandboxQuery, TimeoutException
 from e2b_code_interpreter import Sandbox
 from local_e2b import LocalE2B
+from local_e2b_kernels import KernelSettings
 from PIL import Image
 
 pytestmark = pytest.mark.usefixtures("untraced")
@@ -492,13 +492,10 @@ def test_ten_megabytes_arrive_whole_in_a_few_messages(
     assert len(events) <= 5
 
 
-def test_a_run_is_told_why_no_kernel_can_be_started(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_run_is_told_why_no_kernel_can_be_started(tmp_path: Path) -> None:
     broken = tmp_path / "broken.py"
     broken.write_text("raise ImportError('there is no ipykernel')")
-    monkeypatch.setattr(local_e2b_kernels, "_PROCESS", broken)
-    with LocalE2B() as e2b:
+    with LocalE2B(kernels=KernelSettings(program=broken)) as e2b:
         for _ in range(2):  # one that waits for the process, and one that comes later
             headers = {"e2b-sandbox-id": create(e2b)}
             reply = requests.post(
@@ -508,27 +505,22 @@ def test_a_run_is_told_why_no_kernel_can_be_started(
             assert "there is no ipykernel" in reply.text
 
 
-def test_a_kernel_that_dies_is_told_after_a_while_and_started_again(
-    kernels: LocalE2B,
-    first_cells: dict[str, tuple[str, list[Event]]],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    assert local_e2b_kernels.RESTART_S > 1
-    monkeypatch.setattr(local_e2b_kernels, "RESTART_S", 0.3)
-    # However long this machine takes to see that the kernel has died.
-    monkeypatch.setattr(local_e2b_kernels, "HELD_BACK_S", 20)
-    sandbox_id = first_cells["indented"][0]
-    run(kernels, sandbox_id, "x = 1")
-    started = time.monotonic()
-    events = run(
-        kernels, sandbox_id, "import os\nprint('before', flush=True)\nos._exit(1)"
-    )
-    assert time.monotonic() - started >= 0.3
-    assert events == [
-        error("ContextRestarting", "Context was restarted", ""),
-        {"type": "end_of_execution"},
-    ]
-    assert run(kernels, sandbox_id, "x")[1]["name"] == "NameError"
+def test_a_kernel_that_dies_is_told_after_a_while_and_started_again() -> None:
+    assert KernelSettings().restart_s > 1
+    # Held back for however long this machine takes to see that the kernel has died.
+    settings = KernelSettings(restart_s=0.3, held_back_s=20)
+    with LocalE2B(kernels=settings) as e2b:
+        sandbox_id = create(e2b)
+        run(e2b, sandbox_id, "x = 1")
+        started = time.monotonic()
+        dying = "import os\nprint('before', flush=True)\nos._exit(1)"
+        events = run(e2b, sandbox_id, dying)
+        assert time.monotonic() - started >= 0.3
+        assert events == [
+            error("ContextRestarting", "Context was restarted", ""),
+            {"type": "end_of_execution"},
+        ]
+        assert run(e2b, sandbox_id, "x")[1]["name"] == "NameError"
 
 
 def test_a_run_given_up_is_interrupted_and_the_next_one_works(
@@ -567,12 +559,12 @@ def test_a_lifetime_that_ends_in_the_middle_of_a_run_takes_the_sandbox_away(
     assert ended["ended_by"] == "lifetime"
 
 
-def test_a_silent_run_is_kept_alive_every_five_seconds(
-    kernels: LocalE2B, warm_id: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert local_e2b_kernels.KEEPALIVE_S == 5
-    monkeypatch.setattr(local_e2b_kernels, "KEEPALIVE_S", 1)
-    events = run(kernels, warm_id, "import time; time.sleep(1.5); 'woke'")
+def test_a_silent_run_is_kept_alive_every_five_seconds() -> None:
+    assert KernelSettings().keepalive_s == 5
+    with LocalE2B(kernels=KernelSettings(keepalive_s=1)) as e2b:
+        sandbox_id = create(e2b)
+        run(e2b, sandbox_id, "1")  # what E2B puts before the first cell is behind it
+        events = run(e2b, sandbox_id, "import time; time.sleep(1.5); 'woke'")
     assert events == complete([{"type": "keepalive"}, result(text="woke")])
 
 
