@@ -30,6 +30,7 @@ OK_RUN = {"events": [stdout("ok\n")]}
 # So that none of them is what one worker still does when the others have ended.
 LONGEST_FILES = (
     "test_code_api_client.py",
+    "test_faults.py",
     "test_made_ahead.py",
     "test_kept_sandboxes.py",
     "test_pool.py",
@@ -37,10 +38,10 @@ LONGEST_FILES = (
     "test_attacks.py",
     "test_soak.py",
     "test_code_api_faults.py",
-    "test_faults.py",
     "test_code_api.py",
     "test_process.py",
     "test_local_e2b.py",
+    "test_hostile_results.py",
     "test_page.py",
     "test_packaging.py",
     "test_demo.py",
@@ -190,9 +191,15 @@ def kernel_e2b() -> Iterator[LocalE2B]:
 
 @pytest.fixture(scope="module")
 def e2b() -> Iterator[LocalE2B]:
-    """E2B for all tests of a file; each says with `set_script` what it answers."""
+    """E2B for all tests of a file: real kernels, until `set_script` says otherwise."""
     with LocalE2B() as local:
         yield local
+
+
+@pytest.fixture
+def runs_print_ok(e2b: LocalE2B) -> None:
+    """`e2b` answers each run with "ok", until the test says otherwise."""
+    e2b.set_script({"run": OK_RUN})
 
 
 @pytest.fixture(scope="module")
@@ -211,6 +218,24 @@ def start(e2b: LocalE2B) -> Iterator[Callable[..., Service]]:
         service.process.terminate()
     for service in started:
         service.stop()
+
+
+@pytest.fixture(scope="module")
+def shared_service(start: Callable[..., Service]) -> Service:
+    """The service with default settings, against `e2b`, for all tests of a file."""
+    return start()
+
+
+@pytest.fixture
+def checked_service(
+    runs_print_ok: None, e2b: LocalE2B, shared_service: Service
+) -> Iterator[Service]:
+    """`shared_service`, which has no sandbox left after the test, and has not logged
+    its key for E2B."""
+    at = len(shared_service.lines)
+    yield shared_service
+    e2b.wait_for(lambda state: state["alive"] == 0, 15)
+    assert E2B_KEY not in "".join(shared_service.lines[at:])
 
 
 @contextmanager
