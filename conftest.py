@@ -177,14 +177,14 @@ def untraced() -> Iterator[None]:
 
 @pytest.fixture
 def scripted_e2b() -> Iterator[LocalE2B]:
-    """E2B without kernels: `set_script` says what it answers."""
+    """E2B without kernels, for one test: `set_script` says what it answers."""
     with LocalE2B(script={"run": OK_RUN}) as e2b:
         yield e2b
 
 
 @pytest.fixture(scope="session")
 def kernel_e2b() -> Iterator[LocalE2B]:
-    """E2B with real Jupyter kernels."""
+    """E2B with real Jupyter kernels, for all tests."""
     with LocalE2B() as e2b:
         yield e2b
 
@@ -196,6 +196,13 @@ def e2b() -> Iterator[LocalE2B]:
         yield local
 
 
+@pytest.fixture(scope="module")
+def kernels_ahead_e2b() -> Iterator[LocalE2B]:
+    """E2B with real kernels, two of them started ahead, for all tests of a file."""
+    with LocalE2B(ahead=2) as local:
+        yield local
+
+
 @pytest.fixture
 def runs_print_ok(e2b: LocalE2B) -> None:
     """`e2b` answers each run with "ok", until the test says otherwise."""
@@ -203,8 +210,9 @@ def runs_print_ok(e2b: LocalE2B) -> None:
 
 
 @pytest.fixture(scope="module")
-def start(e2b: LocalE2B) -> Iterator[Callable[..., Service]]:
-    """Start the service with these settings against `e2b`, for all tests of a file."""
+def start_shared(e2b: LocalE2B) -> Iterator[Callable[..., Service]]:
+    """`start_shared(**settings)` starts a service against `e2b`, for all tests of a
+    file."""
     started: list[Service] = []
 
     def start(**environ: str) -> Service:
@@ -221,9 +229,9 @@ def start(e2b: LocalE2B) -> Iterator[Callable[..., Service]]:
 
 
 @pytest.fixture(scope="module")
-def shared_service(start: Callable[..., Service]) -> Service:
+def shared_service(start_shared: Callable[..., Service]) -> Service:
     """The service with default settings, against `e2b`, for all tests of a file."""
-    return start()
+    return start_shared()
 
 
 @pytest.fixture
@@ -301,12 +309,12 @@ def e2b_at(url: str) -> dict[str, str]:
 
 @pytest.fixture
 def start_service(scripted_e2b: LocalE2B) -> Iterator[Callable[..., Service]]:
-    """Start the service with these variables, against
-    `scripted_e2b` unless they say otherwise."""
+    """`start_service(**settings)` starts a service for one test, against
+    `scripted_e2b` unless the settings say otherwise."""
     started: list[Service] = []
 
-    def start(environ: dict[str, str] | None = None) -> Service:
-        service = Service(e2b_at(scripted_e2b.url) | (environ or {}))
+    def start(**environ: str) -> Service:
+        service = Service(e2b_at(scripted_e2b.url) | environ)
         started.append(service)
         service.wait_until_ready()
         return service
@@ -317,6 +325,6 @@ def start_service(scripted_e2b: LocalE2B) -> Iterator[Callable[..., Service]]:
 
 
 @pytest.fixture
-def service(start_service: Callable[..., Service]) -> Service:
+def default_service(start_service: Callable[..., Service]) -> Service:
     """The service with default settings, against `scripted_e2b`."""
     return start_service()

@@ -35,6 +35,8 @@ from config import LIFETIME_MARGIN_S, MAX_BODY_BYTES, VERSION, Config
 from conftest import E2B_KEY, OK_RUN, Service, http, text_of, urls_of
 from proxy import create_app
 
+pytestmark = pytest.mark.usefixtures("runs_print_ok")
+
 API_KEY = "a-key-that-is-long-enough-to-be-one"
 JSON = {"Content-Type": "application/json"}
 SVG = (
@@ -50,31 +52,26 @@ OPEN_PATHS = ["/", "/health", "/ready", "/openapi.json"]
 # --- services -------------------------------------------------------------------------
 
 
-@pytest.fixture(autouse=True)
-def _runs_print_ok(e2b: LocalE2B) -> None:
-    e2b.set_script({"run": OK_RUN})
-
-
 @pytest.fixture(scope="module")
-def service(start: Callable[..., Service]) -> Service:
+def open_service(start_shared: Callable[..., Service]) -> Service:
     """The service without an API key, reachable under one name more."""
-    return start(ALLOWED_HOSTS="code.example.com, other.example.com")
+    return start_shared(ALLOWED_HOSTS="code.example.com, other.example.com")
 
 
 @pytest.fixture(scope="module")
-def guarded(
-    start: Callable[..., Service], tmp_path_factory: pytest.TempPathFactory
+def keyed_service(
+    start_shared: Callable[..., Service], tmp_path_factory: pytest.TempPathFactory
 ) -> Service:
     """The service with an API key, and with the code API."""
     folder = tmp_path_factory.mktemp("files")
-    return start(PROXY_API_KEY=API_KEY, FILES_DIR=str(folder))
+    return start_shared(PROXY_API_KEY=API_KEY, FILES_DIR=str(folder))
 
 
 @pytest.fixture(scope="module")
-def shown(service: Service, e2b: LocalE2B) -> requests.Response:
+def shown(open_service: Service, e2b: LocalE2B) -> requests.Response:
     """The reply to SHOWN, which a kernel ran."""
     e2b.set_script({})
-    return execute(service, SHOWN)
+    return execute(open_service, SHOWN)
 
 
 # --- what a sandbox answers, and what is sent and read --------------------------------
@@ -153,16 +150,16 @@ HELLO_REPLY = (
 
 
 def test_hello_world_gives_the_two_element_array_byte_for_byte(
-    service: Service, e2b: LocalE2B
+    open_service: Service, e2b: LocalE2B
 ) -> None:
     answer_with(e2b, stdout("Hello, World!\n"))
-    response = execute(service, HELLO)
+    response = execute(open_service, HELLO)
     assert response.content.decode() == HELLO_REPLY % ""
     assert response.headers["Content-Type"] == "application/json"
 
 
 def test_a_picture_joins_the_array_as_an_image_url_byte_for_byte(
-    service: Service, e2b: LocalE2B
+    open_service: Service, e2b: LocalE2B
 ) -> None:
     png = encoded(picture("PNG"))
     answer_with(
@@ -170,11 +167,11 @@ def test_a_picture_joins_the_array_as_an_image_url_byte_for_byte(
     )
     url = f"data:image/png;base64,{png}"
     part = f'{{"type": "image_url", "image_url": {{"url": "{url}"}}}}'
-    assert execute(service, HELLO).content.decode() == HELLO_REPLY % part
+    assert execute(open_service, HELLO).content.decode() == HELLO_REPLY % part
 
 
 def test_the_parts_of_the_text_stand_in_one_order_separated_by_a_blank_line(
-    service: Service, e2b: LocalE2B
+    open_service: Service, e2b: LocalE2B
 ) -> None:
     answer_with(
         e2b,
@@ -186,7 +183,7 @@ def test_the_parts_of_the_text_stand_in_one_order_separated_by_a_blank_line(
         stdout("a "),
         stdout("line\n\n"),
     )
-    assert text_of(execute(service, "the code")) == "\n\n".join(
+    assert text_of(execute(open_service, "the code")) == "\n\n".join(
         [
             "**Console Output:**\n```\na line\n\n```",
             "**Stderr:**\n```\na warning\n```",
@@ -202,17 +199,17 @@ def test_the_parts_of_the_text_stand_in_one_order_separated_by_a_blank_line(
 
 
 def test_a_run_with_nothing_to_show_says_so_first(
-    service: Service, e2b: LocalE2B
+    open_service: Service, e2b: LocalE2B
 ) -> None:
     answer_with(e2b)
-    assert text_of(execute(service, "x = 1")) == (
+    assert text_of(execute(open_service, "x = 1")) == (
         "Code executed successfully, without output. Use print() to see a value.\n\n"
         "**Executed Code:**\n```python\nx = 1\n```"
     )
 
 
 def test_pictures_are_data_uris_in_the_order_of_display(
-    service: Service, e2b: LocalE2B
+    open_service: Service, e2b: LocalE2B
 ) -> None:
     jpeg, png = picture("JPEG"), picture("PNG")
     answer_with(
@@ -222,7 +219,7 @@ def test_pictures_are_data_uris_in_the_order_of_display(
         result(png=encoded(png)),
         stdout("x"),
     )
-    first, second, third = urls_of(execute(service))
+    first, second, third = urls_of(execute(open_service))
     assert decoded(first, "image/jpeg") == jpeg
     assert decoded(second, "image/svg+xml") == SVG.encode()
     assert decoded(third, "image/png") == png
@@ -237,7 +234,7 @@ def test_pictures_are_data_uris_in_the_order_of_display(
     ],
 )
 def test_a_result_in_several_formats_is_one_picture_png_before_jpeg_before_svg(
-    service: Service, e2b: LocalE2B, labels: tuple[str, ...], media_type: str
+    open_service: Service, e2b: LocalE2B, labels: tuple[str, ...], media_type: str
 ) -> None:
     formats = {
         "svg": SVG,
@@ -245,33 +242,33 @@ def test_a_result_in_several_formats_is_one_picture_png_before_jpeg_before_svg(
         "png": encoded(picture("PNG")),
     }
     answer_with(e2b, result("<Figure>", **{label: formats[label] for label in labels}))
-    [url] = urls_of(execute(service))
+    [url] = urls_of(execute(open_service))
     assert url.startswith(f"data:{media_type};base64,")
 
 
 def test_the_same_bytes_shown_twice_are_one_picture(
-    service: Service, e2b: LocalE2B
+    open_service: Service, e2b: LocalE2B
 ) -> None:
     red, blue = encoded(picture("PNG", "red")), encoded(picture("PNG", "blue"))
     answer_with(e2b, result(png=red), result(png=blue), result(png=red))
-    assert urls_of(execute(service)) == [
+    assert urls_of(execute(open_service)) == [
         f"data:image/png;base64,{png}" for png in (red, blue)
     ]
 
 
 def test_a_picture_is_known_by_its_bytes_and_not_by_its_label(
-    service: Service, e2b: LocalE2B
+    open_service: Service, e2b: LocalE2B
 ) -> None:
     answer_with(e2b, result(png=encoded(picture("JPEG"))))
-    [url] = urls_of(execute(service))
+    [url] = urls_of(execute(open_service))
     assert decoded(url, "image/jpeg") == picture("JPEG")
 
 
 def test_what_is_no_picture_is_left_out_and_the_text_says_why(
-    service: Service, e2b: LocalE2B
+    open_service: Service, e2b: LocalE2B
 ) -> None:
     answer_with(e2b, result(png=encoded(b"MZ, a program")), result(png="not base64"))
-    response = execute(service)
+    response = execute(open_service)
     assert urls_of(response) == []
     assert "Note: 1 picture left out: neither PNG, JPEG nor SVG." in text_of(response)
     assert "Note: 1 picture left out: not valid base64." in text_of(response)
@@ -292,24 +289,24 @@ OUTCOMES = {
 
 @pytest.mark.parametrize("outcome", OUTCOMES)
 def test_every_end_of_a_run_is_a_200_and_a_header_tells_them_apart(
-    service: Service, e2b: LocalE2B, outcome: str
+    open_service: Service, e2b: LocalE2B, outcome: str
 ) -> None:
     script, words = OUTCOMES[outcome]
     e2b.set_script(script)
-    response = execute(service, timeout=1)
+    response = execute(open_service, timeout=1)
     assert words in text_of(response)
     assert ("**Execution Error:**" in text_of(response)) == (outcome != "ok")
     assert response.headers["X-Run-Outcome"] == outcome
 
 
 def test_what_was_printed_and_drawn_before_a_timeout_is_in_the_reply(
-    service: Service, e2b: LocalE2B
+    open_service: Service, e2b: LocalE2B
 ) -> None:
     png = encoded(picture("PNG"))
     answer_with(e2b, stdout("so far\n"), result(png=png), fault="silent")
     for _ in range(3):  # something else may have kept this machine busy
         started = monotonic()
-        response = execute(service, timeout=1)
+        response = execute(open_service, timeout=1)
         took_s = monotonic() - started
         if took_s < 2:
             break
@@ -322,11 +319,11 @@ def test_what_was_printed_and_drawn_before_a_timeout_is_in_the_reply(
 
 
 def test_every_run_has_a_sandbox_of_its_own_that_is_killed(
-    service: Service, e2b: LocalE2B
+    open_service: Service, e2b: LocalE2B
 ) -> None:
     before = e2b.wait_for(lambda state: state["alive"] == 0, 30)
     for _ in range(3):
-        execute(service)
+        execute(open_service)
     after = e2b.wait_for(lambda state: state["killed"] == before["killed"] + 3, 30)
     assert after["created"] == before["created"] + 3
     assert after["alive"] == 0
@@ -347,10 +344,10 @@ def test_every_run_has_a_sandbox_of_its_own_that_is_killed(
     ids=["NUL", "CRLF", "four-byte emoji", "cell magic", "100,000 characters"],
 )
 def test_code_is_sent_once_and_exactly_as_it_came(
-    service: Service, e2b: LocalE2B, code: str
+    open_service: Service, e2b: LocalE2B, code: str
 ) -> None:
     runs_before = len(run_requests(e2b))
-    assert execute(service, code).status_code == 200
+    assert execute(open_service, code).status_code == 200
     sent = [request["body"]["code"] for request in run_requests(e2b)[runs_before:]]
     assert sent == [code]
 
@@ -359,10 +356,10 @@ def test_code_is_sent_once_and_exactly_as_it_came(
     "codec", ["utf-8-sig", "utf-16", "utf-16-le", "utf-32"], ids="body in {}".format
 )
 def test_every_encoding_of_json_is_read(
-    service: Service, e2b: LocalE2B, codec: str
+    open_service: Service, e2b: LocalE2B, codec: str
 ) -> None:
     body = json.dumps({"code": "'\N{PARTY POPPER}'"}, ensure_ascii=False)
-    assert post(service, body.encode(codec)).status_code == 200
+    assert post(open_service, body.encode(codec)).status_code == 200
     assert run_requests(e2b)[-1]["body"]["code"] == "'\N{PARTY POPPER}'"
 
 
@@ -375,10 +372,12 @@ def test_every_encoding_of_json_is_read(
     ],
 )
 def test_json_is_taken_under_each_spelling_of_its_type(
-    service: Service, content_type: str
+    open_service: Service, content_type: str
 ) -> None:
     assert (
-        post(service, '{"code": "1"}', **{"Content-Type": content_type}).status_code
+        post(
+            open_service, '{"code": "1"}', **{"Content-Type": content_type}
+        ).status_code
         == 200
     )
 
@@ -392,9 +391,11 @@ def test_json_is_taken_under_each_spelling_of_its_type(
     ids="{!s:.12}".format,
 )
 def test_a_timeout_shortens_a_run_and_never_lengthens_it(
-    service: Service, e2b: LocalE2B, timeout: str, limit_s: int
+    open_service: Service, e2b: LocalE2B, timeout: str, limit_s: int
 ) -> None:
-    assert post(service, f'{{"code": "1", "timeout": {timeout}}}').status_code == 200
+    assert (
+        post(open_service, f'{{"code": "1", "timeout": {timeout}}}').status_code == 200
+    )
     creates = [
         request for request in e2b.state()["requests"] if request["kind"] == "create"
     ]
@@ -402,7 +403,7 @@ def test_a_timeout_shortens_a_run_and_never_lengthens_it(
 
 
 def test_unknown_fields_are_ignored_and_never_forwarded(
-    service: Service, e2b: LocalE2B
+    open_service: Service, e2b: LocalE2B
 ) -> None:
     number_before = len(e2b.state()["requests"])
     unknown = {
@@ -414,7 +415,7 @@ def test_unknown_fields_are_ignored_and_never_forwarded(
         "sandbox_id": "EVIL",
         "EVIL": True,
     }
-    assert text_of(execute(service, "1", **unknown)).startswith(
+    assert text_of(execute(open_service, "1", **unknown)).startswith(
         "**Console Output:**\n```\nok\n"
     )
     sent = e2b.state()["requests"][number_before:]
@@ -509,11 +510,11 @@ BAD_REQUESTS = {
 
 @pytest.mark.parametrize("row", BAD_REQUESTS)
 def test_a_bad_request_is_refused_before_any_sandbox_is_created(
-    service: Service, e2b: LocalE2B, row: str
+    open_service: Service, e2b: LocalE2B, row: str
 ) -> None:
     body, status, words = BAD_REQUESTS[row]
     created_before = e2b.state()["created"]
-    response = post(service, body)
+    response = post(open_service, body)
     assert response.status_code == status
     assert error_of(response)["code"] == "bad_request"
     assert words in error_of(response)["message"]
@@ -535,7 +536,7 @@ def test_a_bad_request_is_refused_before_any_sandbox_is_created(
     ids=lambda headers: " and ".join(headers) or "none",
 )
 def test_a_wrong_or_missing_content_type_is_415(
-    service: Service, e2b: LocalE2B, headers: list[str]
+    open_service: Service, e2b: LocalE2B, headers: list[str]
 ) -> None:
     created_before = e2b.state()["created"]
     body = b'{"code": "1"}'
@@ -545,7 +546,7 @@ def test_a_wrong_or_missing_content_type_is_415(
         f"Content-Length: {len(body)}",
         *headers,
     ]
-    response = raw(service, *head, body=body)
+    response = raw(open_service, *head, body=body)
     # Of two headers gunicorn's parser may make a 400.
     assert response.status_code in ((415, 400) if len(headers) == 2 else (415,))
     if response.status_code == 415:
@@ -556,55 +557,57 @@ def test_a_wrong_or_missing_content_type_is_415(
 @pytest.mark.parametrize("path", ["/execute", "/mcp", "/v1/exec", "/v1/upload"])
 @pytest.mark.parametrize("coding", ["gzip", "br", "deflate", "GZIP", "gzip, gzip"])
 def test_a_packed_body_is_415_and_the_answer_says_why(
-    service: Service, path: str, coding: str
+    open_service: Service, path: str, coding: str
 ) -> None:
     headers = {"Content-Type": "application/json", "Content-Encoding": coding}
     body = gzip.compress(b'{"code": "1"}')
-    response = http.post(f"{service.url}{path}", data=body, headers=headers, timeout=30)
+    response = http.post(
+        f"{open_service.url}{path}", data=body, headers=headers, timeout=30
+    )
     assert response.status_code == 415
     assert f"without Content-Encoding: {coding}" in response.text
 
 
 @pytest.mark.parametrize("coding", ["identity", "Identity", ""])
 def test_a_body_that_is_said_not_to_be_packed_is_read(
-    service: Service, coding: str
+    open_service: Service, coding: str
 ) -> None:
     headers = {"Content-Encoding": coding}
     response = http.post(
-        f"{service.url}/execute", json={"code": "1"}, headers=headers, timeout=30
+        f"{open_service.url}/execute", json={"code": "1"}, headers=headers, timeout=30
     )
     assert response.status_code == 200
 
 
-def test_a_body_that_is_absent_is_400(service: Service) -> None:
+def test_a_body_that_is_absent_is_400(open_service: Service) -> None:
     head = [
         "POST /execute HTTP/1.1",
         "Host: localhost",
         "Content-Type: application/json",
     ]
-    assert NO_JSON in error_of(raw(service, *head))["message"]
+    assert NO_JSON in error_of(raw(open_service, *head))["message"]
 
 
 BIG = ["POST /execute HTTP/1.1", "Host: localhost", "Content-Type: application/json"]
 
 
 def test_a_body_over_1_mib_by_content_length_is_413_before_it_is_sent(
-    service: Service,
+    open_service: Service,
 ) -> None:
-    response = raw(service, *BIG, f"Content-Length: {MAX_BODY_BYTES + 1}")
+    response = raw(open_service, *BIG, f"Content-Length: {MAX_BODY_BYTES + 1}")
     assert response.status_code == 413
     assert error_of(response)["code"] == "request_entity_too_large"
 
 
-def test_a_body_of_1_mib_is_read(service: Service) -> None:
+def test_a_body_of_1_mib_is_read(open_service: Service) -> None:
     body = b'{"code": "1", "more": "' + b"x" * (MAX_BODY_BYTES - 25) + b'"}'
     assert len(body) == MAX_BODY_BYTES
-    assert post(service, body).status_code == 200
+    assert post(open_service, body).status_code == 200
 
 
 @pytest.mark.parametrize("codec", ["utf-8", "utf-16"])
 def test_a_body_of_very_many_values_is_400_and_a_string_that_holds_them_is_not(
-    service: Service, codec: str
+    open_service: Service, codec: str
 ) -> None:
     """Parsing it would keep every other caller waiting, and take much memory."""
     values = "[]," * 105_000 + "0"
@@ -612,12 +615,12 @@ def test_a_body_of_very_many_values_is_400_and_a_string_that_holds_them_is_not(
     in_a_string = json.dumps('"' + values)
     for more, status in ((f"[{a_quote}, {values}]", 400), (in_a_string, 200)):
         body = '{"code": "1", "more": ' + more + "}"
-        assert post(service, body.encode(codec)).status_code == status
+        assert post(open_service, body.encode(codec)).status_code == status
 
 
 @pytest.mark.parametrize("filler", [b"x", b" "], ids=["garbage", "blanks"])
 def test_a_chunked_body_over_1_mib_is_413_without_waiting_for_its_end(
-    service: Service, e2b: LocalE2B, filler: bytes
+    open_service: Service, e2b: LocalE2B, filler: bytes
 ) -> None:
     # Its beginning is a good request: it must not be taken for the whole.
     created_before = e2b.state()["created"]
@@ -625,7 +628,7 @@ def test_a_chunked_body_over_1_mib_is_413_without_waiting_for_its_end(
     chunk = b"10000\r\n" + filler * 0x10000 + b"\r\n"
     over = b"800\r\n" + filler * 0x800 + b"\r\n"  # gunicorn reads 1 KiB at a time
     response = raw(
-        service, *BIG, "Transfer-Encoding: chunked", body=start + chunk * 16 + over
+        open_service, *BIG, "Transfer-Encoding: chunked", body=start + chunk * 16 + over
     )
     assert response.status_code == 413
     error_of(response)
@@ -633,13 +636,13 @@ def test_a_chunked_body_over_1_mib_is_413_without_waiting_for_its_end(
 
 
 def test_a_chunked_body_without_an_end_is_not_read_on_after_the_413(
-    service: Service, e2b: LocalE2B
+    open_service: Service, e2b: LocalE2B
 ) -> None:
     created_before = e2b.state()["created"]
     head = "\r\n".join([*BIG, "Transfer-Encoding: chunked", "", ""]).encode()
     chunk = b"100000\r\n" + b" " * 0x100000 + b"\r\n"
     with socket.create_connection(
-        ("127.0.0.1", service.port), timeout=10
+        ("127.0.0.1", open_service.port), timeout=10
     ) as connection:
         connection.sendall(head)
         with pytest.raises(OSError):  # the service has closed the connection
@@ -651,9 +654,9 @@ def test_a_chunked_body_without_an_end_is_not_read_on_after_the_413(
 @pytest.mark.parametrize("method", ["GET", "PUT", "PATCH", "DELETE", "PROPFIND"])
 @pytest.mark.parametrize("path", ["/execute", "/mcp"])
 def test_another_method_is_405_and_says_which_is_allowed(
-    service: Service, path: str, method: str
+    open_service: Service, path: str, method: str
 ) -> None:
-    response = http.request(method, service.url + path, timeout=30)
+    response = http.request(method, open_service.url + path, timeout=30)
     assert response.status_code == 405
     assert set(response.headers["Allow"].split(", ")) == {"POST", "OPTIONS"}
     assert error_of(response)["code"] == "method_not_allowed"
@@ -673,10 +676,10 @@ def test_another_method_is_405_and_says_which_is_allowed(
         "/proxy.py",
     ],
 )
-def test_an_unknown_path_is_404(service: Service, path: str) -> None:
+def test_an_unknown_path_is_404(open_service: Service, path: str) -> None:
     for response in (
-        http.get(service.url + path, timeout=30),
-        http.post(service.url + path),
+        http.get(open_service.url + path, timeout=30),
+        http.post(open_service.url + path),
     ):
         assert response.status_code == 404
         assert error_of(response)["code"] == "not_found"
@@ -694,7 +697,7 @@ SPELLINGS = [
 
 @pytest.mark.parametrize("spelled", SPELLINGS)
 def test_slashes_too_many_change_nothing_on_any_route(
-    guarded: Service, tmp_path: Path, spelled: Callable[[str], str]
+    keyed_service: Service, tmp_path: Path, spelled: Callable[[str], str]
 ) -> None:
     """LIBRECHAT_CODE_BASEURL may end in one. The key is needed for each as ever."""
     app = create_app(Config(e2b_api_key=E2B_KEY, files_dir=tmp_path))
@@ -708,7 +711,7 @@ def test_slashes_too_many_change_nothing_on_any_route(
                 plain, other = (
                     http.request(
                         method,
-                        guarded.url + spelling,
+                        keyed_service.url + spelling,
                         headers=headers,
                         allow_redirects=False,
                         timeout=30,
@@ -724,8 +727,10 @@ def test_slashes_too_many_change_nothing_on_any_route(
 
 
 @pytest.mark.parametrize("path", ["/execute/", "//execute", "//execute//"])
-def test_code_runs_at_a_path_with_slashes_too_many(service: Service, path: str) -> None:
-    response = http.post(service.url + path, json={"code": "1"}, timeout=30)
+def test_code_runs_at_a_path_with_slashes_too_many(
+    open_service: Service, path: str
+) -> None:
+    response = http.post(open_service.url + path, json={"code": "1"}, timeout=30)
     assert "ok" in text_of(response)
 
 
@@ -762,10 +767,10 @@ KEYS = {
 
 @pytest.mark.parametrize("row", KEYS)
 def test_without_the_api_key_it_is_401_with_www_authenticate_and_no_sandbox(
-    guarded: Service, e2b: LocalE2B, row: str
+    keyed_service: Service, e2b: LocalE2B, row: str
 ) -> None:
     created_before = e2b.state()["created"]
-    response = raw_execute(guarded, "Host: localhost", *KEYS[row])
+    response = raw_execute(keyed_service, "Host: localhost", *KEYS[row])
     assert response.status_code == 401
     assert response.headers["WWW-Authenticate"].lower().startswith("bearer")
     assert error_of(response)["code"] == "unauthorized"
@@ -776,33 +781,32 @@ def test_without_the_api_key_it_is_401_with_www_authenticate_and_no_sandbox(
 @pytest.mark.parametrize("blanks", ["", " ", "\t ", "   "], ids=repr)
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER"])
 def test_with_the_api_key_a_run_is_served(
-    guarded: Service, scheme: str, blanks: str
+    keyed_service: Service, scheme: str, blanks: str
 ) -> None:
     # Blanks at the end are no part of a header's value (RFC 9110, section 5.5):
     # gunicorn strips them, so the service cannot see, and refuse, them.
     header = f"Authorization: {scheme} {API_KEY}{blanks}"
-    assert raw_execute(guarded, "Host: localhost", header).status_code == 200
+    assert raw_execute(keyed_service, "Host: localhost", header).status_code == 200
 
 
-def test_a_key_in_the_address_or_the_body_opens_nothing(guarded: Service) -> None:
-    url = (
-        f"{guarded.url}/execute?api_key={API_KEY}&key={API_KEY}&access_token={API_KEY}"
-    )
+def test_a_key_in_the_address_or_the_body_opens_nothing(keyed_service: Service) -> None:
+    query = f"api_key={API_KEY}&key={API_KEY}&access_token={API_KEY}"
+    url = f"{keyed_service.url}/execute?{query}"
     body = {"code": "1", "api_key": API_KEY, "key": API_KEY}
     assert http.post(url, json=body, timeout=30).status_code == 401
 
 
 @pytest.mark.parametrize("path", OPEN_PATHS)
-def test_looking_at_the_service_needs_no_key(guarded: Service, path: str) -> None:
-    assert http.get(guarded.url + path, timeout=10).status_code == 200
+def test_looking_at_the_service_needs_no_key(keyed_service: Service, path: str) -> None:
+    assert http.get(keyed_service.url + path, timeout=10).status_code == 200
 
 
-def test_published_pictures_need_no_key(guarded: Service) -> None:
+def test_published_pictures_need_no_key(keyed_service: Service) -> None:
     # There are none here; test_published.py reads one.
-    assert http.get(f"{guarded.url}/images/x.png", timeout=30).status_code == 404
+    assert http.get(f"{keyed_service.url}/images/x.png", timeout=30).status_code == 404
 
 
-def test_everything_else_needs_the_key(guarded: Service, tmp_path: Path) -> None:
+def test_everything_else_needs_the_key(keyed_service: Service, tmp_path: Path) -> None:
     app = create_app(Config(e2b_api_key=E2B_KEY, files_dir=tmp_path))
     rules = list(app.url_map.iter_rules())
     app.extensions["pool"].close()
@@ -811,7 +815,7 @@ def test_everything_else_needs_the_key(guarded: Service, tmp_path: Path) -> None
     for rule in others:
         path = re.sub("<.*?>", "x", rule.rule)
         for method in rule.methods or ():
-            response = http.request(method, guarded.url + path, timeout=30)
+            response = http.request(method, keyed_service.url + path, timeout=30)
             assert response.status_code == 401
             assert response.headers["WWW-Authenticate"] == "Bearer"
 
@@ -847,10 +851,10 @@ HOSTS = {
 
 @pytest.mark.parametrize("host", HOSTS)
 def test_a_name_that_an_attacker_can_make_lead_here_is_403_without_a_key(
-    service: Service, e2b: LocalE2B, host: str
+    open_service: Service, e2b: LocalE2B, host: str
 ) -> None:
     created_before = e2b.state()["created"]
-    response = raw_execute(service, f"Host: {host}")
+    response = raw_execute(open_service, f"Host: {host}")
     if HOSTS[host] == 200:
         assert response.status_code == 200
     else:
@@ -859,20 +863,20 @@ def test_a_name_that_an_attacker_can_make_lead_here_is_403_without_a_key(
         assert e2b.state()["created"] == created_before
 
 
-def test_two_host_headers_do_not_pass_as_the_good_one(service: Service) -> None:
+def test_two_host_headers_do_not_pass_as_the_good_one(open_service: Service) -> None:
     for hosts in (("localhost", "evil.example"), ("evil.example", "localhost")):
-        response = raw_execute(service, *[f"Host: {host}" for host in hosts])
+        response = raw_execute(open_service, *[f"Host: {host}" for host in hosts])
         assert response.status_code in (400, 403)
 
 
-def test_a_request_of_http_1_0_needs_no_host(service: Service) -> None:
-    assert raw_execute(service, version="1.0").status_code == 200
+def test_a_request_of_http_1_0_needs_no_host(open_service: Service) -> None:
+    assert raw_execute(open_service, version="1.0").status_code == 200
 
 
 @pytest.mark.parametrize("host", HOSTS)
-def test_with_the_api_key_any_host_is_served(guarded: Service, host: str) -> None:
+def test_with_the_api_key_any_host_is_served(keyed_service: Service, host: str) -> None:
     authorization = f"Authorization: Bearer {API_KEY}"
-    assert raw_execute(guarded, f"Host: {host}", authorization).status_code == 200
+    assert raw_execute(keyed_service, f"Host: {host}", authorization).status_code == 200
 
 
 HERE = "127.0.0.1:3001"
@@ -908,28 +912,32 @@ ORIGINS = {
     ids=[f"{origin!r} at {host}" for origin, host in ORIGINS],
 )
 def test_an_origin_must_have_the_host_and_port_that_were_asked(
-    service: Service, e2b: LocalE2B, origin: str, host: str
+    open_service: Service, e2b: LocalE2B, origin: str, host: str
 ) -> None:
     created_before = e2b.state()["created"]
-    response = raw_execute(service, f"Host: {host}", f"Origin: {origin}")
+    response = raw_execute(open_service, f"Host: {host}", f"Origin: {origin}")
     assert response.status_code == ORIGINS[origin, host]
     if response.status_code == 403:
         assert "another origin" in error_of(response)["message"]
         assert e2b.state()["created"] == created_before
 
 
-def test_two_origins_are_not_taken_for_the_good_one(service: Service) -> None:
+def test_two_origins_are_not_taken_for_the_good_one(open_service: Service) -> None:
     for origins in (HERE, "evil.example"), ("evil.example", HERE):
         headers = [f"Origin: http://{origin}" for origin in origins]
-        assert raw_execute(service, f"Host: {HERE}", *headers).status_code == 403
+        assert raw_execute(open_service, f"Host: {HERE}", *headers).status_code == 403
 
 
-def test_a_cross_origin_post_is_403_even_with_the_key(guarded: Service) -> None:
+def test_a_cross_origin_post_is_403_even_with_the_key(keyed_service: Service) -> None:
     headers = [f"Host: {HERE}", f"Authorization: Bearer {API_KEY}"]
     assert (
-        raw_execute(guarded, *headers, "Origin: http://evil.example").status_code == 403
+        raw_execute(keyed_service, *headers, "Origin: http://evil.example").status_code
+        == 403
     )
-    assert raw_execute(guarded, *headers, f"Origin: http://{HERE}").status_code == 200
+    assert (
+        raw_execute(keyed_service, *headers, f"Origin: http://{HERE}").status_code
+        == 200
+    )
 
 
 @pytest.mark.parametrize(
@@ -941,31 +949,31 @@ def test_a_cross_origin_post_is_403_even_with_the_key(guarded: Service) -> None:
     ids=["Origin", "Host"],
 )
 def test_every_post_of_a_foreign_page_is_403(
-    service: Service, path: str, header: dict[str, str]
+    open_service: Service, path: str, header: dict[str, str]
 ) -> None:
-    response = http.post(service.url + path, headers=header, timeout=30)
+    response = http.post(open_service.url + path, headers=header, timeout=30)
     assert response.status_code == 403
     error_of(response)
 
 
-def test_a_foreign_page_deletes_nothing(service: Service) -> None:
+def test_a_foreign_page_deletes_nothing(open_service: Service) -> None:
     for header in ({"Origin": "http://evil.example"}, {"Host": "evil.example"}):
-        url = f"{service.url}/v1/files/a/b"
+        url = f"{open_service.url}/v1/files/a/b"
         assert http.delete(url, headers=header, timeout=30).status_code == 403
 
 
-def test_no_other_origin_is_ever_let_in(service: Service) -> None:
+def test_no_other_origin_is_ever_let_in(open_service: Service) -> None:
     asks = {
         "Origin": "http://evil.example",
         "Access-Control-Request-Method": "POST",
         "Access-Control-Request-Headers": "content-type",
     }
     for response in (
-        http.options(f"{service.url}/execute", headers=asks, timeout=30),
+        http.options(f"{open_service.url}/execute", headers=asks, timeout=30),
         http.post(
-            f"{service.url}/execute", json={"code": "1"}, headers=asks, timeout=30
+            f"{open_service.url}/execute", json={"code": "1"}, headers=asks, timeout=30
         ),
-        http.get(f"{service.url}/health", headers=asks, timeout=30),
+        http.get(f"{open_service.url}/health", headers=asks, timeout=30),
     ):
         assert not [
             name
@@ -978,7 +986,7 @@ def test_no_other_origin_is_ever_let_in(service: Service) -> None:
 
 
 def test_health_tells_the_version_the_keys_and_how_full_it_is(
-    service: Service, guarded: Service
+    open_service: Service, keyed_service: Service
 ) -> None:
     expected = {
         "status": "healthy",
@@ -992,13 +1000,14 @@ def test_health_tells_the_version_the_keys_and_how_full_it_is(
         "idle_sessions": 0,
         "sandbox_seconds_per_day": 0,
     }
-    health = http.get(f"{service.url}/health", timeout=30).json()
+    health = http.get(f"{open_service.url}/health", timeout=30).json()
     assert health["sandbox_seconds_today"] >= 0
     assert health["lost_sandboxes"] >= 0  # of a create that another test left so
     assert health | expected == health
     assert not re.search("e2b_[0-9a-f]", str(health))  # the key itself
     assert (
-        http.get(f"{guarded.url}/health", timeout=30).json()["api_key_required"] is True
+        http.get(f"{keyed_service.url}/health", timeout=30).json()["api_key_required"]
+        is True
     )
 
 
@@ -1021,23 +1030,26 @@ def test_health_says_whether_e2b_is_on_this_machine(
 
 
 def test_health_counts_the_run_that_is_under_way(
-    service: Service, e2b: LocalE2B
+    open_service: Service, e2b: LocalE2B
 ) -> None:
     e2b.set_script({"run": OK_RUN | {"delay_s": 1}})
     runs_before = len(run_requests(e2b))
     with ThreadPoolExecutor(1) as caller:
-        run = caller.submit(execute, service)
+        run = caller.submit(execute, open_service)
         e2b.wait_for(lambda _: len(run_requests(e2b)) > runs_before, 30)
         assert (
-            http.get(f"{service.url}/health", timeout=30).json()["runs_in_flight"] == 1
+            http.get(f"{open_service.url}/health", timeout=30).json()["runs_in_flight"]
+            == 1
         )
         run.result()
-    assert http.get(f"{service.url}/health", timeout=30).json()["runs_in_flight"] == 0
+    assert (
+        http.get(f"{open_service.url}/health", timeout=30).json()["runs_in_flight"] == 0
+    )
 
 
-def test_health_touches_nothing_outside(service: Service, e2b: LocalE2B) -> None:
+def test_health_touches_nothing_outside(open_service: Service, e2b: LocalE2B) -> None:
     number_before = len(e2b.state()["requests"])
-    assert http.get(f"{service.url}/health", timeout=30).status_code == 200
+    assert http.get(f"{open_service.url}/health", timeout=30).status_code == 200
     assert len(e2b.state()["requests"]) == number_before
 
 
@@ -1045,18 +1057,20 @@ def list_requests(e2b: LocalE2B) -> int:
     return sum(request["kind"] == "list" for request in e2b.state()["requests"])
 
 
-def test_ready_asks_e2b_once_for_many_callers(service: Service, e2b: LocalE2B) -> None:
+def test_ready_asks_e2b_once_for_many_callers(
+    open_service: Service, e2b: LocalE2B
+) -> None:
     asked_before = list_requests(e2b)
     for _ in range(10):
-        response = http.get(f"{service.url}/ready", timeout=10)
+        response = http.get(f"{open_service.url}/ready", timeout=10)
         assert (response.status_code, response.json()) == (200, {"status": "ready"})
     assert list_requests(e2b) == asked_before + 1
 
 
 def test_ready_says_what_to_check_when_e2b_refuses_the_key(
-    start: Callable[..., Service], e2b: LocalE2B
+    start_shared: Callable[..., Service], e2b: LocalE2B
 ) -> None:
-    refused = start(E2B_API_KEY="e2b_refused")
+    refused = start_shared(E2B_API_KEY="e2b_refused")
     e2b.set_script({"run": OK_RUN, "api_key": E2B_KEY})
     asked_before = list_requests(e2b)
     for _ in range(3):
@@ -1073,10 +1087,10 @@ def test_ready_says_what_to_check_when_e2b_refuses_the_key(
     assert run.headers["X-Run-Outcome"] == "unavailable"
 
 
-def test_the_page_runs_its_own_script_and_nothing_else(service: Service) -> None:
+def test_the_page_runs_its_own_script_and_nothing_else(open_service: Service) -> None:
     nonces = set()
     for _ in range(2):
-        page = http.get(f"{service.url}/", timeout=30)
+        page = http.get(f"{open_service.url}/", timeout=30)
         assert page.headers["Content-Type"] == "text/html; charset=utf-8"
         policy = page.headers["Content-Security-Policy"].split(";")
         rules = {name: sources for name, *sources in (rule.split() for rule in policy)}
@@ -1114,11 +1128,11 @@ METRICS = {
 }
 
 
-def test_metrics_count_what_was_done(guarded: Service, e2b: LocalE2B) -> None:
+def test_metrics_count_what_was_done(keyed_service: Service, e2b: LocalE2B) -> None:
     key = {"Authorization": f"Bearer {API_KEY}"}
 
     def sample(name: str, **labels: str) -> float:
-        response = http.get(f"{guarded.url}/metrics", headers=key, timeout=30)
+        response = http.get(f"{keyed_service.url}/metrics", headers=key, timeout=30)
         families = list(text_string_to_metric_families(response.text))
         own = {f.name: f.type for f in families if f.name.startswith("e2b_proxy_")}
         assert {
@@ -1140,9 +1154,9 @@ def test_metrics_count_what_was_done(guarded: Service, e2b: LocalE2B) -> None:
     png = picture("PNG")
     before = watched()
     answer_with(e2b, result(png=encoded(png)))
-    assert post(guarded, '{"code": "1"}', **key).status_code == 200
+    assert post(keyed_service, '{"code": "1"}', **key).status_code == 200
     answer_with(e2b, error("ValueError", "no"))
-    assert post(guarded, '{"code": "1"}', **key).status_code == 200
+    assert post(keyed_service, '{"code": "1"}', **key).status_code == 200
     grown = [now - then for now, then in zip(watched(), before, strict=True)]
     assert grown == [1, 1, len(png), 2, 2]
 
@@ -1159,10 +1173,10 @@ def test_metrics_count_what_was_done(guarded: Service, e2b: LocalE2B) -> None:
     ],
 )
 def test_every_response_is_for_this_caller_only_and_is_what_it_says_it_is(
-    service: Service, method: str, path: str, status: int
+    open_service: Service, method: str, path: str, status: int
 ) -> None:
     body = {"code": "1"} if method == "POST" else None
-    response = http.request(method, service.url + path, json=body, timeout=10)
+    response = http.request(method, open_service.url + path, json=body, timeout=10)
     assert response.status_code == status
     assert response.headers["Cache-Control"] == "no-store"
     assert response.headers["X-Content-Type-Options"] == "nosniff"
@@ -1171,14 +1185,14 @@ def test_every_response_is_for_this_caller_only_and_is_what_it_says_it_is(
 
 
 def test_a_request_id_goes_through_to_the_response_and_the_log(
-    service: Service,
+    open_service: Service,
 ) -> None:
     for response in (
-        post(service, '{"code": "1"}', **{"X-Request-Id": "the.request_id-1"}),
-        post(service, "", **{"X-Request-Id": "the.request_id-1"}),
+        post(open_service, '{"code": "1"}', **{"X-Request-Id": "the.request_id-1"}),
+        post(open_service, "", **{"X-Request-Id": "the.request_id-1"}),
     ):
         assert response.headers["X-Request-Id"] == "the.request_id-1"
-    assert '"status": 200' in service.wait_for_log("the.request_id-1")
+    assert '"status": 200' in open_service.wait_for_log("the.request_id-1")
 
 
 @pytest.mark.parametrize(
@@ -1186,8 +1200,10 @@ def test_a_request_id_goes_through_to_the_response_and_the_log(
     [b"", b"a b", b"x" * 65, b"a\xc3\xa9", b'"}, {"a": "', b"a; Set-Cookie: x=1"],
     ids=repr,
 )
-def test_a_request_id_that_is_none_is_replaced(service: Service, given: bytes) -> None:
-    response = raw_execute(service, "Host: localhost", b"X-Request-Id: " + given)
+def test_a_request_id_that_is_none_is_replaced(
+    open_service: Service, given: bytes
+) -> None:
+    response = raw_execute(open_service, "Host: localhost", b"X-Request-Id: " + given)
     assert re.fullmatch("[0-9a-f]{32}", response.headers["X-Request-Id"])
 
 
@@ -1251,11 +1267,11 @@ def test_several_figures_are_as_many_pictures_in_their_order(
 
 
 def test_an_exception_points_to_the_lines_of_the_callers_code(
-    service: Service, e2b: LocalE2B
+    open_service: Service, e2b: LocalE2B
 ) -> None:
     e2b.set_script({})  # in a kernel
     code = "def half(x):\n    return x / zero\n\nzero = 0\nprint('before')\nhalf(1)"
-    response = execute(service, code)
+    response = execute(open_service, code)
     text, _, _ = text_of(response).partition("**Executed Code:**")
     assert text.startswith(
         "**Console Output:**\n```\nbefore\n```\n\n**Execution Error:**\n```\n"

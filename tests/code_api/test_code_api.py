@@ -36,20 +36,14 @@ def files_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def kernels() -> Iterator[LocalE2B]:
-    with LocalE2B(ahead=2) as local:
-        yield local
-
-
-@pytest.fixture(scope="module")
-def service(kernels: LocalE2B, files_dir: Path) -> Iterator[Service]:
+def code_api_service(kernels_ahead_e2b: LocalE2B, files_dir: Path) -> Iterator[Service]:
     settings = {
         "FILES_DIR": str(files_dir),
         "MAX_FILE_BYTES": "20000000",
         # On a busy machine 12 MiB of output have taken longer than the default.
         "RUN_TIMEOUT_S": "200",
     }
-    service = Service(e2b_at(kernels.url) | settings)
+    service = Service(e2b_at(kernels_ahead_e2b.url) | settings)
     service.wait_until_ready()
     yield service
     http.close()
@@ -57,8 +51,8 @@ def service(kernels: LocalE2B, files_dir: Path) -> Iterator[Service]:
 
 
 @pytest.fixture(scope="module")
-def api(service: Service) -> CodeApi:
-    return CodeApi(service)
+def api(code_api_service: Service) -> CodeApi:
+    return CodeApi(code_api_service)
 
 
 # --- a script and its end -------------------------------------------------------------
@@ -189,7 +183,7 @@ def test_output_that_is_no_text_stays_readable(api: CodeApi) -> None:
     assert reply["stderr"] == "\ufffd"
 
 
-def test_a_script_of_20_mb_runs(api: CodeApi, kernels: LocalE2B) -> None:
+def test_a_script_of_20_mb_runs(api: CodeApi, kernels_ahead_e2b: LocalE2B) -> None:
     reply = api.exec("echo begin\n#" + "x" * 20_000_000 + "\necho end")
     assert (reply["stdout"], reply["stderr"]) == ("begin\nend\n", "")
 
@@ -453,7 +447,9 @@ def test_a_file_that_is_too_large_is_left_out_and_exactly_the_limit_is_not(
     assert len(api.download(named(reply)["fits"])) == 20_000_000
 
 
-def test_large_files_go_in_and_out_unchanged(api: CodeApi, kernels: LocalE2B) -> None:
+def test_large_files_go_in_and_out_unchanged(
+    api: CodeApi, kernels_ahead_e2b: LocalE2B
+) -> None:
     data = os.urandom(10_000_000)
     ref = api.upload("a.bin", data)
     reply = api.exec("cp a.bin b.bin; sha256sum <a.bin", files=[ref])
@@ -462,14 +458,16 @@ def test_large_files_go_in_and_out_unchanged(api: CodeApi, kernels: LocalE2B) ->
 
 
 def test_a_small_exec_is_one_create_one_run_and_one_kill(
-    api: CodeApi, kernels: LocalE2B
+    api: CodeApi, kernels_ahead_e2b: LocalE2B
 ) -> None:
     ref = api.upload("a", b"1" * 500_000)
-    kernels.wait_for(lambda state: not state["alive"])
-    before = len(kernels.state()["requests"])
+    kernels_ahead_e2b.wait_for(lambda state: not state["alive"])
+    before = len(kernels_ahead_e2b.state()["requests"])
     api.exec("cp a b", files=[ref])
-    kernels.wait_for(lambda state: not state["alive"])
-    kinds = [request["kind"] for request in kernels.state()["requests"][before:]]
+    kernels_ahead_e2b.wait_for(lambda state: not state["alive"])
+    kinds = [
+        request["kind"] for request in kernels_ahead_e2b.state()["requests"][before:]
+    ]
     assert kinds == ["create", "run", "kill"]
 
 
@@ -608,11 +606,13 @@ def test_a_file_larger_than_the_limit_is_413_and_exactly_the_limit_is_not(
     assert response.json()["error"] == "request_entity_too_large"
 
 
-def test_a_file_that_is_refused_is_counted(api: CodeApi, service: Service) -> None:
+def test_a_file_that_is_refused_is_counted(
+    api: CodeApi, code_api_service: Service
+) -> None:
     name = 'e2b_proxy_uploads_total{outcome="refused"} '
 
     def count() -> float:
-        metrics = http.get(f"{service.url}/metrics").text
+        metrics = http.get(f"{code_api_service.url}/metrics").text
         return float(metrics.partition(name)[2].partition("\n")[0] or 0)
 
     before = count()
@@ -756,18 +756,18 @@ def test_nothing_is_left_in_the_folder_that_no_session_holds(
 
 @pytest.fixture
 def start_code_api(
-    start: Callable[..., Service], tmp_path: Path
+    start_shared: Callable[..., Service], tmp_path: Path
 ) -> Callable[..., CodeApi]:
     def start_code_api(**environ: str) -> CodeApi:
-        return CodeApi(start(FILES_DIR=str(tmp_path), **environ))
+        return CodeApi(start_shared(FILES_DIR=str(tmp_path), **environ))
 
     return start_code_api
 
 
 def test_without_a_folder_the_routes_name_the_setting(
-    start: Callable[..., Service],
+    start_shared: Callable[..., Service],
 ) -> None:
-    api = CodeApi(start())
+    api = CodeApi(start_shared())
     response = api.post("/exec", json={"lang": "bash", "code": "true"})
     assert response.status_code == 404
     assert "FILES_DIR" in response.json()["message"]

@@ -80,11 +80,11 @@ def install_packages() -> None:
 
 @pytest.fixture(scope="module")
 def api(
-    start: Callable[..., Service], tmp_path_factory: pytest.TempPathFactory
+    start_shared: Callable[..., Service], tmp_path_factory: pytest.TempPathFactory
 ) -> CodeApi:
     install_packages()
     folder = tmp_path_factory.mktemp("files")
-    return CodeApi(start(FILES_DIR=str(folder), RUN_TIMEOUT_S="8"))
+    return CodeApi(start_shared(FILES_DIR=str(folder), RUN_TIMEOUT_S="8"))
 
 
 def run_node(script: str, asked: dict[str, Any], **environ: str) -> Any:
@@ -124,13 +124,13 @@ REFUSED_KEY = "a-key-that-is-long-enough-to-be-one"
 
 @pytest.fixture(scope="module")
 def full_api(
-    start: Callable[..., Service], tmp_path_factory: pytest.TempPathFactory
+    start_shared: Callable[..., Service], tmp_path_factory: pytest.TempPathFactory
 ) -> CodeApi:
     """One with a key, whose folder takes no upload of more than 5 MB."""
     install_packages()
     folder = tmp_path_factory.mktemp("files")
     return CodeApi(
-        start(
+        start_shared(
             FILES_DIR=str(folder),
             FILES_TOTAL_BYTES="5000000",
             PROXY_API_KEY=REFUSED_KEY,

@@ -43,13 +43,15 @@ def files_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def service(start: Callable[..., Service], files_dir: Path) -> Service:
-    return start(FILES_DIR=str(files_dir), RUN_TIMEOUT_S="2", MAX_CONCURRENT_RUNS="8")
+def code_api_service(start_shared: Callable[..., Service], files_dir: Path) -> Service:
+    return start_shared(
+        FILES_DIR=str(files_dir), RUN_TIMEOUT_S="2", MAX_CONCURRENT_RUNS="8"
+    )
 
 
 @pytest.fixture(scope="module")
-def api(service: Service) -> CodeApi:
-    return CodeApi(service)
+def api(code_api_service: Service) -> CodeApi:
+    return CodeApi(code_api_service)
 
 
 @pytest.fixture
@@ -413,13 +415,16 @@ def test_a_full_disk_is_said_and_logged_and_nothing_half_written_stays(
 
 
 def test_files_outlive_a_restart(
-    start: Callable[..., Service], service: Service, api: CodeApi, files_dir: Path
+    start_shared: Callable[..., Service],
+    code_api_service: Service,
+    api: CodeApi,
+    files_dir: Path,
 ) -> None:
     ref = api.upload("a", b"1")
     left_behind = files_dir / f".{'a' * 21}"
     left_behind.mkdir()
     os.utime(left_behind, (1, 1))
-    second = start(FILES_DIR=str(files_dir), RUN_TIMEOUT_S="2")
+    second = start_shared(FILES_DIR=str(files_dir), RUN_TIMEOUT_S="2")
     assert CodeApi(second).download(ref) == b"1"
     deadline_s = time.monotonic() + 20
     while left_behind.exists() and time.monotonic() < deadline_s:
@@ -431,13 +436,16 @@ def test_files_outlive_a_restart(
     os.getuid() != 0, reason="only root can give a folder to another user"
 )
 def test_files_of_another_user_are_one_warning_and_not_served(
-    start: Callable[..., Service], service: Service, api: CodeApi, tmp_path: Path
+    start_shared: Callable[..., Service],
+    code_api_service: Service,
+    api: CodeApi,
+    tmp_path: Path,
 ) -> None:
     """As after a change of the container's user."""
-    first = CodeApi(start(FILES_DIR=str(tmp_path), RUN_TIMEOUT_S="2"))
+    first = CodeApi(start_shared(FILES_DIR=str(tmp_path), RUN_TIMEOUT_S="2"))
     foreign, own = first.upload("a", b"1"), first.upload("b", b"2")
     os.chown(tmp_path / foreign["storage_session_id"], 65534, -1)
-    second = start(FILES_DIR=str(tmp_path), RUN_TIMEOUT_S="2")
+    second = start_shared(FILES_DIR=str(tmp_path), RUN_TIMEOUT_S="2")
     second.wait_for_log("1 folders in FILES_DIR belong to another user")
     api = CodeApi(second)
     path = f"{foreign['storage_session_id']}/{foreign['id']}"
@@ -466,9 +474,11 @@ def test_a_download_that_has_begun_is_read_to_its_end(api: CodeApi) -> None:
         assert first + b"".join(pieces) == data
 
 
-def test_a_download_is_counted_as_it_is_sent(api: CodeApi, service: Service) -> None:
+def test_a_download_is_counted_as_it_is_sent(
+    api: CodeApi, code_api_service: Service
+) -> None:
     def counted_bytes() -> int:
-        metrics = http.get(f"{service.url}/metrics").text
+        metrics = http.get(f"{code_api_service.url}/metrics").text
         name = "e2b_proxy_download_bytes_total "
         return int(float(metrics.partition(f"\n{name}")[2].partition("\n")[0]))
 
@@ -530,7 +540,9 @@ def test_a_slow_upload_is_cut_and_an_honest_one_is_not(
     assert long_waits["slow upload"].result()[1] < 25
 
 
-def test_a_form_of_another_type_is_refused_before_it_is_sent(service: Service) -> None:
+def test_a_form_of_another_type_is_refused_before_it_is_sent(
+    code_api_service: Service,
+) -> None:
     """It would be read whole into memory."""
     lines = [
         "POST /v1/upload HTTP/1.1",
@@ -539,7 +551,7 @@ def test_a_form_of_another_type_is_refused_before_it_is_sent(service: Service) -
         "Content-Length: 200000000",
     ]
     # Less than a client may be silent for until it is refused for that.
-    with socket.create_connection(("127.0.0.1", service.port), 10) as client:
+    with socket.create_connection(("127.0.0.1", code_api_service.port), 10) as client:
         client.sendall("\r\n".join([*lines, "", ""]).encode())
         answer = client.recv(65_536)
         assert answer.startswith(b"HTTP/1.1 400")

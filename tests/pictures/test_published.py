@@ -34,25 +34,27 @@ SECRET = b"\x89PNG\r\n\x1a\n a secret outside of the folder"
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def linked_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that LibreChat serves."""
     return tmp_path_factory.mktemp("librechat") / "e2b"
 
 
 @pytest.fixture(scope="module")
-def linking(start: Callable[..., Service], folder: Path) -> Service:
+def linking_service(
+    start_shared: Callable[..., Service], linked_folder: Path
+) -> Service:
     """The service whose pictures LibreChat serves; as strict as a process can be about
     files."""
-    folder.mkdir()
+    linked_folder.mkdir()
     umask = os.umask(0o077)
     try:
-        return start(IMAGE_DIR=str(folder), IMAGE_URL="/images/e2b")
+        return start_shared(IMAGE_DIR=str(linked_folder), IMAGE_URL="/images/e2b")
     finally:
         os.umask(umask)
 
 
 @pytest.fixture(scope="module")
-def own_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def served_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that the service serves: things lie in and beside it that are not its
     own."""
     outside = tmp_path_factory.mktemp("served")
@@ -70,9 +72,13 @@ def own_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def serving(start: Callable[..., Service], own_folder: Path) -> Service:
+def keyed_serving_service(
+    start_shared: Callable[..., Service], served_folder: Path
+) -> Service:
     """The service that serves its pictures itself, and has an API key."""
-    return start(IMAGE_DIR=str(own_folder), IMAGE_URL=ADDRESS, PROXY_API_KEY=API_KEY)
+    return start_shared(
+        IMAGE_DIR=str(served_folder), IMAGE_URL=ADDRESS, PROXY_API_KEY=API_KEY
+    )
 
 
 # --- what a sandbox draws, and what is sent and read ----------------------------------
@@ -123,17 +129,17 @@ def get_raw(service: Service, target: str | bytes) -> tuple[int, bytes]:
 
 
 def test_the_reply_carries_links_in_both_places_and_the_files_are_the_same_bytes(
-    linking: Service, e2b: LocalE2B, folder: Path
+    linking_service: Service, e2b: LocalE2B, linked_folder: Path
 ) -> None:
     e2b.set_script(shows(PNG, JPEG))
-    before = set(folder.iterdir())
-    response = execute(linking)
+    before = set(linked_folder.iterdir())
+    response = execute(linking_service)
     first, second = urls_of(response)
     assert re.fullmatch(rf"/images/e2b/{NAME}", first) and first.endswith(".png")
     assert re.fullmatch(rf"/images/e2b/{NAME}", second) and second.endswith(".jpg")
-    assert (folder / name_of(first)).read_bytes() == PNG
-    assert (folder / name_of(second)).read_bytes() == JPEG
-    assert {file.name for file in set(folder.iterdir()) - before} == {
+    assert (linked_folder / name_of(first)).read_bytes() == PNG
+    assert (linked_folder / name_of(second)).read_bytes() == JPEG
+    assert {file.name for file in set(linked_folder.iterdir()) - before} == {
         name_of(first),
         name_of(second),
     }
@@ -151,10 +157,10 @@ def test_the_reply_carries_links_in_both_places_and_the_files_are_the_same_bytes
 
 
 def test_a_run_without_pictures_asks_for_nothing_to_be_shown(
-    linking: Service, e2b: LocalE2B
+    linking_service: Service, e2b: LocalE2B
 ) -> None:
     e2b.set_script(shows())
-    response = execute(linking)
+    response = execute(linking_service)
     assert text_of(response) == (
         "**Console Output:**\n```\nok\n```\n\n**Executed Code:**\n```python\n"
         "draw()\n```"
@@ -163,42 +169,44 @@ def test_a_run_without_pictures_asks_for_nothing_to_be_shown(
 
 
 def test_a_picture_is_readable_by_another_user_whatever_the_umask(
-    linking: Service, e2b: LocalE2B, folder: Path
+    linking_service: Service, e2b: LocalE2B, linked_folder: Path
 ) -> None:
     e2b.set_script(shows(PNG))
-    [url] = urls_of(execute(linking))
-    assert (folder / name_of(url)).stat().st_mode & 0o777 == 0o644
+    [url] = urls_of(execute(linking_service))
+    assert (linked_folder / name_of(url)).stat().st_mode & 0o777 == 0o644
 
 
 def test_the_same_picture_has_another_name_each_time_that_nobody_can_guess(
-    linking: Service, e2b: LocalE2B
+    linking_service: Service, e2b: LocalE2B
 ) -> None:
     e2b.set_script(shows(PNG))
-    names = [name_of(urls_of(execute(linking))[0]) for _ in range(8)]
+    names = [name_of(urls_of(execute(linking_service))[0]) for _ in range(8)]
     assert len(set(names)) == 8
     # At 6 bits a character, those in which the names differ make 130 bits or more.
     assert 6 * sum(len(set(column)) > 1 for column in zip(*names, strict=True)) >= 130
 
 
 def test_an_svg_is_published_as_a_png_and_never_as_itself(
-    linking: Service, e2b: LocalE2B, folder: Path
+    linking_service: Service, e2b: LocalE2B, linked_folder: Path
 ) -> None:
     e2b.set_script(shows(RED_SVG))
-    [url] = urls_of(execute(linking))
+    [url] = urls_of(execute(linking_service))
     assert url.endswith(".png")
-    with Image.open(folder / name_of(url)) as image:
+    with Image.open(linked_folder / name_of(url)) as image:
         assert (image.format, image.size) == ("PNG", (40, 30))
         assert image.convert("RGB").getcolors() == [(1200, (255, 0, 0))]
-    assert not [file for file in folder.iterdir() if b"<svg" in file.read_bytes()]
+    assert not [
+        file for file in linked_folder.iterdir() if b"<svg" in file.read_bytes()
+    ]
 
 
 def test_an_svg_that_cannot_be_drawn_costs_that_picture_only(
-    linking: Service, e2b: LocalE2B
+    linking_service: Service, e2b: LocalE2B
 ) -> None:
     e2b.set_script(
         shows(RED_SVG.replace("<rect", '<image href="/etc/passwd"/><rect'), PNG)
     )
-    response = execute(linking)
+    response = execute(linking_service)
     assert len(urls_of(response)) == 1
     assert re.search(
         "Note: 1 .*left out: .*refers to something outside itself", text_of(response)
@@ -206,27 +214,29 @@ def test_an_svg_that_cannot_be_drawn_costs_that_picture_only(
 
 
 def test_over_mcp_pictures_stay_in_the_reply_and_nothing_is_written(
-    linking: Service, e2b: LocalE2B, folder: Path
+    linking_service: Service, e2b: LocalE2B, linked_folder: Path
 ) -> None:
     e2b.set_script(shows(PNG))
-    before = set(folder.iterdir())
+    before = set(linked_folder.iterdir())
     params = {"name": "execute_python", "arguments": {"code": "draw()"}}
     message = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}
-    result = http.post(f"{linking.url}/mcp", json=message, timeout=10).json()["result"]
+    result = http.post(f"{linking_service.url}/mcp", json=message, timeout=10).json()[
+        "result"
+    ]
     text, image = result["content"]
     assert base64.b64decode(image["data"]) == PNG
     assert "![" not in text["text"]
-    assert set(folder.iterdir()) == before
+    assert set(linked_folder.iterdir()) == before
 
 
 def test_the_log_tells_of_pictures_and_never_their_names(
-    linking: Service, e2b: LocalE2B
+    linking_service: Service, e2b: LocalE2B
 ) -> None:
     e2b.set_script(shows(PNG))
-    [url] = urls_of(execute(linking, "draw('this one')"))
-    lines = linking.requests_logged()
+    [url] = urls_of(execute(linking_service, "draw('this one')"))
+    lines = linking_service.requests_logged()
     assert (lines[-1]["pictures"], lines[-1]["picture_bytes"]) == (1, len(PNG))
-    assert name_of(url) not in "".join(linking.lines)
+    assert name_of(url) not in "".join(linking_service.lines)
 
 
 # --- served by the service itself -----------------------------------------------------
@@ -238,13 +248,13 @@ def test_the_log_tells_of_pictures_and_never_their_names(
     ids=["PNG", "JPEG"],
 )
 def test_a_picture_is_served_to_whoever_has_its_link_as_an_image_and_nothing_else(
-    serving: Service, e2b: LocalE2B, data: bytes, media_type: str
+    keyed_serving_service: Service, e2b: LocalE2B, data: bytes, media_type: str
 ) -> None:
     e2b.set_script(shows(data))
-    [url] = urls_of(execute(serving))
+    [url] = urls_of(execute(keyed_serving_service))
     assert re.fullmatch(rf"{ADDRESS}/{NAME}", url)
     response = http.get(
-        f"{serving.url}/images/{name_of(url)}", timeout=30
+        f"{keyed_serving_service.url}/images/{name_of(url)}", timeout=30
     )  # without the API key
     assert (response.status_code, response.content) == (200, data)
     assert response.headers["Content-Type"] == media_type
@@ -256,7 +266,7 @@ def test_a_picture_is_served_to_whoever_has_its_link_as_an_image_and_nothing_els
 
 
 def test_the_page_may_show_the_pictures_that_the_service_serves(
-    serving: Service, linking: Service
+    keyed_serving_service: Service, linking_service: Service
 ) -> None:
     def sources(service: Service) -> list[str]:
         policy = http.get(f"{service.url}/", timeout=30).headers[
@@ -269,25 +279,27 @@ def test_the_page_may_show_the_pictures_that_the_service_serves(
         ]
         return sources
 
-    assert sources(linking) == ["'self'", "data:"]
-    *others, address = sources(serving)
+    assert sources(linking_service) == ["'self'", "data:"]
+    *others, address = sources(keyed_serving_service)
     assert others == ["'self'", "data:"]
     # CSP: a path matches what is below it only when it ends in a slash.
     assert address in ("https://pictures.example", f"{ADDRESS}/")
 
 
 def test_what_librechat_serves_is_served_here_under_an_address_of_its_own(
-    linking: Service, e2b: LocalE2B
+    linking_service: Service, e2b: LocalE2B
 ) -> None:
     e2b.set_script(shows(PNG))
-    [url] = urls_of(execute(linking))
-    own = http.get(f"{linking.url}/images/{name_of(url)}", timeout=30)
+    [url] = urls_of(execute(linking_service))
+    own = http.get(f"{linking_service.url}/images/{name_of(url)}", timeout=30)
     assert (own.status_code, own.content) == (200, PNG)
-    assert http.get(linking.url + url, timeout=30).status_code == 404
+    assert http.get(linking_service.url + url, timeout=30).status_code == 404
 
 
-def test_a_name_that_is_none_of_a_picture_is_404(serving: Service) -> None:
-    response = http.get(f"{serving.url}/images/{OWN_NAME}", timeout=30)
+def test_a_name_that_is_none_of_a_picture_is_404(
+    keyed_serving_service: Service,
+) -> None:
+    response = http.get(f"{keyed_serving_service.url}/images/{OWN_NAME}", timeout=30)
     assert response.status_code == 404
     assert response.json()["error"]["code"] == "not_found"
     assert response.headers["Cache-Control"] == "no-store"
@@ -333,12 +345,12 @@ TARGETS = {
 
 @pytest.mark.parametrize("row", TARGETS)
 def test_nothing_but_a_picture_of_its_own_making_is_served(
-    serving: Service, own_folder: Path, row: str
+    keyed_serving_service: Service, served_folder: Path, row: str
 ) -> None:
     target = TARGETS[row]
     if isinstance(target, str):
-        target = target.replace("{folder}", str(own_folder))
-    status, body = get_raw(serving, target)
+        target = target.replace("{folder}", str(served_folder))
+    status, body = get_raw(keyed_serving_service, target)
     # A NUL that is not encoded, and a line this long, are no request to gunicorn.
     assert status == 404 or (
         row in ("a bare NUL", "4,000 characters") and status == 400
@@ -347,10 +359,10 @@ def test_nothing_but_a_picture_of_its_own_making_is_served(
 
 
 def test_the_rows_above_fail_for_their_names_and_not_for_want_of_a_picture(
-    serving: Service, e2b: LocalE2B, own_folder: Path
+    keyed_serving_service: Service, e2b: LocalE2B, served_folder: Path
 ) -> None:
     e2b.set_script(shows(PNG))
-    [url] = urls_of(execute(serving))
+    [url] = urls_of(execute(keyed_serving_service))
     name = name_of(url)
     for target in (
         f"/images/{name}",
@@ -360,23 +372,23 @@ def test_the_rows_above_fail_for_their_names_and_not_for_want_of_a_picture(
         f"//images/{name}/",
         f"/images/{name}%2f",
     ):
-        assert get_raw(serving, target) == (200, PNG)
+        assert get_raw(keyed_serving_service, target) == (200, PNG)
     for target in (f"/images/{name}%00", f"/images/{name}/x", f"/{name}"):
-        assert get_raw(serving, target)[0] == 404
-    assert (own_folder / name).is_file()
+        assert get_raw(keyed_serving_service, target)[0] == 404
+    assert (served_folder / name).is_file()
 
 
 # --- a folder that cannot be written --------------------------------------------------
 
 
 def test_a_folder_that_cannot_be_written_costs_the_picture_and_not_the_reply(
-    start: Callable[..., Service],
+    start_shared: Callable[..., Service],
     e2b: LocalE2B,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     path = tmp_path_factory.mktemp("unwritable") / "images"
     path.mkdir()
-    service = start(IMAGE_DIR=str(path), IMAGE_URL=ADDRESS)
+    service = start_shared(IMAGE_DIR=str(path), IMAGE_URL=ADDRESS)
     # A file in its place: root, who may run this test, can write into every folder.
     path.rmdir()
     path.write_text("a file")
@@ -406,7 +418,7 @@ def own_name(letter: str, suffix: str = "png") -> str:
 
 @pytest.mark.parametrize("ttl_hours", [0, 1])
 def test_old_pictures_are_removed_when_told_so_and_never_what_is_not_its_own(
-    start: Callable[..., Service],
+    start_shared: Callable[..., Service],
     e2b: LocalE2B,
     tmp_path_factory: pytest.TempPathFactory,
     ttl_hours: int,
@@ -429,7 +441,7 @@ def test_old_pictures_are_removed_when_told_so_and_never_what_is_not_its_own(
             os.utime(folder / name, (written_at, written_at))
     (folder / own_name("i")).mkdir()
     os.utime(folder / own_name("i"), (0, 0))
-    service = start(
+    service = start_shared(
         IMAGE_DIR=str(folder), IMAGE_URL="/images/e2b", IMAGE_TTL_HOURS=str(ttl_hours)
     )
     e2b.set_script(shows(JPEG))

@@ -25,16 +25,12 @@ LIMIT = 50_000
 
 
 @pytest.fixture(scope="module")
-def service(start: Callable[..., Service]) -> Service:
-    return start()
-
-
-@pytest.fixture(scope="module")
-def as_it_is(
-    start: Callable[..., Service], tmp_path_factory: pytest.TempPathFactory
+def unshrinking_service(
+    start_shared: Callable[..., Service], tmp_path_factory: pytest.TempPathFactory
 ) -> Service:
+    """It sends pictures over MCP as they are, and publishes them."""
     folder = tmp_path_factory.mktemp("published")
-    return start(MCP_IMAGE_BYTES="0", IMAGE_DIR=str(folder), IMAGE_URL="/images")
+    return start_shared(MCP_IMAGE_BYTES="0", IMAGE_DIR=str(folder), IMAGE_URL="/images")
 
 
 def new_drawing(width_in: float, height_in: float) -> Figure:
@@ -123,9 +119,9 @@ def difference(shown: bytes, original: bytes) -> float:
 
 
 def test_a_plot_fits_in_256_colours_that_nobody_misses(
-    service: Service, e2b: LocalE2B, plot: bytes
+    shared_service: Service, e2b: LocalE2B, plot: bytes
 ) -> None:
-    text, [shown] = made_small(service, e2b, plot)
+    text, [shown] = made_small(shared_service, e2b, plot)
     assert len(shown) <= LIMIT
     assert (opened(shown).format, opened(shown).mode) == ("PNG", "P")
     assert opened(shown).size == (768, 461)
@@ -134,28 +130,32 @@ def test_a_plot_fits_in_256_colours_that_nobody_misses(
 
 
 def test_small_text_stays_readable(
-    service: Service, e2b: LocalE2B, small_text: bytes
+    shared_service: Service, e2b: LocalE2B, small_text: bytes
 ) -> None:
-    _, [shown] = made_small(service, e2b, small_text)
+    _, [shown] = made_small(shared_service, e2b, small_text)
     assert len(shown) <= LIMIT
     assert opened(shown).width == 768
     assert difference(shown, small_text) < 5
 
 
 def test_a_photograph_becomes_a_jpeg(
-    service: Service, e2b: LocalE2B, photograph: bytes
+    shared_service: Service, e2b: LocalE2B, photograph: bytes
 ) -> None:
-    _, [shown] = made_small(service, e2b, photograph)
+    _, [shown] = made_small(shared_service, e2b, photograph)
     assert len(shown) <= LIMIT
     assert opened(shown).format == "JPEG"
     assert opened(shown).width == 768
 
 
 def test_all_of_a_reply_have_twice_the_limit_and_small_ones_stay_as_they_are(
-    service: Service, e2b: LocalE2B, plot: bytes, small_text: bytes, photograph: bytes
+    shared_service: Service,
+    e2b: LocalE2B,
+    plot: bytes,
+    small_text: bytes,
+    photograph: bytes,
 ) -> None:
     small = picture()
-    _, shown = made_small(service, e2b, plot, small, small_text, photograph)
+    _, shown = made_small(shared_service, e2b, plot, small, small_text, photograph)
     assert len(shown) == 4
     assert sum(map(len, shown)) <= 2 * LIMIT
     assert shown[1] == small
@@ -163,40 +163,40 @@ def test_all_of_a_reply_have_twice_the_limit_and_small_ones_stay_as_they_are(
 
 
 def test_a_tall_picture_is_fitted_into_what_librechat_shows(
-    service: Service, e2b: LocalE2B
+    shared_service: Service, e2b: LocalE2B
 ) -> None:
     tall = io.BytesIO()
     Image.effect_noise((600, 6000), 60).save(tall, "PNG")
-    _, [shown] = made_small(service, e2b, tall.getvalue())
+    _, [shown] = made_small(shared_service, e2b, tall.getvalue())
     assert len(shown) <= LIMIT
     assert opened(shown).height <= 2000
 
 
-def test_what_is_transparent_is_white(service: Service, e2b: LocalE2B) -> None:
+def test_what_is_transparent_is_white(shared_service: Service, e2b: LocalE2B) -> None:
     file = io.BytesIO()
     noise = Image.effect_noise((500, 500), 60)
     Image.merge("RGBA", [noise, noise, noise, Image.new("L", (500, 500))]).save(
         file, "PNG"
     )
-    _, [shown] = made_small(service, e2b, file.getvalue())
+    _, [shown] = made_small(shared_service, e2b, file.getvalue())
     assert opened(shown).convert("RGB").getcolors() == [(250_000, (255, 255, 255))]
 
 
 def test_the_array_and_what_is_published_keep_the_original(
-    service: Service, as_it_is: Service, e2b: LocalE2B, plot: bytes
+    shared_service: Service, unshrinking_service: Service, e2b: LocalE2B, plot: bytes
 ) -> None:
     answer_with(e2b, figure(plot))
-    [url] = urls_of(service.execute())
+    [url] = urls_of(shared_service.execute())
     assert decoded(url) == plot
-    [path] = urls_of(as_it_is.execute())
-    assert http.get(f"{as_it_is.url}{path}", timeout=10).content == plot
+    [path] = urls_of(unshrinking_service.execute())
+    assert http.get(f"{unshrinking_service.url}{path}", timeout=10).content == plot
 
 
 def test_with_0_a_picture_is_sent_as_it_is(
-    as_it_is: Service, e2b: LocalE2B, plot: bytes
+    unshrinking_service: Service, e2b: LocalE2B, plot: bytes
 ) -> None:
     answer_with(e2b, figure(plot))
-    text, shown = call(as_it_is)
+    text, shown = call(unshrinking_service)
     assert shown == [plot]
     assert text == "[1 picture was drawn and is shown to the user: 2000 x 1200]"
 
@@ -218,12 +218,15 @@ def bomb() -> bytes:
     ],
 )
 def test_a_picture_that_is_hard_to_decode_costs_no_other(
-    service: Service, e2b: LocalE2B, plot: bytes, hostile: Callable[[bytes], bytes]
+    shared_service: Service,
+    e2b: LocalE2B,
+    plot: bytes,
+    hostile: Callable[[bytes], bytes],
 ) -> None:
     answer_with(e2b, figure(hostile(plot)), figure(plot))
     for _ in range(5):
         started = time.monotonic()
-        _, [_, shown] = call(service)
+        _, [_, shown] = call(shared_service)
         took_s = time.monotonic() - started
         if len(shown) < len(plot):
             break
@@ -262,7 +265,7 @@ def endless() -> bytes:
 @pytest.mark.parametrize("place", [0, 1, 2], ids=["first", "in the middle", "last"])
 @pytest.mark.parametrize("breaking", [out_of_memory, endless])
 def test_a_picture_that_breaks_the_child_costs_no_other_wherever_it_is(
-    service: Service,
+    shared_service: Service,
     e2b: LocalE2B,
     plot: bytes,
     small_text: bytes,
@@ -276,7 +279,7 @@ def test_a_picture_that_breaks_the_child_costs_no_other_wherever_it_is(
     answer_with(e2b, *(figure(data) for data in sent))
     for _ in range(5):  # while the machine is too busy to make them smaller in time
         started = time.monotonic()
-        _, shown = call(service)
+        _, shown = call(shared_service)
         took_s = time.monotonic() - started
         good = shown[:place] + shown[place + 1 :]
         if max(map(len, good)) <= LIMIT:
@@ -289,12 +292,12 @@ def test_a_picture_that_breaks_the_child_costs_no_other_wherever_it_is(
 
 
 def test_when_no_picture_can_be_made_smaller_all_come_back_within_the_time(
-    service: Service, e2b: LocalE2B, plot: bytes
+    shared_service: Service, e2b: LocalE2B, plot: bytes
 ) -> None:
     sent = [endless() + bytes(number) for number in range(4)]
     answer_with(e2b, *(figure(data) for data in [*sent, plot]))
     started = time.monotonic()
-    _, shown = call(service)
+    _, shown = call(shared_service)
     assert time.monotonic() - started < 9
     assert shown[:4] == sent
     assert len(shown) == 5

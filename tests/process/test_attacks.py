@@ -59,17 +59,11 @@ REQUESTS = 1800
 # More than a pipe alone holds.
 PIPE_FULL = 400
 
-pytestmark = pytest.mark.usefixtures("untraced")
+pytestmark = pytest.mark.usefixtures("untraced", "runs_print_ok")
 
 
 @pytest.fixture(scope="module")
-def e2b() -> Iterator[LocalE2B]:
-    with LocalE2B(script={"run": OK_RUN}) as stand_in:
-        yield stand_in
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def image_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("images")
     picture = folder / f"e2b-{secrets.token_urlsafe(24)}.png"
     picture.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(5_000_000))
@@ -77,10 +71,10 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module", params=["", PROXY_KEY], ids=["no key", "key"])
-def service(
+def attacked_service(
     request: pytest.FixtureRequest,
     e2b: LocalE2B,
-    images: Path,
+    image_dir: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Service]:
     service = Service(
@@ -88,7 +82,7 @@ def service(
         | {
             "PROXY_API_KEY": request.param,
             "FILES_DIR": str(tmp_path_factory.mktemp("files")),
-            "IMAGE_DIR": str(images),
+            "IMAGE_DIR": str(image_dir),
             "IMAGE_URL": "http://127.0.0.1/images",
         }
     )
@@ -180,17 +174,19 @@ def connected(service: Service) -> socket.socket:
 # --- the end of connections -----------------------------------------------------
 
 
-def test_300_clients_that_do_not_close_leave_health_quick(service: Service) -> None:
+def test_300_clients_that_do_not_close_leave_health_quick(
+    attacked_service: Service,
+) -> None:
     """gunicorn's main thread would wait for each of them, for up to 2 s."""
-    with nothing_remains(service), does_not_close(service.port):
-        took_s = health_s(service.port, 1.5, AT_LEAST)
+    with nothing_remains(attacked_service), does_not_close(attacked_service.port):
+        took_s = health_s(attacked_service.port, 1.5, AT_LEAST)
     assert median(took_s) < 0.5, took_s[-5:]
 
 
 def test_a_client_that_still_sends_reads_why_it_was_refused_and_is_not_reset(
-    service: Service,
+    attacked_service: Service,
 ) -> None:
-    with connected(service) as client:
+    with connected(attacked_service) as client:
         lines = ("Content-Length: 40000", "Connection: close")
         client.sendall(head("POST /execute HTTP/1.1", *lines))
         refusal = client.recv(65_536)
@@ -210,22 +206,25 @@ def test_a_client_that_still_sends_reads_why_it_was_refused_and_is_not_reset(
     ],
 )
 def test_a_reply_says_close_where_the_body_was_not_read(
-    service: Service, body: bytes, lines: list[str], connection: bytes
+    attacked_service: Service, body: bytes, lines: list[str], connection: bytes
 ) -> None:
     key = f"Authorization: Bearer {PROXY_KEY}"
-    with connected(service) as client:
+    with connected(attacked_service) as client:
         length = f"Content-Length: {len(body)}"
         client.sendall(head("POST /execute HTTP/1.1", *lines, key, length) + body)
         assert b"\r\nConnection: " + connection in client.recv(65_536)
 
 
 def test_100_clients_that_go_on_after_a_refusal_hold_no_thread(
-    service: Service,
+    attacked_service: Service,
 ) -> None:
     lines = ("Content-Type: text/plain", "Content-Length: 100000000")
     refused = head("POST /execute HTTP/1.1", *lines)
-    with nothing_remains(service), Attackers(service.port, 100, refused, b"x"):
-        assert_health_is_quick(service)
+    with (
+        nothing_remains(attacked_service),
+        Attackers(attacked_service.port, 100, refused, b"x"),
+    ):
+        assert_health_is_quick(attacked_service)
 
 
 # --- slow clients -----------------------------------------------------
@@ -233,28 +232,28 @@ def test_100_clients_that_go_on_after_a_refusal_hold_no_thread(
 
 @pytest.mark.parametrize("drips", [drips_headers, drips_bodies])
 def test_100_clients_that_send_a_byte_each_half_second_leave_health_quick(
-    service: Service, drips: Callable[[int], Attackers]
+    attacked_service: Service, drips: Callable[[int], Attackers]
 ) -> None:
-    with nothing_remains(service), drips(service.port):
-        took_s = health_s(service.port, 2.5, AT_LEAST)
+    with nothing_remains(attacked_service), drips(attacked_service.port):
+        took_s = health_s(attacked_service.port, 2.5, AT_LEAST)
     assert median(took_s) < 1, took_s[-5:]
 
 
 def test_60_clients_that_do_not_read_a_picture_leave_health_quick(
-    service: Service, images: Path
+    attacked_service: Service, image_dir: Path
 ) -> None:
-    (picture,) = images.iterdir()
+    (picture,) = image_dir.iterdir()
     path = f"/images/{picture.name}"
-    with nothing_remains(service), reads_nothing(service.port, path):
-        took_s = health_s(service.port, 2.5, AT_LEAST)
+    with nothing_remains(attacked_service), reads_nothing(attacked_service.port, path):
+        took_s = health_s(attacked_service.port, 2.5, AT_LEAST)
     assert median(took_s) < 1, took_s[-5:]
 
 
 def test_60_clients_that_do_not_read_a_file_leave_health_quick(
-    service: Service,
+    attacked_service: Service,
 ) -> None:
     uploaded = requests.post(
-        f"{service.url}/v1/upload",
+        f"{attacked_service.url}/v1/upload",
         files={"file": ("a", bytes(20_000_000))},
         headers=AUTHORIZATION,
         timeout=100,
@@ -262,18 +261,21 @@ def test_60_clients_that_do_not_read_a_file_leave_health_quick(
     file_id = uploaded["files"][0]["fileId"]
     path = f"/v1/download/{uploaded['storage_session_id']}/{file_id}"
     key = f"Authorization: Bearer {PROXY_KEY}"
-    with nothing_remains(service), reads_nothing(service.port, path, key):
-        took_s = health_s(service.port, 2.5, AT_LEAST)
+    with (
+        nothing_remains(attacked_service),
+        reads_nothing(attacked_service.port, path, key),
+    ):
+        took_s = health_s(attacked_service.port, 2.5, AT_LEAST)
     assert median(took_s) < 1, took_s[-5:]
 
 
 def test_an_upload_at_a_fair_rate_is_not_cut_off_among_slow_clients(
-    service: Service,
+    attacked_service: Service,
 ) -> None:
     """Here 130 KB each 5 s: over any 10 s that is more than 16 KiB/s."""
     body = json.dumps({"code": "1"}).ljust(260_000).encode()
     request = post(len(body), f"Authorization: Bearer {PROXY_KEY}")
-    with drips_bodies(service.port), connected(service) as client:
+    with drips_bodies(attacked_service.port), connected(attacked_service) as client:
         client.sendall(request)
         for start in range(0, len(body), 130_000):
             if start:
@@ -293,10 +295,10 @@ def small_chunks_with_the_key(port: int) -> Streamers:
     "streams", [heads_in_pieces, bodies_of_small_chunks, small_chunks_with_the_key]
 )
 def test_heads_and_bodies_in_very_small_pieces_leave_health_quick(
-    service: Service, streams: Callable[[int], Streamers]
+    attacked_service: Service, streams: Callable[[int], Streamers]
 ) -> None:
-    with nothing_remains(service), streams(service.port):
-        assert_health_is_quick(service)
+    with nothing_remains(attacked_service), streams(attacked_service.port):
+        assert_health_is_quick(attacked_service)
 
 
 HEADS = {
@@ -319,11 +321,11 @@ HEADS = {
 @pytest.mark.parametrize("row", HEADS)
 @pytest.mark.parametrize("piece_bytes", [7, 100_000])
 def test_heads_of_browsers_and_libre_chat_pass_and_longer_ones_are_told(
-    service: Service, row: str, piece_bytes: int
+    attacked_service: Service, row: str, piece_bytes: int
 ) -> None:
     headers, status = HEADS[row]
     whole = head("GET /health HTTP/1.1", *headers)
-    with connected(service) as client:
+    with connected(attacked_service) as client:
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         for start in range(0, len(whole), piece_bytes):
             try:
@@ -335,7 +337,7 @@ def test_heads_of_browsers_and_libre_chat_pass_and_longer_ones_are_told(
 
 @pytest.mark.parametrize("cut", range(-4, 60, 3))
 def test_a_request_that_comes_with_the_end_of_the_one_before_is_answered(
-    service: Service, cut: int
+    attacked_service: Service, cut: int
 ) -> None:
     """Wherever it is cut: in the body before it, in its head, in the head's end."""
     body = b'{"code": 3}'
@@ -346,7 +348,7 @@ def test_a_request_that_comes_with_the_end_of_the_one_before_is_answered(
     second = head("GET /health HTTP/1.1", "Connection: close")
     end = len(first) + cut
     whole = first + second
-    with connected(service) as client:
+    with connected(attacked_service) as client:
         client.sendall(whole[:end])
         if cut >= 0:
             assert client.recv(65_536).startswith(b"HTTP/1.1 400 ")
@@ -358,9 +360,9 @@ def test_a_request_that_comes_with_the_end_of_the_one_before_is_answered(
 
 
 def test_a_line_that_ends_in_a_bare_newline_is_refused_at_once(
-    service: Service,
+    attacked_service: Service,
 ) -> None:
-    with connected(service) as client:
+    with connected(attacked_service) as client:
         client.settimeout(5)
         client.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\n")
         assert client.recv(65_536).startswith(b"HTTP/1.1 400 ")
@@ -378,7 +380,7 @@ def test_a_line_that_ends_in_a_bare_newline_is_refused_at_once(
     ],
 )
 def test_chunks_may_be_small_and_few_or_many_and_large(
-    service: Service, chunk_bytes: int, body_bytes: int, status: int
+    attacked_service: Service, chunk_bytes: int, body_bytes: int, status: int
 ) -> None:
     body = b'{"code": "1"}'.ljust(body_bytes)
 
@@ -387,7 +389,7 @@ def test_chunks_may_be_small_and_few_or_many_and_large(
             yield body[start : start + chunk_bytes]
 
     reply = b""
-    with connected(service) as client:
+    with connected(attacked_service) as client:
         lines = (
             f"Authorization: Bearer {PROXY_KEY}",
             "Content-Type: application/json",
@@ -436,31 +438,37 @@ def little_memory(service: Service) -> Iterator[None]:
 
 @pytest.mark.parametrize("is_good", [True, False], ids=["good", "bad"])
 def test_20_bodies_of_32_mb_at_once_take_little_memory_and_leave_health_quick(
-    service: Service, is_good: bool
+    attacked_service: Service, is_good: bool
 ) -> None:
-    attack = sends_large_bodies(service.port, 20, KEY_HEADER, is_good=is_good)
-    with nothing_remains(service), little_memory(service), attack as statuses:
-        took_s = health_s(service.port, 4, AT_LEAST)
+    attack = sends_large_bodies(attacked_service.port, 20, KEY_HEADER, is_good=is_good)
+    with (
+        nothing_remains(attacked_service),
+        little_memory(attacked_service),
+        attack as statuses,
+    ):
+        took_s = health_s(attacked_service.port, 4, AT_LEAST)
     assert median(took_s) < 0.5, took_s[-5:]
     status = b"HTTP/1.1 200 OK" if is_good else b"HTTP/1.1 400 BAD REQUEST"
     assert set(statuses) <= {status, b"HTTP/1.1 429 TOO MANY REQUESTS"}
     assert statuses.count(status) >= 3
 
 
-def test_a_large_body_waits_and_then_reads_when_to_come_again(service: Service) -> None:
+def test_a_large_body_waits_and_then_reads_when_to_come_again(
+    attacked_service: Service,
+) -> None:
     """The first sends its head only: its memory is held before its body is read."""
     whole = large_exec(KEY_HEADER)
-    with connected(service) as first:
+    with connected(attacked_service) as first:
         first.sendall(whole[:1000])
         time.sleep(0.5)  # until it holds its memory; nothing tells when
         small = requests.post(
-            f"{service.url}/v1/exec",
+            f"{attacked_service.url}/v1/exec",
             json={"lang": "bash", "code": "x" * 100_000},
             headers=AUTHORIZATION,
             timeout=5,
         )
         assert small.status_code == 200
-        with connected(service) as second:
+        with connected(attacked_service) as second:
             started_at = time.monotonic()
             second.sendall(whole)
             reply = b""
@@ -475,11 +483,11 @@ def test_a_large_body_waits_and_then_reads_when_to_come_again(service: Service) 
 
 @pytest.mark.parametrize("character", ["\0", "\N{GRINNING FACE}"], ids=["NUL", "emoji"])
 def test_execs_that_print_much_take_little_memory_and_leave_health_quick(
-    service: Service, e2b: LocalE2B, character: str
+    attacked_service: Service, e2b: LocalE2B, character: str
 ) -> None:
     def run(_: int) -> tuple[int, str, str]:
         reply = requests.post(
-            f"{service.url}/v1/exec",
+            f"{attacked_service.url}/v1/exec",
             json={"lang": "bash", "code": "1"},
             headers=AUTHORIZATION,
             timeout=200,
@@ -490,12 +498,12 @@ def test_execs_that_print_much_take_little_memory_and_leave_health_quick(
     e2b.set_script(printed(character))
     try:
         with (
-            nothing_remains(service),
-            little_memory(service),
+            nothing_remains(attacked_service),
+            little_memory(attacked_service),
             ThreadPoolExecutor(4) as threads,
         ):
             replies = threads.map(run, range(4))
-            took_s = health_s(service.port, 2, AT_LEAST)
+            took_s = health_s(attacked_service.port, 2, AT_LEAST)
             for size_bytes, output, note in replies:
                 assert size_bytes < 24 * 1024 * 1024 + 1000
                 assert set(output) == {character}
@@ -511,7 +519,7 @@ def test_execs_that_print_much_take_little_memory_and_leave_health_quick(
 
 @pytest.mark.parametrize("path", ["/execute", "/mcp"])
 def test_code_under_a_licence_with_windows_newlines_runs_at_once(
-    service: Service, path: str
+    attacked_service: Service, path: str
 ) -> None:
     """Each of its lines could be matched in two ways: 40 of them ended the worker."""
     code = f"{LICENCE}print(1)\r\n"
@@ -519,18 +527,18 @@ def test_code_under_a_licence_with_windows_newlines_runs_at_once(
     if path == "/mcp":
         params = {"name": "execute_python", "arguments": body}
         body = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}
-    worker = worker_of(service)
+    worker = worker_of(attacked_service)
     reply = requests.post(
-        service.url + path, json=body, headers=AUTHORIZATION, timeout=10
+        attacked_service.url + path, json=body, headers=AUTHORIZATION, timeout=10
     )
     assert reply.status_code == 200
     assert "ok" in reply.text
-    assert worker_of(service) == worker
+    assert worker_of(attacked_service) == worker
 
 
-def test_code_under_a_licence_leaves_health_quick(service: Service) -> None:
-    with nothing_remains(service), runs_a_licence(service.port, 4):
-        assert_health_is_quick(service)
+def test_code_under_a_licence_leaves_health_quick(attacked_service: Service) -> None:
+    with nothing_remains(attacked_service), runs_a_licence(attacked_service.port, 4):
+        assert_health_is_quick(attacked_service)
 
 
 # --- headers of a proxy -----------------------------------------------------
@@ -547,14 +555,14 @@ def test_code_under_a_licence_leaves_health_quick(service: Service) -> None:
     ],
 )
 def test_no_header_changes_the_path_that_is_served(
-    service: Service, e2b: LocalE2B, first_line: str, header: str
+    attacked_service: Service, e2b: LocalE2B, first_line: str, header: str
 ) -> None:
     """A proxy may pass on /images/ only, and every header."""
     created = e2b.state()["created"]
     body = b'{"code": "1"}'
     key = f"Authorization: Bearer {PROXY_KEY}"
     about_body = ("Content-Type: application/json", f"Content-Length: {len(body)}")
-    with connected(service) as client:
+    with connected(attacked_service) as client:
         lines = head(first_line, header, key, *about_body)
         client.sendall(lines + body)
         assert re.match(rb"HTTP/1.0 40[45] ", client.recv(65_536))
@@ -597,15 +605,15 @@ def test_a_limit_on_descriptors_that_cannot_hold_the_cap_costs_no_run(key: str) 
             service.stop()
 
 
-def test_running_out_of_descriptors_is_survived(service: Service) -> None:
-    worker = worker_of(service)
+def test_running_out_of_descriptors_is_survived(attacked_service: Service) -> None:
+    worker = worker_of(attacked_service)
     before = worker.rlimit(psutil.RLIMIT_NOFILE)
-    with nothing_remains(service):
+    with nothing_remains(attacked_service):
         worker.rlimit(psutil.RLIMIT_NOFILE, (worker.num_fds() + 5, before[1]))
         with ExitStack() as stack:
             for _ in range(20):
-                stack.enter_context(connected(service))
-            assert health_s(service.port, 0.5)
+                stack.enter_context(connected(attacked_service))
+            assert health_s(attacked_service.port, 0.5)
         worker.rlimit(psutil.RLIMIT_NOFILE, before)
 
 

@@ -27,25 +27,10 @@ from local_e2b import LocalE2B
 
 from conftest import E2B_KEY, OK_RUN, ROOT, Service, e2b_at, free_port, text_of
 
+pytestmark = pytest.mark.usefixtures("runs_print_ok")
+
 PROXY_KEY = "proxy-key-0123456789-abcdef"
 Start = Callable[..., Service]
-
-
-@pytest.fixture(scope="module")
-def e2b() -> Iterator[LocalE2B]:
-    with LocalE2B(script={"run": OK_RUN}) as stand_in:
-        yield stand_in
-
-
-@pytest.fixture(scope="module")
-def shared(e2b: LocalE2B) -> Iterator[Service]:
-    """A service for the tests that leave it as it is."""
-    service = Service(e2b_at(e2b.url))
-    try:
-        service.wait_until_ready()
-        yield service
-    finally:
-        service.stop()
 
 
 # --- raw sockets -----------------------------------------------------
@@ -116,14 +101,14 @@ SMUGGLED = "POST /execute HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 @pytest.fixture(scope="module")
 def long_waits(
-    e2b: LocalE2B, shared: Service
+    e2b: LocalE2B, shared_service: Service
 ) -> Iterator[dict[str, Future[tuple[bytes, float]]]]:
     """What became of clients that take long: the answer, and when it was over, s."""
 
     def idle_client() -> bytes:
         # Refused for what it lacks: runs of its own
         # would be counted as other tests' runs.
-        with connected(shared) as connection:
+        with connected(shared_service) as connection:
             connection.sendall(post(b"{}"))
             first = one_answer(connection)
             stopped.wait(6)
@@ -132,7 +117,7 @@ def long_waits(
 
     def dripping(start: bytes, drop: bytes) -> Callable[[], bytes]:
         def drip() -> bytes:
-            with connected(shared) as connection:
+            with connected(shared_service) as connection:
                 connection.sendall(start)
                 try:
                     while not stopped.wait(0.5):
@@ -163,9 +148,11 @@ def long_waits(
         "drips chunks": dripping(
             (CHUNKED + "Transfer-Encoding: chunked\r\n\r\n").encode(), b"1\r\n \r\n"
         ),
-        "sends half a line": lambda: answer_to(shared, b"GET /hea", half_close=False),
+        "sends half a line": lambda: answer_to(
+            shared_service, b"GET /hea", half_close=False
+        ),
         "sends half a body": lambda: answer_to(
-            shared, post(b'{"co', length=50), half_close=False
+            shared_service, post(b'{"co', length=50), half_close=False
         ),
     }
     stopped = threading.Event()
@@ -211,16 +198,24 @@ def left_behind() -> Iterator[LocalE2B]:
 # --- start -----------------------------------------------------
 
 
-def test_it_boots_on_the_port_of_the_environment_on_loopback(shared: Service) -> None:
+def test_it_boots_on_the_port_of_the_environment_on_loopback(
+    shared_service: Service,
+) -> None:
     assert (
-        requests.get(f"{shared.url}/health", timeout=30).json()["status"] == "healthy"
+        requests.get(f"{shared_service.url}/health", timeout=30).json()["status"]
+        == "healthy"
     )
     (connection,) = [
         connection
-        for connection in psutil.Process(shared.process.pid).net_connections("tcp")
+        for connection in psutil.Process(shared_service.process.pid).net_connections(
+            "tcp"
+        )
         if connection.status == psutil.CONN_LISTEN
     ]
-    assert (connection.laddr.ip, connection.laddr.port) == ("127.0.0.1", shared.port)
+    assert (connection.laddr.ip, connection.laddr.port) == (
+        "127.0.0.1",
+        shared_service.port,
+    )
 
 
 # Root may listen at any port, unless it gives up that right.
@@ -298,7 +293,7 @@ def test_a_worker_that_cannot_load_the_service_says_why_and_nothing_else() -> No
 def test_a_line_warns_when_anyone_can_reach_it_and_no_key_guards_it(
     start_service: Start, key: str
 ) -> None:
-    service = start_service({"HOST": "0.0.0.0", "PROXY_API_KEY": key})
+    service = start_service(HOST="0.0.0.0", PROXY_API_KEY=key)
     assert requests.get(f"{service.url}/health", timeout=30).ok
     warnings = [line for line in service.lines if '"warning"' in line]
     assert len(warnings) == (0 if key else 1)
@@ -322,15 +317,15 @@ def only_line(said: str) -> str:
     ],
 )
 def test_an_address_that_cannot_be_had_ends_it_at_once_in_one_line(
-    shared: Service, host: str, reason: str
+    shared_service: Service, host: str, reason: str
 ) -> None:
     """Named with the reason; gunicorn would try for 5 s, with a line for each try."""
-    settings = {"E2B_API_KEY": E2B_KEY, "HOST": host, "PORT": str(shared.port)}
+    settings = {"E2B_API_KEY": E2B_KEY, "HOST": host, "PORT": str(shared_service.port)}
     code, said = ended(settings)
     assert code == 1
     line = only_line(said)
     assert host.strip("[]") in line
-    assert str(shared.port) in line
+    assert str(shared_service.port) in line
     assert re.search(reason, line)
 
 
@@ -507,34 +502,36 @@ def test_a_worker_that_dies_is_replaced_and_the_service_goes_on(
     ],
 )
 def test_hostile_bytes_are_the_callers_mistake_never_ours_and_run_nothing(
-    shared: Service, e2b: LocalE2B, sent: bytes
+    shared_service: Service, e2b: LocalE2B, sent: bytes
 ) -> None:
-    created, at = e2b.state()["created"], len(shared.lines)
-    answer = answer_to(shared, sent)
+    created, at = e2b.state()["created"], len(shared_service.lines)
+    answer = answer_to(shared_service, sent)
     statuses = re.findall(rb"HTTP/1\.[01] (\d\d\d) ", answer)
     assert not statuses or re.fullmatch(b"4..", statuses[0]), answer
     assert all(status.startswith(b"4") for status in statuses), answer
     assert len(statuses) <= 1
-    assert requests.get(f"{shared.url}/health", timeout=30).ok
+    assert requests.get(f"{shared_service.url}/health", timeout=30).ok
     assert e2b.state()["created"] <= created + 1 - bool(statuses)
-    assert "Traceback" not in "".join(shared.lines[at:])
+    assert "Traceback" not in "".join(shared_service.lines[at:])
 
 
-def test_requests_sent_at_once_are_answered_in_turn(shared: Service) -> None:
+def test_requests_sent_at_once_are_answered_in_turn(shared_service: Service) -> None:
     body = b'{"code": "1"}'
-    answer = answer_to(shared, get() + post(body) + get("/nothing") + get("/health"))
+    answer = answer_to(
+        shared_service, get() + post(body) + get("/nothing") + get("/health")
+    )
     statuses = re.findall(rb"HTTP/1\.1 (\d\d\d) ", answer)
     assert statuses == [b"200", b"200", b"404", b"200"]
 
 
 def test_200_silent_connections_do_not_keep_health_waiting(
-    shared: Service, long_waits: dict[str, Future[tuple[bytes, float]]]
+    shared_service: Service, long_waits: dict[str, Future[tuple[bytes, float]]]
 ) -> None:
     """Beside clients that drip all the while."""
-    silent = [connected(shared) for _ in range(200)]
+    silent = [connected(shared_service) for _ in range(200)]
     took_s = []
     for _ in range(20):
-        response = requests.get(f"{shared.url}/health", timeout=30)
+        response = requests.get(f"{shared_service.url}/health", timeout=30)
         assert response.ok
         took_s.append(response.elapsed.total_seconds())
     for connection in silent:
@@ -574,7 +571,7 @@ def test_a_request_is_one_line_of_the_log_with_what_operators_ask_for_and_no_con
     start_service: Start, scripted_e2b: LocalE2B
 ) -> None:
     answer_with(scripted_e2b, stdout("words-of-output\n"), pngs=1, png_bytes=2000)
-    service = start_service({"PROXY_API_KEY": PROXY_KEY, "LOG_LEVEL": "debug"})
+    service = start_service(PROXY_API_KEY=PROXY_KEY, LOG_LEVEL="debug")
     headers = {
         "Authorization": f"Bearer {PROXY_KEY}",
         "X-Request-Id": "id-of-the-caller.1",
@@ -659,9 +656,11 @@ def test_the_services_key_is_in_no_reply_no_log_and_nothing_that_a_sandbox_gets(
         pytest.param("", id="empty"),
     ],
 )
-def test_a_request_id_that_could_forge_is_replaced(shared: Service, given: str) -> None:
+def test_a_request_id_that_could_forge_is_replaced(
+    shared_service: Service, given: str
+) -> None:
     response = requests.get(
-        f"{shared.url}/nothing",
+        f"{shared_service.url}/nothing",
         headers={"X-Request-Id": given.encode("latin-1")},
         timeout=30,
     )
@@ -670,9 +669,9 @@ def test_a_request_id_that_could_forge_is_replaced(shared: Service, given: str) 
     assert response.json()["error"]["request_id"] == request_id
 
 
-def test_a_path_cannot_forge_a_line_of_the_log(shared: Service) -> None:
-    answer_to(shared, get("/forged%0a%7B%22level%22:%22error%22%7D%1b%5b31m"))
-    line = shared.wait_for_log("forged")
+def test_a_path_cannot_forge_a_line_of_the_log(shared_service: Service) -> None:
+    answer_to(shared_service, get("/forged%0a%7B%22level%22:%22error%22%7D%1b%5b31m"))
+    line = shared_service.wait_for_log("forged")
     assert json.loads(line)["path"] == '/forged\n{"level":"error"}\x1b[31m'
     assert "\x1b" not in line
 
@@ -687,9 +686,8 @@ def test_a_forward_proxy_in_the_environment_is_the_way_to_e2b(
     an operator's proxy may be the only way out."""
     with LocalE2B(script={"run": OK_RUN}) as proxy:
         names = ("HTTP_PROXY", "http_proxy")
-        service = start_service(
-            dict.fromkeys(names, proxy.url) | {"NO_PROXY": "", "no_proxy": ""}
-        )
+        proxies = dict.fromkeys(names, proxy.url)
+        service = start_service(**proxies, NO_PROXY="", no_proxy="")
         assert text_of(service.execute())
         proxy.wait_for(lambda state: state["killed"] == 1)
         assert scripted_e2b.state()["requests"] == []

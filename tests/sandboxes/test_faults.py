@@ -132,7 +132,7 @@ def test_create_reaches_nobody_says_so_within_the_run_limit_plus_10_s(
 ) -> None:
     # A name longer than can be is refused by the resolver without asking anyone. That
     # nobody listens at an address is in test_sandbox.py.
-    service = start_service(e2b_at(f"http://{'a' * 64}.test"))
+    service = start_service(**e2b_at(f"http://{'a' * 64}.test"))
     response, took_s = timed_execute(service, "1", timeout=1)
     assert_reply(response, "unavailable", "E2B could not be reached")
     assert took_s < 11

@@ -120,11 +120,11 @@ def test_any_other_answer_than_a_refusal_holds_its_slot_whatever_its_body(
 
 
 def test_health_and_metrics_tell_of_lost_sandboxes(
-    scripted_e2b: LocalE2B, service: Service
+    scripted_e2b: LocalE2B, default_service: Service
 ) -> None:
     def lost() -> tuple[int, float]:
-        health = requests.get(f"{service.url}/health", timeout=30).json()
-        metrics = requests.get(f"{service.url}/metrics", timeout=30).text
+        health = requests.get(f"{default_service.url}/health", timeout=30).json()
+        metrics = requests.get(f"{default_service.url}/metrics", timeout=30).text
         [line] = [
             line
             for line in metrics.splitlines()
@@ -134,7 +134,7 @@ def test_health_and_metrics_tell_of_lost_sandboxes(
 
     assert lost() == (0, 0)
     scripted_e2b.set_script({"create": {"status": 500, "body": "<html>"}})
-    assert "E2B failed" in service.execute("1").text
+    assert "E2B failed" in default_service.execute("1").text
     assert lost() == (1, 1)
 
 

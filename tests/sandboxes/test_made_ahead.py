@@ -401,7 +401,7 @@ def test_sigterm_while_some_are_being_made_leaves_none(
     direct_e2b: LocalE2B, start_service: Callable[..., Service]
 ) -> None:
     direct_e2b.set_script({"run": OK_RUN, "create": [{}, {}, {"delay_s": 1}]})
-    service = start_service({"WARM_SANDBOXES": "4"})
+    service = start_service(WARM_SANDBOXES="4")
     direct_e2b.wait_for(
         lambda state: len(requests_of(state, "create")) == 4 and state["created"] == 2,
         30,
@@ -448,9 +448,7 @@ def test_creates_and_kills_balance_after_a_mix_of_faults(
 def test_what_was_spent_and_who_runs_is_on_health(
     direct_e2b: LocalE2B, start_service: Callable[..., Service]
 ) -> None:
-    service = start_service(
-        {"WARM_SANDBOXES": "1", "SANDBOX_SECONDS_PER_DAY": "100000"}
-    )
+    service = start_service(WARM_SANDBOXES="1", SANDBOX_SECONDS_PER_DAY="100000")
     direct_e2b.wait_for(lambda state: requests_of(state, "run"), 30)
 
     def health() -> dict[str, Any]:

@@ -26,14 +26,14 @@ CONVERSATION = "64f1c0ffee/5b6a0c1e"
 
 
 @pytest.fixture(scope="module")
-def session_service(start: Callable[..., Service]) -> Service:
-    return start(SESSION_IDLE_S="60", RUN_TIMEOUT_S="30")
+def session_service(start_shared: Callable[..., Service]) -> Service:
+    return start_shared(SESSION_IDLE_S="60", RUN_TIMEOUT_S="30")
 
 
 @pytest.fixture(scope="module")
-def forgetful_service(start: Callable[..., Service]) -> Service:
+def forgetful_service(start_shared: Callable[..., Service]) -> Service:
     """A service that keeps nothing between calls."""
-    return start()
+    return start_shared()
 
 
 @pytest.fixture
@@ -178,10 +178,13 @@ def test_a_call_whose_turn_does_not_come_in_its_own_time_says_so(
 
 
 def test_a_restart_and_another_replica_find_the_session(
-    session_service: Service, start: Callable[..., Service], e2b: LocalE2B, own_id: str
+    session_service: Service,
+    start_shared: Callable[..., Service],
+    e2b: LocalE2B,
+    own_id: str,
 ) -> None:
     call(session_service, own_id, "x = 41")
-    other = start(SESSION_IDLE_S="60", RUN_TIMEOUT_S="30")
+    other = start_shared(SESSION_IDLE_S="60", RUN_TIMEOUT_S="30")
     text = call(other, own_id, "x += 1; print(x)")
     assert "42" in text
     assert GONE not in text
@@ -190,16 +193,19 @@ def test_a_restart_and_another_replica_find_the_session(
     assert "44" in call(
         session_service, own_id, "print(x + 2)"
     )  # left to E2B by SIGTERM
-    restarted = start(SESSION_IDLE_S="60", RUN_TIMEOUT_S="30")
+    restarted = start_shared(SESSION_IDLE_S="60", RUN_TIMEOUT_S="30")
     assert "45" in call(restarted, own_id, "print(x + 3)")
 
 
 def test_where_e2bs_list_ignores_whose_it_was_asked_for_no_variables_are_shared(
-    session_service: Service, start: Callable[..., Service], e2b: LocalE2B, own_id: str
+    session_service: Service,
+    start_shared: Callable[..., Service],
+    e2b: LocalE2B,
+    own_id: str,
 ) -> None:
     e2b.set_script({"list": {"unfiltered": True, "page_size": 1}})
     call(session_service, f"{own_id}1", "x = 41")
-    replica = start(SESSION_IDLE_S="60", RUN_TIMEOUT_S="30")
+    replica = start_shared(SESSION_IDLE_S="60", RUN_TIMEOUT_S="30")
     assert "False" in call(replica, f"{own_id}2", "print('x' in dir())")
     assert "41" in call(replica, f"{own_id}1", "print(x)")
 

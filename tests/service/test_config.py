@@ -408,8 +408,8 @@ def test_more_warm_sandboxes_than_runs_are_warned_of_with_both_numbers() -> None
     assert "7" in warning and "5" in warning
 
 
-def test_warnings_are_lines_of_the_log(start: Callable[..., Service]) -> None:
-    service = start(WARM_SANDBOX="1", E2B_API_KEY=KEY)
+def test_warnings_are_lines_of_the_log(start_shared: Callable[..., Service]) -> None:
+    service = start_shared(WARM_SANDBOX="1", E2B_API_KEY=KEY)
     line = service.wait_for_log("WARM_SANDBOX is no setting; WARM_SANDBOXES?")
     assert '"level": "warning"' in line
 

@@ -98,7 +98,7 @@ class Node:
 
 
 @pytest.fixture(scope="module")
-def node(start: Callable[..., Service]) -> Iterator[Node]:
+def node(start_shared: Callable[..., Service]) -> Iterator[Node]:
     """Closed before the services are stopped: they
     wait for connections that are kept alive."""
     missing = [name for name in ("node", "npm") if shutil.which(name) is None]
@@ -180,9 +180,9 @@ def one_run_under_way(e2b: LocalE2B, service: Service) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def service(start: Callable[..., Service]) -> Service:
+def one_slot_service(start_shared: Callable[..., Service]) -> Service:
     """The service as an operator gets it, but with one slot."""
-    return start(MAX_CONCURRENT_RUNS="1")
+    return start_shared(MAX_CONCURRENT_RUNS="1")
 
 
 @pytest.fixture(scope="module")
@@ -191,23 +191,25 @@ def image_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def guarded(start: Callable[..., Service], image_dir: Path) -> Service:
+def keyed_serving_service(
+    start_shared: Callable[..., Service], image_dir: Path
+) -> Service:
     """A service with an API key that serves the pictures that it publishes."""
     pictures = {
         "IMAGE_DIR": str(image_dir),
         "IMAGE_URL": "https://pictures.example/images",
     }
-    return start(PROXY_API_KEY=API_KEY, **pictures)
+    return start_shared(PROXY_API_KEY=API_KEY, **pictures)
 
 
 @pytest.fixture(scope="module")
-def publishing(start: Callable[..., Service], image_dir: Path) -> Service:
+def linking_service(start_shared: Callable[..., Service], image_dir: Path) -> Service:
     """A service that publishes pictures in a folder that LibreChat serves."""
-    return start(IMAGE_DIR=str(image_dir), IMAGE_URL="/images/e2b")
+    return start_shared(IMAGE_DIR=str(image_dir), IMAGE_URL="/images/e2b")
 
 
 @pytest.fixture(scope="session")
-def picture() -> bytes:
+def noise_png() -> bytes:
     """A real PNG of PICTURE_BYTES, give or take two
     hundred; noise, so that nothing shrinks it."""
     side = 115
@@ -272,13 +274,13 @@ class Page(HTMLParser):
 
 
 def test_librechat_makes_one_tool_of_openapi_json_named_and_described_as_written(
-    node: Node, service: Service
+    node: Node, one_slot_service: Service
 ) -> None:
-    document = http.get(f"{service.url}/openapi.json", timeout=30).json()
+    document = http.get(f"{one_slot_service.url}/openapi.json", timeout=30).json()
     [operation] = [
         o for methods in document["paths"].values() for o in methods.values()
     ]
-    action = node.action(service.url)
+    action = node.action(one_slot_service.url)
     assert (action["valid"], action["message"]) == (True, "OpenAPI spec is valid.")
     assert action["server_url"] == "http://e2b-proxy:3001"
     assert action["domain"]["isValid"], action["domain"]
@@ -294,10 +296,10 @@ def test_librechat_makes_one_tool_of_openapi_json_named_and_described_as_written
 
 
 def test_an_action_shows_the_model_the_two_element_array_as_json_text(
-    node: Node, service: Service, e2b: LocalE2B
+    node: Node, one_slot_service: Service, e2b: LocalE2B
 ) -> None:
     sandbox_prints(e2b, stdout("Hello, World!\n"))
-    seen = seen_by_action(node, service, "print('Hello, World!')")
+    seen = seen_by_action(node, one_slot_service, "print('Hello, World!')")
     text = (
         "**Console Output:**\n```\nHello, World!\n```\n\n"
         "**Executed Code:**\n```python\nprint('Hello, World!')\n```"
@@ -306,15 +308,15 @@ def test_an_action_shows_the_model_the_two_element_array_as_json_text(
 
 
 def test_an_action_strips_unknown_keys_and_never_sends_a_wrong_type(
-    node: Node, service: Service, e2b: LocalE2B
+    node: Node, one_slot_service: Service, e2b: LocalE2B
 ) -> None:
     sandbox_prints(e2b, stdout("ran\n"))
     call = {"code": "print(1)", "template": "x", "envs": {"A": "b"}}
-    [served] = node.action(service.url, call)["calls"]
+    [served] = node.action(one_slot_service.url, call)["calls"]
     assert (served["status"], served["arguments"]) == (200, {"code": "print(1)"})
     runs_before = count_runs(e2b.state())
     refused = node.action(
-        service.url,
+        one_slot_service.url,
         {"code": 1},
         {"timeout": 5},
         {"code": "print(1)", "timeout": "5"},
@@ -325,19 +327,19 @@ def test_an_action_strips_unknown_keys_and_never_sends_a_wrong_type(
 
 
 def test_an_exception_reaches_the_model_of_an_action_as_text_to_act_on(
-    node: Node, service: Service, e2b: LocalE2B
+    node: Node, one_slot_service: Service, e2b: LocalE2B
 ) -> None:
     sandbox_prints(e2b, error("ZeroDivisionError", "division by zero"))
-    [call] = node.action(service.url, {"code": "1/0"})["calls"]
+    [call] = node.action(one_slot_service.url, {"code": "1/0"})["calls"]
     assert (call["status"], call["outcome"]) == (200, "error")
     assert "ZeroDivisionError: division by zero" in text_of(call["seen"])
 
 
 def test_a_full_service_reaches_the_model_of_an_action_as_a_number_only(
-    node: Node, service: Service, e2b: LocalE2B
+    node: Node, one_slot_service: Service, e2b: LocalE2B
 ) -> None:
-    with one_run_under_way(e2b, service):
-        [call] = node.action(service.url, {"code": "print(1)"})["calls"]
+    with one_run_under_way(e2b, one_slot_service):
+        [call] = node.action(one_slot_service.url, {"code": "print(1)"})["calls"]
     assert call["seen"] == (
         "API call to http://e2b-proxy failed: "
         "The server responded with status 503: Request failed with status code 503"
@@ -345,13 +347,13 @@ def test_a_full_service_reaches_the_model_of_an_action_as_a_number_only(
 
 
 def test_an_action_with_the_api_key_is_served_and_one_without_is_refused(
-    node: Node, guarded: Service, e2b: LocalE2B
+    node: Node, keyed_serving_service: Service, e2b: LocalE2B
 ) -> None:
     sandbox_prints(e2b, stdout("ran\n"))
     call = {"code": "print(1)"}
-    [served] = node.action(guarded.url, call, key=API_KEY)["calls"]
+    [served] = node.action(keyed_serving_service.url, call, key=API_KEY)["calls"]
     runs_before = count_runs(e2b.state())
-    [refused] = node.action(guarded.url, call)["calls"]
+    [refused] = node.action(keyed_serving_service.url, call)["calls"]
     assert (served["status"], refused["status"]) == (200, 401)
     assert count_runs(e2b.state()) == runs_before
 
@@ -360,43 +362,49 @@ def test_an_action_with_the_api_key_is_served_and_one_without_is_refused(
 
 
 def test_a_published_picture_is_shown_in_the_chat_byte_for_byte(
-    node: Node, publishing: Service, e2b: LocalE2B, picture: bytes, image_dir: Path
+    node: Node,
+    linking_service: Service,
+    e2b: LocalE2B,
+    noise_png: bytes,
+    image_dir: Path,
 ) -> None:
-    sandbox_prints(e2b, figure(picture))
-    seen = seen_by_action(node, publishing)
+    sandbox_prints(e2b, figure(noise_png))
+    seen = seen_by_action(node, linking_service)
     [address] = re.findall(rf"!\[image 1\]\(({PUBLISHED})\)", text_of(seen))
     assert Page(node.markdown(text_of(seen))).pictures == [address]
     assert json.loads(seen)[1]["content"] == [
         {"type": "image_url", "image_url": {"url": address}}
     ]
-    assert (image_dir / Path(address).name).read_bytes() == picture
+    assert (image_dir / Path(address).name).read_bytes() == noise_png
 
 
 def test_a_picture_that_the_service_serves_itself_is_shown_byte_for_byte(
-    node: Node, guarded: Service, e2b: LocalE2B, picture: bytes
+    node: Node, keyed_serving_service: Service, e2b: LocalE2B, noise_png: bytes
 ) -> None:
-    sandbox_prints(e2b, figure(picture))
-    seen = seen_by_action(node, guarded, key=API_KEY)
+    sandbox_prints(e2b, figure(noise_png))
+    seen = seen_by_action(node, keyed_serving_service, key=API_KEY)
     [address] = Page(node.markdown(text_of(seen))).pictures
     assert address is not None and address.startswith(
         "https://pictures.example/images/"
     )
-    answer = http.get(guarded.url + urlsplit(address).path, timeout=30)
+    answer = http.get(keyed_serving_service.url + urlsplit(address).path, timeout=30)
     assert (answer.status_code, answer.headers["Content-Type"]) == (200, "image/png")
-    assert answer.content == picture
+    assert answer.content == noise_png
 
 
 def test_a_published_svg_is_shown_as_a_png(
-    node: Node, publishing: Service, e2b: LocalE2B, image_dir: Path
+    node: Node, linking_service: Service, e2b: LocalE2B, image_dir: Path
 ) -> None:
     sandbox_prints(e2b, result(text="<IPython.core.display.SVG object>", svg=RED_SVG))
-    [address] = Page(node.markdown(text_of(seen_by_action(node, publishing)))).pictures
+    [address] = Page(
+        node.markdown(text_of(seen_by_action(node, linking_service)))
+    ).pictures
     assert address is not None and re.fullmatch(PUBLISHED, address)
     assert_red_png((image_dir / Path(address).name).read_bytes())
 
 
 def test_hostile_output_stays_text_in_the_chat(
-    node: Node, service: Service, e2b: LocalE2B
+    node: Node, one_slot_service: Service, e2b: LocalE2B
 ) -> None:
     hostile = (
         "```\n![x](https://evil.example/?q=1)\n<img src=x onerror=alert(1)>\n"
@@ -409,7 +417,7 @@ def test_hostile_output_stays_text_in_the_chat(
         result(text=hostile, is_main_result=True),
         error("ValueError", hostile),
     )
-    page = Page(node.markdown(text_of(seen_by_action(node, service, hostile))))
+    page = Page(node.markdown(text_of(seen_by_action(node, one_slot_service, hostile))))
     assert page.pictures == []
     assert page.tags <= {"p", "strong", "pre", "code"}
 
@@ -418,9 +426,9 @@ def test_hostile_output_stays_text_in_the_chat(
 
 
 @pytest.fixture(scope="module")
-def connection(node: Node, service: Service) -> dict[str, Any]:
+def connection(node: Node, one_slot_service: Service) -> dict[str, Any]:
     """What LibreChat's MCP client finds when it connects."""
-    return node.mcp(service.url)
+    return node.mcp(one_slot_service.url)
 
 
 def test_librechats_mcp_client_connects_without_a_session_or_a_stream(
@@ -455,13 +463,13 @@ def test_librechats_mcp_client_connects_without_a_session_or_a_stream(
 
 
 def test_each_version_that_librechats_client_accepts_is_agreed_to(
-    service: Service,
+    one_slot_service: Service,
 ) -> None:
     def agreed(version: str) -> str:
         client = {"name": "@librechat/api-client", "version": "1.2.3"}
         params = {"protocolVersion": version, "capabilities": {}, "clientInfo": client}
         answer = http.post(
-            f"{service.url}/mcp",
+            f"{one_slot_service.url}/mcp",
             json={"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": params},
             headers={"Accept": "application/json, text/event-stream"},
             timeout=30,
@@ -480,24 +488,24 @@ def test_the_one_mcp_tool_is_execute_python(connection: dict[str, Any]) -> None:
 
 
 def test_over_mcp_the_text_is_read_and_the_picture_attached_byte_for_byte(
-    node: Node, service: Service, e2b: LocalE2B, picture: bytes
+    node: Node, one_slot_service: Service, e2b: LocalE2B, noise_png: bytes
 ) -> None:
-    sandbox_prints(e2b, stdout("Hello, World!\n"), figure(picture))
-    [call] = calls_by_mcp(node, service, {"code": CODE})
+    sandbox_prints(e2b, stdout("Hello, World!\n"), figure(noise_png))
+    [call] = calls_by_mcp(node, one_slot_service, {"code": CODE})
     assert call["result"].get("isError", False) is False
     assert "Hello, World!" in call["seen"]
     assert CODE not in call["seen"]  # LibreChat shows the code itself
     [attached] = call["artifact"]["content"]
-    assert decoded(attached["image_url"]["url"]) == picture
+    assert decoded(attached["image_url"]["url"]) == noise_png
     [part] = [part for part in call["result"]["content"] if part["type"] == "image"]
     assert part["mimeType"] == "image/png"
 
 
 def test_over_mcp_an_svg_arrives_as_a_png(
-    node: Node, service: Service, e2b: LocalE2B
+    node: Node, one_slot_service: Service, e2b: LocalE2B
 ) -> None:
     sandbox_prints(e2b, result(text="<IPython.core.display.SVG object>", svg=RED_SVG))
-    [call] = calls_by_mcp(node, service, {"code": CODE})
+    [call] = calls_by_mcp(node, one_slot_service, {"code": CODE})
     [attached] = call["artifact"]["content"]
     assert_red_png(decoded(attached["image_url"]["url"]))
 
@@ -510,11 +518,11 @@ def assert_red_png(data: bytes) -> None:
 
 
 def test_over_mcp_a_failed_run_is_a_result_that_the_model_can_read(
-    node: Node, service: Service, e2b: LocalE2B
+    node: Node, one_slot_service: Service, e2b: LocalE2B
 ) -> None:
     sandbox_prints(e2b, stdout("before\n"), error("KeyError", "'x'"))
     raised, wrong_type, no_code = calls_by_mcp(
-        node, service, {"code": "{}['x']"}, {"code": 1}, {"timeout": 1}
+        node, one_slot_service, {"code": "{}['x']"}, {"code": 1}, {"timeout": 1}
     )
     assert "before" in raised["seen"] and "KeyError: 'x'" in raised["seen"]
     for call in (raised, wrong_type, no_code):
@@ -524,10 +532,10 @@ def test_over_mcp_a_failed_run_is_a_result_that_the_model_can_read(
 
 
 def test_over_mcp_a_conversation_keeps_its_variables(
-    node: Node, start: Callable[..., Service], e2b: LocalE2B
+    node: Node, start_shared: Callable[..., Service], e2b: LocalE2B
 ) -> None:
     e2b.set_script({})  # real kernels
-    service = start(SESSION_IDLE_S="60")
+    service = start_shared(SESSION_IDLE_S="60")
     calls = {"code": "x = 41"}, {"code": "x + 1"}
     _, second = node.mcp(service.url, *calls, session="user/conversation")["calls"]
     assert "42" in second["seen"]
@@ -536,10 +544,10 @@ def test_over_mcp_a_conversation_keeps_its_variables(
 
 
 def test_over_mcp_a_full_service_says_how_long_to_wait(
-    node: Node, service: Service, e2b: LocalE2B
+    node: Node, one_slot_service: Service, e2b: LocalE2B
 ) -> None:
-    with one_run_under_way(e2b, service):
-        [call] = calls_by_mcp(node, service, {"code": "print(1)"})
+    with one_run_under_way(e2b, one_slot_service):
+        [call] = calls_by_mcp(node, one_slot_service, {"code": "print(1)"})
     assert call["result"]["isError"] is True
     assert re.search(r"\d+ s", call["seen"])
     assert_not_taken_for_an_auth_failure(call["seen"])
@@ -551,13 +559,15 @@ def assert_not_taken_for_an_auth_failure(seen: str) -> None:
 
 
 def test_mcp_with_the_api_key_is_served_and_without_is_refused(
-    node: Node, guarded: Service, e2b: LocalE2B
+    node: Node, keyed_serving_service: Service, e2b: LocalE2B
 ) -> None:
     sandbox_prints(e2b, stdout("ran\n"))
-    [served] = calls_by_mcp(node, guarded, {"code": "print(1)"}, key=API_KEY)
+    [served] = calls_by_mcp(
+        node, keyed_serving_service, {"code": "print(1)"}, key=API_KEY
+    )
     assert "ran" in served["seen"]
     runs_before = count_runs(e2b.state())
-    refused = node.mcp(guarded.url, {"code": "print(1)"})
+    refused = node.mcp(keyed_serving_service.url, {"code": "print(1)"})
     assert refused["error"]["code"] == 401
     assert "tools" not in refused
     assert count_runs(e2b.state()) == runs_before
@@ -565,9 +575,9 @@ def test_mcp_with_the_api_key_is_served_and_without_is_refused(
 
 @pytest.mark.parametrize("mode", ["auto", "legacy"])
 def test_the_python_mcp_client_lists_and_calls_the_tool(
-    mode: str, guarded: Service, e2b: LocalE2B, picture: bytes
+    mode: str, keyed_serving_service: Service, e2b: LocalE2B, noise_png: bytes
 ) -> None:
-    sandbox_prints(e2b, stdout("Hello, World!\n"), figure(picture))
+    sandbox_prints(e2b, stdout("Hello, World!\n"), figure(noise_png))
 
     # Not with the other imports: these are heavy,
     # and whoever collects tests would wait for them.
@@ -581,7 +591,9 @@ def test_the_python_mcp_client_lists_and_calls_the_tool(
         async with httpx2.AsyncClient(
             headers=headers, trust_env=False, timeout=30
         ) as web:
-            transport = streamable_http_client(f"{guarded.url}/mcp", http_client=web)
+            transport = streamable_http_client(
+                f"{keyed_serving_service.url}/mcp", http_client=web
+            )
             async with Client(transport, mode=mode) as client:
                 tools = await client.list_tools()
                 called = await client.call_tool("execute_python", {"code": CODE})
@@ -594,54 +606,62 @@ def test_the_python_mcp_client_lists_and_calls_the_tool(
     text, image = called.content
     assert isinstance(text, TextContent) and "Hello, World!" in text.text
     assert isinstance(image, ImageContent) and image.mime_type == "image/png"
-    assert base64.b64decode(image.data, validate=True) == picture
+    assert base64.b64decode(image.data, validate=True) == noise_png
 
 
 # --- what one picture costs -----------------------------------------------------------
 
 
 def test_a_picture_adds_little_by_mcp_and_published_and_all_of_itself_in_the_bare_array(
-    node: Node, service: Service, publishing: Service, e2b: LocalE2B, picture: bytes
+    node: Node,
+    one_slot_service: Service,
+    linking_service: Service,
+    e2b: LocalE2B,
+    noise_png: bytes,
 ) -> None:
     calls = [{"code": CODE}] * 2
 
     def chars_added(seen_by: Callable[[], list[str]]) -> int:
         printed = stdout("done\n")
-        sandboxes_print(e2b, [printed], [printed, figure(picture)])
+        sandboxes_print(e2b, [printed], [printed, figure(noise_png)])
         without, with_picture = seen_by()
         return len(with_picture) - len(without)
 
     def over_mcp(formatted: str) -> list[str]:
-        return [call[formatted] for call in calls_by_mcp(node, service, *calls)]
+        return [
+            call[formatted] for call in calls_by_mcp(node, one_slot_service, *calls)
+        ]
 
     added = {
         "MCP": chars_added(lambda: over_mcp("seen")),
         "Action, pictures published": chars_added(
-            lambda: seen_by_actions(node, publishing, *calls)
+            lambda: seen_by_actions(node, linking_service, *calls)
         ),
         "Action, bare array": chars_added(
-            lambda: seen_by_actions(node, service, *calls)
+            lambda: seen_by_actions(node, one_slot_service, *calls)
         ),
         "MCP, provider without pictures": chars_added(
             lambda: over_mcp("seen_by_other_providers")
         ),
     }
 
-    print(f"| way | characters that a PNG of {len(picture):,} bytes adds |\n|---|---|")
+    print(
+        f"| way | characters that a PNG of {len(noise_png):,} bytes adds |\n|---|---|"
+    )
     for way, chars in added.items():
         print(f"| {way} | {chars:,} |")
     assert 0 <= added["MCP"] < MAX_ADDED_CHARS
     assert 0 < added["Action, pictures published"] < MAX_ADDED_CHARS
-    in_base64 = len(base64.b64encode(picture))
+    in_base64 = len(base64.b64encode(noise_png))
     assert added["Action, bare array"] > in_base64
     assert added["MCP, provider without pictures"] > in_base64
 
 
 def test_a_data_uri_of_the_bare_array_would_not_be_shown(
-    node: Node, service: Service, e2b: LocalE2B, picture: bytes
+    node: Node, one_slot_service: Service, e2b: LocalE2B, noise_png: bytes
 ) -> None:
-    sandbox_prints(e2b, figure(picture))
-    [content] = json.loads(seen_by_action(node, service))[1]["content"]
+    sandbox_prints(e2b, figure(noise_png))
+    [content] = json.loads(seen_by_action(node, one_slot_service))[1]["content"]
     data_uri = content["image_url"]["url"]
-    assert decoded(data_uri) == picture
+    assert decoded(data_uri) == noise_png
     assert Page(node.markdown(f"![image 1]({data_uri})")).pictures == [""]

@@ -24,6 +24,8 @@ from PIL import Image
 from config import LIFETIME_MARGIN_S, MAX_BODY_BYTES, MAX_REPLY_IMAGE_BYTES, VERSION
 from conftest import OK_RUN, Service, http, one_run_under_way
 
+pytestmark = pytest.mark.usefixtures("runs_print_ok")
+
 API_KEY = "a-key-that-is-long-enough-to-be-one"
 VERSIONS = ["2025-11-25", "2025-06-18", "2025-03-26", "2024-11-05", "2024-10-07"]
 PARSE_ERROR, INVALID_REQUEST, UNKNOWN_METHOD, INVALID_PARAMS = (
@@ -39,27 +41,22 @@ LOGIN_WORDS = re.compile("401|oauth|authentication", re.IGNORECASE)
 # --- services -------------------------------------------------------------------------
 
 
-@pytest.fixture(autouse=True)
-def _runs_print_ok(e2b: LocalE2B) -> None:
-    e2b.set_script({"run": OK_RUN})
-
-
 @pytest.fixture(scope="module")
-def service(start: Callable[..., Service]) -> Service:
+def roomy_service(start_shared: Callable[..., Service]) -> Service:
     """The service with room for many pictures, which are sent as they are."""
-    return start(MAX_IMAGES="20", RUN_TIMEOUT_S="30", MCP_IMAGE_BYTES="0")
+    return start_shared(MAX_IMAGES="20", RUN_TIMEOUT_S="30", MCP_IMAGE_BYTES="0")
 
 
 @pytest.fixture
-def narrow(start: Callable[..., Service]) -> Service:
+def one_slot_service(start_shared: Callable[..., Service]) -> Service:
     """A service with one slot, which no create before has taken."""
-    return start(MAX_CONCURRENT_RUNS="1")
+    return start_shared(MAX_CONCURRENT_RUNS="1")
 
 
 @pytest.fixture(scope="module")
-def guarded(start: Callable[..., Service]) -> Service:
+def keyed_service(start_shared: Callable[..., Service]) -> Service:
     """The service with an API key."""
-    return start(PROXY_API_KEY=API_KEY)
+    return start_shared(PROXY_API_KEY=API_KEY)
 
 
 # --- messages -------------------------------------------------------------------------
@@ -136,29 +133,31 @@ def images_of(result: dict[str, Any]) -> list[tuple[str, bytes]]:
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_initialize_agrees_to_each_version_that_is_served(
-    service: Service, version: str
+    roomy_service: Service, version: str
 ) -> None:
     client = {"name": "client", "version": "1"}
     params = {"protocolVersion": version, "capabilities": {}, "clientInfo": client}
-    assert ask(service, "initialize", params)["protocolVersion"] == version
+    assert ask(roomy_service, "initialize", params)["protocolVersion"] == version
 
 
 @pytest.mark.parametrize(
     "version", ["2099-01-01", "", None, 3, ["2025-11-25"], {}], ids=repr
 )
 def test_initialize_offers_the_newest_version_for_an_unknown_one(
-    service: Service, version: object
+    roomy_service: Service, version: object
 ) -> None:
     assert (
-        ask(service, "initialize", {"protocolVersion": version})["protocolVersion"]
+        ask(roomy_service, "initialize", {"protocolVersion": version})[
+            "protocolVersion"
+        ]
         == VERSIONS[0]
     )
 
 
 def test_initialize_says_who_serves_and_gives_instructions_for_a_model(
-    service: Service,
+    roomy_service: Service,
 ) -> None:
-    result = ask(service, "initialize", {"protocolVersion": VERSIONS[0]})
+    result = ask(roomy_service, "initialize", {"protocolVersion": VERSIONS[0]})
     assert result.keys() == {
         "protocolVersion",
         "capabilities",
@@ -172,13 +171,13 @@ def test_initialize_says_who_serves_and_gives_instructions_for_a_model(
     assert "Nothing is kept between calls" in result["instructions"]
 
 
-def test_ping_is_answered_with_nothing(service: Service) -> None:
-    assert ask(service, "ping") == {}
-    assert ask(service, "ping", {}) == {}
+def test_ping_is_answered_with_nothing(roomy_service: Service) -> None:
+    assert ask(roomy_service, "ping") == {}
+    assert ask(roomy_service, "ping", {}) == {}
 
 
-def test_the_one_tool_is_listed_with_its_limits(service: Service) -> None:
-    [tool] = ask(service, "tools/list")["tools"]
+def test_the_one_tool_is_listed_with_its_limits(roomy_service: Service) -> None:
+    [tool] = ask(roomy_service, "tools/list")["tools"]
     assert tool["name"] == "execute_python"
     assert "plt.show()" in tool["description"]
     schema = tool["inputSchema"]
@@ -197,10 +196,14 @@ def test_the_one_tool_is_listed_with_its_limits(service: Service) -> None:
     assert "$ref" not in json.dumps(tool)
 
 
-def test_there_is_no_session(service: Service) -> None:
-    response = send(service, message("initialize", {"protocolVersion": VERSIONS[0]}))
+def test_there_is_no_session(roomy_service: Service) -> None:
+    response = send(
+        roomy_service, message("initialize", {"protocolVersion": VERSIONS[0]})
+    )
     assert "Mcp-Session-Id" not in response.headers
-    stale = send(service, message("ping"), **{"Mcp-Session-Id": "of another server"})
+    stale = send(
+        roomy_service, message("ping"), **{"Mcp-Session-Id": "of another server"}
+    )
     assert (stale.status_code, stale.json()["result"]) == (200, {})
     assert "Mcp-Session-Id" not in stale.headers
 
@@ -209,9 +212,9 @@ def test_there_is_no_session(service: Service) -> None:
     "message_id", [0, -1, 7, 2**70, "", "1", "a b", "ż\N{PARTY POPPER}", "\ud800"]
 )
 def test_the_answer_has_the_id_of_the_request(
-    service: Service, message_id: object
+    roomy_service: Service, message_id: object
 ) -> None:
-    answer = send(service, message("ping", None, message_id)).json()
+    answer = send(roomy_service, message("ping", None, message_id)).json()
     assert answer == {"jsonrpc": "2.0", "id": message_id, "result": {}}
     assert type(answer["id"]) is type(message_id)
 
@@ -226,11 +229,13 @@ def test_the_answer_has_the_id_of_the_request(
     ],
 )
 def test_a_notification_is_202_without_a_body_and_runs_nothing(
-    service: Service, e2b: LocalE2B, method: str
+    roomy_service: Service, e2b: LocalE2B, method: str
 ) -> None:
     created_before = e2b.state()["created"]
     params = {"name": "execute_python", "arguments": {"code": "1"}}
-    response = send(service, {"jsonrpc": "2.0", "method": method, "params": params})
+    response = send(
+        roomy_service, {"jsonrpc": "2.0", "method": method, "params": params}
+    )
     assert (response.status_code, response.content) == (202, b"")
     assert e2b.state()["created"] == created_before
 
@@ -239,18 +244,20 @@ def test_a_notification_is_202_without_a_body_and_runs_nothing(
     "answer", [{"result": {}}, {"error": {"code": -1, "message": "no"}}]
 )
 def test_a_response_to_what_was_never_asked_is_202(
-    service: Service, answer: dict[str, Any]
+    roomy_service: Service, answer: dict[str, Any]
 ) -> None:
-    response = send(service, {"jsonrpc": "2.0", "id": 1, **answer})
+    response = send(roomy_service, {"jsonrpc": "2.0", "id": 1, **answer})
     assert (response.status_code, response.content) == (202, b"")
 
 
 @pytest.mark.parametrize("method", ["GET", "DELETE", "PUT"])
 def test_another_method_is_405_and_says_which_is_allowed(
-    service: Service, method: str
+    roomy_service: Service, method: str
 ) -> None:
     headers = {"Accept": "text/event-stream"}
-    response = http.request(method, f"{service.url}/mcp", headers=headers, timeout=30)
+    response = http.request(
+        method, f"{roomy_service.url}/mcp", headers=headers, timeout=30
+    )
     assert response.status_code == 405
     assert not LOGIN_WORDS.search(response.json()["error"]["message"])
     assert "POST" in response.headers["Allow"].split(", ")
@@ -258,20 +265,20 @@ def test_another_method_is_405_and_says_which_is_allowed(
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_each_version_that_is_served_may_stand_in_the_header(
-    service: Service, version: str
+    roomy_service: Service, version: str
 ) -> None:
-    response = send(service, message("ping"), **{"MCP-Protocol-Version": version})
+    response = send(roomy_service, message("ping"), **{"MCP-Protocol-Version": version})
     assert response.json()["result"] == {}
 
 
 @pytest.mark.parametrize("version", ["2026-01-01", "1.0", "2025-11-25, 2025-06-18", ""])
 def test_a_version_in_the_header_that_is_not_served_is_400(
-    service: Service, e2b: LocalE2B, version: str
+    roomy_service: Service, e2b: LocalE2B, version: str
 ) -> None:
     created_before = e2b.state()["created"]
     params = {"name": "execute_python", "arguments": {"code": "1"}}
     asked = message("tools/call", params)
-    response = send(service, asked, **{"MCP-Protocol-Version": version})
+    response = send(roomy_service, asked, **{"MCP-Protocol-Version": version})
     assert response.status_code == 400
     assert VERSIONS[0] in response.json()["error"]["message"]
     assert not LOGIN_WORDS.search(response.json()["error"]["message"])
@@ -310,16 +317,18 @@ MALFORMED = {
 
 
 @pytest.mark.parametrize("row", MALFORMED)
-def test_what_is_no_request_is_a_json_rpc_error(service: Service, row: str) -> None:
+def test_what_is_no_request_is_a_json_rpc_error(
+    roomy_service: Service, row: str
+) -> None:
     body, code = MALFORMED[row]
-    response = post(service, body)
+    response = post(roomy_service, body)
     assert error_of(response)["code"] == code
     assert response.status_code == (400 if code == PARSE_ERROR else 200)
     assert response.json()["id"] is None
 
 
-def test_a_batch_is_refused_in_words(service: Service) -> None:
-    response = send(service, [message("ping"), message("ping")])
+def test_a_batch_is_refused_in_words(roomy_service: Service) -> None:
+    response = send(roomy_service, [message("ping"), message("ping")])
     assert error_of(response) == {
         "code": INVALID_REQUEST,
         "message": "Send one message at a time.",
@@ -328,10 +337,10 @@ def test_a_batch_is_refused_in_words(service: Service) -> None:
 
 @pytest.mark.parametrize("message_id", ["NaN", "Infinity", "-1e999", "true"])
 def test_an_id_that_json_cannot_send_back_is_an_invalid_request(
-    service: Service, message_id: str
+    roomy_service: Service, message_id: str
 ) -> None:
     response = post(
-        service, f'{{"jsonrpc": "2.0", "id": {message_id}, "method": "ping"}}'
+        roomy_service, f'{{"jsonrpc": "2.0", "id": {message_id}, "method": "ping"}}'
     )
     assert error_of(response)["code"] == INVALID_REQUEST
     assert response.json()["id"] is None
@@ -366,26 +375,28 @@ UNKNOWN = {
 
 @pytest.mark.parametrize("row", UNKNOWN)
 def test_what_is_unknown_is_a_json_rpc_error_for_that_request(
-    service: Service, e2b: LocalE2B, row: str
+    roomy_service: Service, e2b: LocalE2B, row: str
 ) -> None:
     asked, code = UNKNOWN[row]
     created_before = e2b.state()["created"]
-    response = send(service, asked)
+    response = send(roomy_service, asked)
     assert response.status_code == 200
     assert error_of(response)["code"] == code
     assert response.json()["id"] == asked["id"]
     assert e2b.state()["created"] == created_before
 
 
-def test_a_body_that_is_no_json_by_its_type_is_415(service: Service) -> None:
+def test_a_body_that_is_no_json_by_its_type_is_415(roomy_service: Service) -> None:
     for content_type in ("text/plain", "application/x-www-form-urlencoded", ""):
-        response = send(service, message("ping"), **{"Content-Type": content_type})
+        response = send(
+            roomy_service, message("ping"), **{"Content-Type": content_type}
+        )
         assert response.status_code == 415
         assert not LOGIN_WORDS.search(response.json()["error"]["message"])
 
 
-def test_a_body_over_1_mib_is_413_before_it_is_sent(service: Service) -> None:
-    connection = HTTPConnection("127.0.0.1", service.port, timeout=30)
+def test_a_body_over_1_mib_is_413_before_it_is_sent(roomy_service: Service) -> None:
+    connection = HTTPConnection("127.0.0.1", roomy_service.port, timeout=30)
     with closing(connection):
         connection.putrequest("POST", "/mcp")
         connection.putheader("Content-Type", "application/json")
@@ -398,17 +409,17 @@ def test_a_body_over_1_mib_is_413_before_it_is_sent(service: Service) -> None:
 
 
 def test_the_text_comes_without_the_echo_of_the_code(
-    service: Service, e2b: LocalE2B
+    roomy_service: Service, e2b: LocalE2B
 ) -> None:
     answer_with(e2b, stdout("Hello, World!\n"), result_event(text="42"))
     text = "Console Output:\nHello, World!\n\nResult:\n42"
     expected = {"content": [{"type": "text", "text": text}], "isError": False}
-    assert call(service, code="print('Hello, World!')\n42") == expected
+    assert call(roomy_service, code="print('Hello, World!')\n42") == expected
 
 
-def test_a_run_without_output_says_so(service: Service, e2b: LocalE2B) -> None:
+def test_a_run_without_output_says_so(roomy_service: Service, e2b: LocalE2B) -> None:
     answer_with(e2b)
-    result = call(service, code="x = 1")
+    result = call(roomy_service, code="x = 1")
     assert text_of(result) == (
         "Code executed successfully, without output. Use print() to see a value."
     )
@@ -416,7 +427,7 @@ def test_a_run_without_output_says_so(service: Service, e2b: LocalE2B) -> None:
 
 
 def test_each_picture_is_an_image_part_after_the_text_in_the_order_of_display(
-    service: Service, e2b: LocalE2B
+    roomy_service: Service, e2b: LocalE2B
 ) -> None:
     png, jpeg = picture("PNG"), picture("JPEG")
     answer_with(
@@ -425,7 +436,7 @@ def test_each_picture_is_an_image_part_after_the_text_in_the_order_of_display(
         stdout("between\n"),
         result_event(jpeg=encoded(jpeg)),
     )
-    result = call(service, code="draw()")
+    result = call(roomy_service, code="draw()")
     assert [part["type"] for part in result["content"]] == ["text", "image", "image"]
     assert images_of(result) == [("image/png", png), ("image/jpeg", jpeg)]
     assert text_of(result) == (
@@ -435,20 +446,20 @@ def test_each_picture_is_an_image_part_after_the_text_in_the_order_of_display(
 
 
 def test_a_picture_alone_still_comes_with_a_text(
-    service: Service, e2b: LocalE2B
+    roomy_service: Service, e2b: LocalE2B
 ) -> None:
     answer_with(
         e2b, result_event(text="<Figure size 8x6>", png=encoded(picture("PNG")))
     )
-    result = call(service, code="draw()")
+    result = call(roomy_service, code="draw()")
     assert len(images_of(result)) == 1
     said = "[1 picture was drawn and is shown to the user: 8 x 6]"
     assert text_of(result) == said
 
 
-def test_an_svg_arrives_as_a_png(service: Service, e2b: LocalE2B) -> None:
+def test_an_svg_arrives_as_a_png(roomy_service: Service, e2b: LocalE2B) -> None:
     answer_with(e2b, result_event(text="<Figure>", svg=RED_SVG))
-    [(media_type, data)] = images_of(call(service, code="draw()"))
+    [(media_type, data)] = images_of(call(roomy_service, code="draw()"))
     assert media_type == "image/png"
     with Image.open(io.BytesIO(data)) as image:
         assert (image.format, image.size) == ("PNG", (40, 30))
@@ -456,7 +467,7 @@ def test_an_svg_arrives_as_a_png(service: Service, e2b: LocalE2B) -> None:
 
 
 def test_an_svg_that_cannot_be_drawn_costs_that_picture_only(
-    service: Service, e2b: LocalE2B
+    roomy_service: Service, e2b: LocalE2B
 ) -> None:
     png = picture("PNG")
     answer_with(
@@ -464,7 +475,7 @@ def test_an_svg_that_cannot_be_drawn_costs_that_picture_only(
         result_event(svg=RED_SVG.replace("<rect", '<image href="/etc/passwd"/><rect')),
         result_event(png=encoded(png)),
     )
-    result = call(service, code="draw()")
+    result = call(roomy_service, code="draw()")
     assert images_of(result) == [("image/png", png)]
     assert "refers to something outside itself" in text_of(result)
     assert result["isError"] is False
@@ -474,11 +485,11 @@ def test_an_svg_that_cannot_be_drawn_costs_that_picture_only(
     ("size_bytes", "sent", "fitting"), [(1024 * 1024, 12, 11), (3 * 1024 * 1024, 5, 3)]
 )
 def test_as_many_pictures_as_fit_arrive_in_under_16_mib(
-    service: Service, e2b: LocalE2B, size_bytes: int, sent: int, fitting: int
+    roomy_service: Service, e2b: LocalE2B, size_bytes: int, sent: int, fitting: int
 ) -> None:
     e2b.set_script({"run": {"pngs": sent, "png_bytes": size_bytes}})
     params = {"name": "execute_python", "arguments": {"code": "draw()"}}
-    response = send(service, message("tools/call", params))
+    response = send(roomy_service, message("tools/call", params))
     assert len(response.content) < 16 * 1024 * 1024
     assert int(response.headers["Content-Length"]) == len(response.content)
     result = response.json()["result"]
@@ -506,21 +517,21 @@ def error_text(result: dict[str, Any]) -> str:
 
 
 def test_an_exception_is_a_result_with_its_traceback(
-    service: Service, e2b: LocalE2B
+    roomy_service: Service, e2b: LocalE2B
 ) -> None:
     answer_with(e2b, stdout("before\n"), error("ValueError", "no"))
-    assert error_text(call(service, code="raise ValueError('no')")) == (
+    assert error_text(call(roomy_service, code="raise ValueError('no')")) == (
         "ValueError: no\n\nConsole Output:\nbefore\n\nExecution Error:\n"
         "Traceback (most recent call last)\nCell In[1], line 1\nValueError: no"
     )
 
 
 def test_a_timeout_is_a_result_with_what_was_printed_and_drawn(
-    service: Service, e2b: LocalE2B
+    roomy_service: Service, e2b: LocalE2B
 ) -> None:
     png = picture("PNG")
     answer_with(e2b, stdout("so far\n"), result_event(png=encoded(png)), fault="silent")
-    result = call(service, code="while True: pass", timeout=1)
+    result = call(roomy_service, code="while True: pass", timeout=1)
     assert error_text(result) == (
         "The run was stopped after 1 s, its time limit.\n\nso far\n\n"
         "[1 picture was drawn and is shown to the user: 8 x 6]"
@@ -531,19 +542,21 @@ def test_a_timeout_is_a_result_with_what_was_printed_and_drawn(
 # Of a create that may have been done, the only slot would be kept for a while.
 @pytest.mark.parametrize("status", [401, 403, 404, 429])
 def test_a_refusal_by_e2b_is_a_result_in_our_own_words(
-    service: Service, e2b: LocalE2B, status: int
+    roomy_service: Service, e2b: LocalE2B, status: int
 ) -> None:
     body = {"code": status, "message": "401 OAuth authentication"}
     e2b.set_script({"run": OK_RUN, "create": {"status": status, "body": body}})
-    assert "E2B" in error_text(call(service, code="1", timeout=1))
+    assert "E2B" in error_text(call(roomy_service, code="1", timeout=1))
 
 
 def test_a_full_service_is_a_result_that_says_how_long_to_wait(
-    narrow: Service, e2b: LocalE2B
+    one_slot_service: Service, e2b: LocalE2B
 ) -> None:
-    with one_run_under_way(e2b, narrow):
-        text = error_text(call(narrow, code="1"))
-        refused = http.post(f"{narrow.url}/execute", json={"code": "1"}, timeout=30)
+    with one_run_under_way(e2b, one_slot_service):
+        text = error_text(call(one_slot_service, code="1"))
+        refused = http.post(
+            f"{one_slot_service.url}/execute", json={"code": "1"}, timeout=30
+        )
     assert refused.status_code == 503
     assert re.search(rf"\b{refused.headers['Retry-After']} seconds\b", text)
 
@@ -570,17 +583,19 @@ WRONG = {
 
 @pytest.mark.parametrize("row", WRONG)
 def test_wrong_arguments_are_a_result_that_the_model_can_correct(
-    service: Service, e2b: LocalE2B, row: str
+    roomy_service: Service, e2b: LocalE2B, row: str
 ) -> None:
     created_before = e2b.state()["created"]
     params = {"name": "execute_python", "arguments": WRONG[row]}
     field = row.split()[0] if row.split()[0] in ("timeout", "language") else "code"
-    assert error_text(ask(service, "tools/call", params)).startswith(field)
+    assert error_text(ask(roomy_service, "tools/call", params)).startswith(field)
     assert e2b.state()["created"] == created_before
 
 
-def test_arguments_that_are_missing_are_a_result_too(service: Service) -> None:
-    assert "code" in error_text(ask(service, "tools/call", {"name": "execute_python"}))
+def test_arguments_that_are_missing_are_a_result_too(roomy_service: Service) -> None:
+    assert "code" in error_text(
+        ask(roomy_service, "tools/call", {"name": "execute_python"})
+    )
 
 
 # --- the same guards and limits as for /execute ---------------------------------------
@@ -588,32 +603,39 @@ def test_arguments_that_are_missing_are_a_result_too(service: Service) -> None:
 
 @pytest.mark.parametrize(("timeout", "limit_s"), [(None, 30), (5, 5), (10**9, 30)])
 def test_a_timeout_shortens_a_run_and_never_lengthens_it(
-    service: Service, e2b: LocalE2B, timeout: object, limit_s: int
+    roomy_service: Service, e2b: LocalE2B, timeout: object, limit_s: int
 ) -> None:
-    assert call(service, code="1", timeout=timeout)["isError"] is False
+    assert call(roomy_service, code="1", timeout=timeout)["isError"] is False
     creates = [
         request for request in e2b.state()["requests"] if request["kind"] == "create"
     ]
     assert creates[-1]["body"]["timeout"] == limit_s + LIFETIME_MARGIN_S
 
 
-def test_unknown_arguments_are_never_forwarded(service: Service, e2b: LocalE2B) -> None:
+def test_unknown_arguments_are_never_forwarded(
+    roomy_service: Service, e2b: LocalE2B
+) -> None:
     number_before = len(e2b.state()["requests"])
     assert (
-        call(service, code="1", template="EVIL", envs={"A": "EVIL"})["isError"] is False
+        call(roomy_service, code="1", template="EVIL", envs={"A": "EVIL"})["isError"]
+        is False
     )
     assert "EVIL" not in json.dumps(e2b.state()["requests"][number_before:])
 
 
 def test_a_call_is_logged_by_length_and_hash_and_never_with_its_code(
-    service: Service,
+    roomy_service: Service,
 ) -> None:
     params = {"name": "execute_python", "arguments": {"code": "secret_plan()"}}
-    send(service, message("tools/call", params), **{"X-Request-Id": "the-logged-call"})
-    line = json.loads(service.wait_for_log("the-logged-call"))
+    send(
+        roomy_service,
+        message("tools/call", params),
+        **{"X-Request-Id": "the-logged-call"},
+    )
+    line = json.loads(roomy_service.wait_for_log("the-logged-call"))
     assert (line["path"], line["status"], line["outcome"]) == ("/mcp", 200, "ok")
     assert line["code_chars"] == len("secret_plan()")
-    assert not [line for line in service.lines if "secret_plan" in line]
+    assert not [line for line in roomy_service.lines if "secret_plan" in line]
 
 
 @pytest.mark.parametrize(
@@ -621,21 +643,23 @@ def test_a_call_is_logged_by_length_and_hash_and_never_with_its_code(
 )
 @pytest.mark.parametrize("method", ["initialize", "tools/list", "tools/call"])
 def test_without_the_api_key_nothing_is_answered(
-    guarded: Service, e2b: LocalE2B, method: str, given: str | None
+    keyed_service: Service, e2b: LocalE2B, method: str, given: str | None
 ) -> None:
     created_before = e2b.state()["created"]
     params = {"name": "execute_python", "arguments": {"code": "1"}}
     headers = {} if given is None else {"Authorization": given}
-    response = send(guarded, message(method, params), **headers)
+    response = send(keyed_service, message(method, params), **headers)
     assert response.status_code == 401
     assert response.headers["WWW-Authenticate"].lower().startswith("bearer")
     assert response.json()["error"]["code"] == "unauthorized"
     assert e2b.state()["created"] == created_before
 
 
-def test_with_the_api_key_and_any_host_a_call_is_answered(guarded: Service) -> None:
+def test_with_the_api_key_and_any_host_a_call_is_answered(
+    keyed_service: Service,
+) -> None:
     headers = {"Authorization": f"Bearer {API_KEY}", "Host": "code.example.com"}
-    assert send(guarded, message("ping"), **headers).json()["result"] == {}
+    assert send(keyed_service, message("ping"), **headers).json()["result"] == {}
 
 
 @pytest.mark.parametrize(
@@ -649,11 +673,11 @@ def test_with_the_api_key_and_any_host_a_call_is_answered(guarded: Service) -> N
     ids=["Origin of another page", "Origin null", "Host", "Host and Origin agree"],
 )
 def test_a_web_page_cannot_call_the_tool(
-    service: Service, e2b: LocalE2B, headers: dict[str, str]
+    roomy_service: Service, e2b: LocalE2B, headers: dict[str, str]
 ) -> None:
     created_before = e2b.state()["created"]
     params = {"name": "execute_python", "arguments": {"code": "1"}}
-    response = send(service, message("tools/call", params), **headers)
+    response = send(roomy_service, message("tools/call", params), **headers)
     assert response.status_code == 403
     assert not LOGIN_WORDS.search(response.json()["error"]["message"])
     assert e2b.state()["created"] == created_before

@@ -20,7 +20,7 @@ from schemathesis.specs.openapi.checks import ignored_auth
 from config import LIFETIME_MARGIN_S, MAX_BODY_BYTES, VERSION
 from conftest import OK_RUN, Service, http, one_run_under_way
 
-pytestmark = pytest.mark.usefixtures("untraced")
+pytestmark = pytest.mark.usefixtures("untraced", "runs_print_ok")
 
 DOCUMENT = json.loads(
     Path(__file__).parents[2].joinpath("openapi.json").read_text("utf-8")
@@ -33,31 +33,26 @@ EXAMPLES = 120
 # --- services -------------------------------------------------------------------------
 
 
-@pytest.fixture(autouse=True)
-def _runs_print_ok(e2b: LocalE2B) -> None:
-    e2b.set_script({"run": OK_RUN})
-
-
 @pytest.fixture(scope="module")
-def service(start: Callable[..., Service]) -> Service:
+def limited_service(start_shared: Callable[..., Service]) -> Service:
     """The service with limits of its own and one slot."""
     limits = {
         "MAX_CODE_CHARS": str(MAX_CODE_CHARS),
         "RUN_TIMEOUT_S": str(RUN_TIMEOUT_S),
     }
-    return start(MAX_CONCURRENT_RUNS="1", **limits)
+    return start_shared(MAX_CONCURRENT_RUNS="1", **limits)
 
 
 @pytest.fixture(scope="module")
-def guarded(start: Callable[..., Service]) -> Service:
+def keyed_service(start_shared: Callable[..., Service]) -> Service:
     """The service with an API key."""
-    return start(PROXY_API_KEY=API_KEY)
+    return start_shared(PROXY_API_KEY=API_KEY)
 
 
 @pytest.fixture
-def served(service: Service) -> Any:
+def served_document(limited_service: Service) -> Any:
     """The document as the service serves it."""
-    response = http.get(f"{service.url}/openapi.json", timeout=30)
+    response = http.get(f"{limited_service.url}/openapi.json", timeout=30)
     assert (response.status_code, response.headers["Content-Type"]) == (
         200,
         "application/json",
@@ -91,11 +86,11 @@ def keys_in(value: Any) -> Iterator[str]:
             yield from keys_in(inner)
 
 
-def test_the_document_is_valid_openapi(served: Any) -> None:
+def test_the_document_is_valid_openapi(served_document: Any) -> None:
     import openapi_spec_validator  # takes long, and every worker collects this file
 
     openapi_spec_validator.validate(DOCUMENT)
-    openapi_spec_validator.validate(served)
+    openapi_spec_validator.validate(served_document)
 
 
 def test_nothing_stands_behind_a_ref_or_an_alternative() -> None:
@@ -154,37 +149,37 @@ ADDRESSES = {
 
 @pytest.mark.parametrize("host", ADDRESSES)
 def test_the_document_carries_the_address_that_it_was_asked_at_but_no_loopback_one(
-    service: Service, host: str
+    limited_service: Service, host: str
 ) -> None:
     document = http.get(
-        f"{service.url}/openapi.json", headers={"Host": host}, timeout=30
+        f"{limited_service.url}/openapi.json", headers={"Host": host}, timeout=30
     ).json()
     assert document["servers"] == [{"url": ADDRESSES[host]}]
 
 
 def test_behind_a_tls_proxy_on_this_machine_the_address_is_https(
-    service: Service,
+    limited_service: Service,
 ) -> None:
     headers = {"Host": "code.example.com", "X-Forwarded-Proto": "https"}
     document = http.get(
-        f"{service.url}/openapi.json", headers=headers, timeout=30
+        f"{limited_service.url}/openapi.json", headers=headers, timeout=30
     ).json()
     assert document["servers"] == [{"url": "https://code.example.com"}]
 
 
 def test_but_for_the_address_and_the_limits_the_document_is_the_file(
-    served: Any,
+    served_document: Any,
 ) -> None:
-    fields = fields_of(served)
+    fields = fields_of(served_document)
     assert fields["code"]["maxLength"] == MAX_CODE_CHARS
     assert fields["timeout"]["default"] == RUN_TIMEOUT_S
     fields["code"]["maxLength"] = fields_of(DOCUMENT)["code"]["maxLength"]
     fields["timeout"]["default"] = fields_of(DOCUMENT)["timeout"]["default"]
-    assert served | {"servers": DOCUMENT["servers"]} == DOCUMENT
+    assert served_document | {"servers": DOCUMENT["servers"]} == DOCUMENT
 
 
-def test_the_file_has_the_default_limits(guarded: Service) -> None:
-    document = http.get(f"{guarded.url}/openapi.json", timeout=30).json()
+def test_the_file_has_the_default_limits(keyed_service: Service) -> None:
+    document = http.get(f"{keyed_service.url}/openapi.json", timeout=30).json()
     assert fields_of(document) == fields_of(DOCUMENT)
 
 
@@ -196,72 +191,82 @@ def execute(service: Service, body: Any, **headers: str) -> requests.Response:
 
 
 def test_the_fields_are_those_that_the_service_knows(
-    service: Service, served: Any
+    limited_service: Service, served_document: Any
 ) -> None:
     wrong = {"code": 1, "timeout": 0, "language": "none"}
-    assert fields_of(served).keys() == wrong.keys()
+    assert fields_of(served_document).keys() == wrong.keys()
     for field, value in wrong.items():
-        response = execute(service, {"code": "1", field: value})
+        response = execute(limited_service, {"code": "1", field: value})
         assert response.status_code == 400
         assert response.json()["error"]["message"].startswith(field)
-    for field, about in fields_of(served).items():
+    for field, about in fields_of(served_document).items():
         for value in about.get("enum", []):
-            assert execute(service, {"code": "1", field: value}).status_code == 200
+            assert (
+                execute(limited_service, {"code": "1", field: value}).status_code == 200
+            )
 
 
 def test_the_limits_are_those_that_hold(
-    service: Service, served: Any, e2b: LocalE2B
+    limited_service: Service, served_document: Any, e2b: LocalE2B
 ) -> None:
-    longest = fields_of(served)["code"]["maxLength"]
-    assert execute(service, {"code": "x" * longest}).status_code == 200
-    assert execute(service, {"code": "x" * (longest + 1)}).status_code == 400
-    shortest = fields_of(served)["timeout"]["minimum"]
-    assert execute(service, {"code": "1", "timeout": shortest - 1}).status_code == 400
-    assert fields_of(served)["timeout"]["nullable"] is True
+    longest = fields_of(served_document)["code"]["maxLength"]
+    assert execute(limited_service, {"code": "x" * longest}).status_code == 200
+    assert execute(limited_service, {"code": "x" * (longest + 1)}).status_code == 400
+    shortest = fields_of(served_document)["timeout"]["minimum"]
+    assert (
+        execute(limited_service, {"code": "1", "timeout": shortest - 1}).status_code
+        == 400
+    )
+    assert fields_of(served_document)["timeout"]["nullable"] is True
     for timeout_s in (shortest, None):
-        answer = execute(service, {"code": "1", "timeout": timeout_s})
+        answer = execute(limited_service, {"code": "1", "timeout": timeout_s})
         assert answer.status_code == 200
         created = [each for each in e2b.state()["requests"] if each["kind"] == "create"]
-        limit_s = timeout_s or fields_of(served)["timeout"]["default"]
+        limit_s = timeout_s or fields_of(served_document)["timeout"]["default"]
         assert created[-1]["body"]["timeout"] == limit_s + LIFETIME_MARGIN_S
 
 
 def test_each_documented_answer_can_be_had_and_is_as_documented(
-    service: Service, guarded: Service, served: Any, e2b: LocalE2B
+    limited_service: Service,
+    keyed_service: Service,
+    served_document: Any,
+    e2b: LocalE2B,
 ) -> None:
     good = {"code": "1"}
     too_long = http.prepare_request(
-        requests.Request("POST", f"{service.url}/execute", json=good)
+        requests.Request("POST", f"{limited_service.url}/execute", json=good)
     )
     # The answer comes before the body, which is never sent.
     too_long.headers["Content-Length"] = str(MAX_BODY_BYTES + 1)
     too_long.headers["Connection"] = "close"
-    with one_run_under_way(e2b, service):
-        full = execute(service, good)
+    with one_run_under_way(e2b, limited_service):
+        full = execute(limited_service, good)
     e2b.set_script({"run": OK_RUN})
     responses = [
-        execute(service, good),
-        execute(service, {}),
-        execute(guarded, good),
-        execute(service, good, Origin="http://evil.example"),
+        execute(limited_service, good),
+        execute(limited_service, {}),
+        execute(keyed_service, good),
+        execute(limited_service, good, Origin="http://evil.example"),
         http.send(too_long, timeout=30),
-        http.post(f"{service.url}/execute", data="print(1)", timeout=30),
+        http.post(f"{limited_service.url}/execute", data="print(1)", timeout=30),
         full,
     ]
-    operation = schemathesis.openapi.from_dict(served)["/execute"]["POST"]
+    operation = schemathesis.openapi.from_dict(served_document)["/execute"]["POST"]
     for response in responses:
         operation.validate_response(response)
-        documented = operation_of(served)["responses"][str(response.status_code)]
+        documented = operation_of(served_document)["responses"][
+            str(response.status_code)
+        ]
         assert documented.get("headers", {}).keys() <= response.headers.keys()
     # A 500 would be a fault of the service that nobody knows of.
     answered = {str(response.status_code) for response in responses}
-    assert operation_of(served)["responses"].keys() - answered == {"500"}
+    assert operation_of(served_document)["responses"].keys() - answered == {"500"}
     assert len(answered) == len(responses)
 
 
 @pytest.mark.parametrize("outcome", ["ok", "error", "timeout", "unavailable"])
 def test_each_documented_outcome_can_be_had(
-    service: Service, served: Any, e2b: LocalE2B, outcome: str
+    limited_service: Service, served_document: Any, e2b: LocalE2B, outcome: str
 ) -> None:
     e2b.set_script(
         {
@@ -271,22 +276,24 @@ def test_each_documented_outcome_can_be_had(
             "unavailable": {"create": {"status": 500}},
         }[outcome]
     )
-    response = execute(service, {"code": "1", "timeout": 1})
+    response = execute(limited_service, {"code": "1", "timeout": 1})
     assert response.headers["X-Run-Outcome"] == outcome
-    header = operation_of(served)["responses"]["200"]["headers"]["X-Run-Outcome"]
+    header = operation_of(served_document)["responses"]["200"]["headers"][
+        "X-Run-Outcome"
+    ]
     assert outcome in header["schema"]["enum"]
 
 
 @pytest.mark.parametrize("mode", list(GenerationMode))
 def test_whatever_is_sent_the_answer_is_a_documented_one(
-    service: Service, served: Any, mode: GenerationMode
+    limited_service: Service, served_document: Any, mode: GenerationMode
 ) -> None:
     """Schemathesis makes requests out of the document, good ones and bad ones.
 
     What gunicorn's parser answers to bytes that are no request (400, 408, 431) is not
     of concern here: the document is about requests.
     """
-    operation = schemathesis.openapi.from_dict(served)["/execute"]["POST"]
+    operation = schemathesis.openapi.from_dict(served_document)["/execute"]["POST"]
     statuses = set()
 
     @settings(
@@ -303,7 +310,7 @@ def test_whatever_is_sent_the_answer_is_a_documented_one(
         # counts as left out) and laxer in another (code must not be blank).
         assume(mode.is_positive or None not in fields.values())
         assume(mode.is_negative or fields["code"].strip())
-        response = case.call(base_url=service.url, session=http, timeout=30)
+        response = case.call(base_url=limited_service.url, session=http, timeout=30)
         # ignored_auth: this service has no key, which the document allows.
         case.validate_response(response, excluded_checks=[ignored_auth])
         statuses.add(response.status_code)

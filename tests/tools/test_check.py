@@ -174,18 +174,18 @@ def drawn(scripted_e2b: LocalE2B) -> bytes:
 def test_the_service_passes_until_e2b_refuses_which_it_tells_in_its_own_words(
     drawn: bytes,
     scripted_e2b: LocalE2B,
-    service: Service,
+    default_service: Service,
     run_check: RunCheck,
     tmp_path: Path,
 ) -> None:
-    code, out, err = run_check("--url", service.url)
+    code, out, err = run_check("--url", default_service.url)
     assert (code, err) == (0, "")
     assert check.PRINTED in out
     assert (tmp_path / "sine.png").read_bytes() == drawn
     scripted_e2b.set_script(
         {"create": {"status": 401, "body": {"code": 401, "message": "no"}}}
     )
-    assert_one_line(run_check("--url", service.url), "unavailable", "E2B")
+    assert_one_line(run_check("--url", default_service.url), "unavailable", "E2B")
 
 
 def test_the_service_passes_with_a_key_and_published_pictures(
@@ -197,11 +197,7 @@ def test_the_service_passes_with_a_key_and_published_pictures(
     folder = tmp_path / "images"
     folder.mkdir()
     service = start_service(
-        {
-            "PROXY_API_KEY": "the-key",
-            "IMAGE_DIR": str(folder),
-            "IMAGE_URL": "/images/e2b",
-        }
+        PROXY_API_KEY="the-key", IMAGE_DIR=str(folder), IMAGE_URL="/images/e2b"
     )
     assert_one_line(run_check("--url", service.url), "wants a key", "PROXY_API_KEY")
     assert_one_line(

@@ -23,17 +23,14 @@ needs_own_mount = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(scope="module")
-def kernels() -> Iterator[LocalE2B]:
-    with LocalE2B(ahead=2) as local:
-        yield local
-
-
 @pytest.fixture
 def create(
-    kernels: LocalE2B, monkeypatch: pytest.MonkeyPatch
+    kernels_ahead_e2b: LocalE2B, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[[], Sandbox]]:
-    for name, value in {**e2b_at(kernels.url), "E2B_API_KEY": E2B_KEY}.items():
+    for name, value in {
+        **e2b_at(kernels_ahead_e2b.url),
+        "E2B_API_KEY": E2B_KEY,
+    }.items():
         monkeypatch.setenv(name, value)
     made: list[Sandbox] = []
 
@@ -81,13 +78,13 @@ def test_a_cell_is_taken_up_to_10_mib(create: Callable[[], Sandbox]) -> None:
     assert printed(sandbox, "print(1)") == "1\n"
 
 
-def test_a_body_of_30_mb_is_taken_and_forgotten(kernels: LocalE2B) -> None:
+def test_a_body_of_30_mb_is_taken_and_forgotten(kernels_ahead_e2b: LocalE2B) -> None:
     body = {"code": "x" * 30_000_000}
-    answer = requests.post(f"{kernels.url}/execute", json=body, timeout=30)
+    answer = requests.post(f"{kernels_ahead_e2b.url}/execute", json=body, timeout=30)
     assert answer.status_code == 502
     [request] = [
         one
-        for one in kernels.state()["requests"]
+        for one in kernels_ahead_e2b.state()["requests"]
         if one["kind"] == "run" and one["body"].get("code_chars") == 30_000_000
     ]
     assert len(request["body"]["code"]) == REMEMBERED_CHARS

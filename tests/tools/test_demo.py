@@ -114,7 +114,7 @@ def demo(tmp_path: Path, *arguments: str, **environ: str) -> Iterator[Started]:
 
 
 @pytest.fixture
-def e2b(scripted_e2b: LocalE2B) -> LocalE2B:
+def drawing_e2b(scripted_e2b: LocalE2B) -> LocalE2B:
     """E2B for a demo with a key: every run prints and draws what check.py looks for."""
     answer_with(scripted_e2b, stdout(f"{check.PRINTED}\n"), figure(PICTURE))
     return scripted_e2b
@@ -145,26 +145,26 @@ def test_the_demo_draws_a_sine_wave_whatever_the_proxy_variables_say(
 
 
 def test_with_a_key_the_demo_uses_e2b_and_no_stand_in_and_serves_until_ctrl_c(
-    tmp_path: Path, e2b: LocalE2B
+    tmp_path: Path, drawing_e2b: LocalE2B
 ) -> None:
     port = free_port()
     url = f"http://127.0.0.1:{port}"
-    with demo(tmp_path, **key_for(e2b), PORT=str(port)) as started:
+    with demo(tmp_path, **key_for(drawing_e2b), PORT=str(port)) as started:
         started.wait_for("Ctrl-C stops it")
         assert url in started.said
         assert "UNISOLATED" not in started.said
         assert started.out.read_bytes() == PICTURE
         assert check.main(["--url", url, "--out", str(tmp_path / "again.png")]) == 0
-        assert e2b.state()["created"] == 2
+        assert drawing_e2b.state()["created"] == 2
         started.process.send_signal(signal.SIGINT)
         assert started.end() == 0, started.said
         started.assert_nothing_is_left()
 
 
 def test_sigterm_ends_the_demo_while_the_service_starts(
-    tmp_path: Path, e2b: LocalE2B
+    tmp_path: Path, drawing_e2b: LocalE2B
 ) -> None:
-    with demo(tmp_path, **key_for(e2b)) as started:
+    with demo(tmp_path, **key_for(drawing_e2b)) as started:
         started.wait_for("E2B_API_KEY is set")
         started.process.send_signal(signal.SIGTERM)
         assert started.end() == 0, started.said
@@ -202,9 +202,9 @@ def test_a_reader_that_goes_away_ends_the_demo(tmp_path: Path) -> None:
 
 
 def test_the_demo_ends_in_words_when_the_service_dies(
-    tmp_path: Path, e2b: LocalE2B
+    tmp_path: Path, drawing_e2b: LocalE2B
 ) -> None:
-    with demo(tmp_path, **key_for(e2b)) as started:
+    with demo(tmp_path, **key_for(drawing_e2b)) as started:
         started.wait_for("Ctrl-C stops it")
         [service] = [
             each
@@ -249,11 +249,11 @@ def test_the_port_that_the_demo_suggests_is_free_and_open_to_everyone(
         pass
 
 
-def test_two_demos_at_once_keep_their_files_apart(e2b: LocalE2B) -> None:
+def test_two_demos_at_once_keep_their_files_apart(drawing_e2b: LocalE2B) -> None:
     ports = [free_port(), free_port()]
     files = [ROOT / f"demo-{port}.{end}" for port in ports for end in ("log", "png")]
     command = [sys.executable, str(ROOT / "dev/demo.py"), "--once"]
-    environ = clean_environ() | key_for(e2b)
+    environ = clean_environ() | key_for(drawing_e2b)
     demos = [
         subprocess.Popen(
             command, env=environ | {"PORT": str(port)}, stdout=subprocess.DEVNULL
@@ -278,10 +278,12 @@ def test_the_demo_says_what_a_port_is(tmp_path: Path, port: str) -> None:
 
 
 def test_the_demo_fails_when_the_sine_wave_does_not_come(
-    tmp_path: Path, e2b: LocalE2B
+    tmp_path: Path, drawing_e2b: LocalE2B
 ) -> None:
-    e2b.set_script({"create": {"status": 401, "body": {"code": 401, "message": "no"}}})
-    with demo(tmp_path, **key_for(e2b)) as started:
+    drawing_e2b.set_script(
+        {"create": {"status": 401, "body": {"code": 401, "message": "no"}}}
+    )
+    with demo(tmp_path, **key_for(drawing_e2b)) as started:
         assert started.end() == 1
         started.assert_nothing_is_left()
     assert "X-Run-Outcome unavailable" in started.said

@@ -89,19 +89,13 @@ def use(monkeypatch: pytest.MonkeyPatch, e2b: LocalE2B) -> None:
 
 
 @pytest.fixture(scope="module")
-def kernels() -> Iterator[LocalE2B]:
-    with LocalE2B() as e2b:
-        yield e2b
-
-
-@pytest.fixture(scope="module")
-def first_cells(kernels: LocalE2B) -> dict[str, tuple[str, list[Event]]]:
+def first_cells(e2b: LocalE2B) -> dict[str, tuple[str, list[Event]]]:
     """A sandbox for each of FIRST_CELLS, and what
     came of that; later tests go on in them."""
-    ids = {name: create(kernels) for name in FIRST_CELLS}
+    ids = {name: create(e2b) for name in FIRST_CELLS}
 
     def run_first(name: str) -> list[Event]:
-        return run(kernels, ids[name], FIRST_CELLS[name][0])
+        return run(e2b, ids[name], FIRST_CELLS[name][0])
 
     with ThreadPoolExecutor(len(ids)) as threads:
         return {
@@ -451,10 +445,10 @@ def test_a_first_cell_is_answered_as_recorded(
 
 @pytest.mark.parametrize("name", CELLS)
 def test_a_later_cell_is_answered_as_recorded(
-    kernels: LocalE2B, warm_id: str, name: str
+    e2b: LocalE2B, warm_id: str, name: str
 ) -> None:
     code, expected = CELLS[name]
-    events = run(kernels, warm_id, code)
+    events = run(e2b, warm_id, code)
     assert [list(event) for event in events] == [
         list(event) for event in complete(expected)
     ]
@@ -462,32 +456,29 @@ def test_a_later_cell_is_answered_as_recorded(
 
 
 def test_a_kernel_keeps_variables_and_files_and_its_own_directory(
-    kernels: LocalE2B, first_cells: dict[str, tuple[str, list[Event]]], warm_id: str
+    e2b: LocalE2B, first_cells: dict[str, tuple[str, list[Event]]], warm_id: str
 ) -> None:
-    run(kernels, warm_id, "kept = 41; open('f.txt', 'w').write('x')")
-    assert (
-        run(kernels, warm_id, "kept + 1, open('f.txt').read()")[1]["text"]
-        == "(42, 'x')"
-    )
+    run(e2b, warm_id, "kept = 41; open('f.txt', 'w').write('x')")
+    assert run(e2b, warm_id, "kept + 1, open('f.txt').read()")[1]["text"] == "(42, 'x')"
     another_id = first_cells["indented"][0]
     [_, gone, _] = run(
-        kernels, another_id, "import os; os.path.exists('f.txt'), 'kept' in dir()"
+        e2b, another_id, "import os; os.path.exists('f.txt'), 'kept' in dir()"
     )
     assert gone["text"] == "(False, False)"
 
 
-def test_envs_of_a_run_last_for_that_run_only(kernels: LocalE2B) -> None:
-    sandbox_id = create(kernels, envVars={"A": "sandbox"})
+def test_envs_of_a_run_last_for_that_run_only(e2b: LocalE2B) -> None:
+    sandbox_id = create(e2b, envVars={"A": "sandbox"})
     read = "import os; os.environ.get('A'), os.environ.get('B')"
-    told = run(kernels, sandbox_id, read, env_vars={"A": "run", "B": "run"})
+    told = run(e2b, sandbox_id, read, env_vars={"A": "run", "B": "run"})
     assert told[1]["text"] == "('run', 'run')"
-    assert run(kernels, sandbox_id, read)[1]["text"] == "('sandbox', None)"
+    assert run(e2b, sandbox_id, read)[1]["text"] == "('sandbox', None)"
 
 
 def test_ten_megabytes_arrive_whole_in_a_few_messages(
-    kernels: LocalE2B, warm_id: str
+    e2b: LocalE2B, warm_id: str
 ) -> None:
-    events = events_as_sent(kernels, warm_id, "print('x' * 10_000_000)")[1:-1]
+    events = events_as_sent(e2b, warm_id, "print('x' * 10_000_000)")[1:-1]
     assert sum(len(event["text"]) for event in events) == 10_000_001
     assert len(events) <= 5
 
@@ -524,11 +515,11 @@ def test_a_kernel_that_dies_is_told_after_a_while_and_started_again() -> None:
 
 
 def test_a_run_given_up_is_interrupted_and_the_next_one_works(
-    kernels: LocalE2B,
+    e2b: LocalE2B,
     first_cells: dict[str, tuple[str, list[Event]]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    use(monkeypatch, kernels)
+    use(monkeypatch, e2b)
     sandbox = Sandbox.connect(first_cells["indented"][0])
     with pytest.raises(TimeoutException):
         sandbox.run_code("while True: pass", timeout=0.3)
@@ -537,11 +528,11 @@ def test_a_run_given_up_is_interrupted_and_the_next_one_works(
 
 
 def test_a_lifetime_that_ends_in_the_middle_of_a_run_takes_the_sandbox_away(
-    kernels: LocalE2B,
+    e2b: LocalE2B,
     first_cells: dict[str, tuple[str, list[Event]]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    use(monkeypatch, kernels)
+    use(monkeypatch, e2b)
     sandbox = Sandbox.connect(first_cells["cell magic"][0])
     pid = int(sandbox.run_code("import os, subprocess; os.getpid()").text or 0)
     child = int(sandbox.run_code("subprocess.Popen(['sleep', '600']).pid").text or 0)
@@ -553,9 +544,7 @@ def test_a_lifetime_that_ends_in_the_middle_of_a_run_takes_the_sandbox_away(
     )
     assert not psutil.pid_exists(pid)
     assert not psutil.pid_exists(child)
-    ended = next(
-        s for s in kernels.state()["sandboxes"] if s["id"] == sandbox.sandbox_id
-    )
+    ended = next(s for s in e2b.state()["sandboxes"] if s["id"] == sandbox.sandbox_id)
     assert ended["ended_by"] == "lifetime"
 
 

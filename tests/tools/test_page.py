@@ -35,7 +35,7 @@ from conftest import E2B_KEY, OK_RUN, ROOT, Service, e2b_at, free_port
 
 CHROMIUM, CHROMEDRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = [
-    pytest.mark.usefixtures("untraced"),
+    pytest.mark.usefixtures("untraced", "runs_print_ok"),
     pytest.mark.skipif(
         not (CHROMIUM and CHROMEDRIVER),
         reason="the page: chromium or chromium-driver is not installed",
@@ -153,13 +153,6 @@ def _direct() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="module")
-def e2b() -> Iterator[LocalE2B]:
-    """E2B without kernels, for the file; `page` has it answer OK_RUN again."""
-    with LocalE2B(script={"run": OK_RUN}) as stand_in:
-        yield stand_in
-
-
 @contextmanager
 def serving(e2b: LocalE2B, **environ: str) -> Iterator[Service]:
     service = Service(e2b_at(e2b.url) | environ)
@@ -171,14 +164,14 @@ def serving(e2b: LocalE2B, **environ: str) -> Iterator[Service]:
 
 
 @pytest.fixture(scope="module")
-def service(e2b: LocalE2B) -> Iterator[Service]:
+def open_service(e2b: LocalE2B) -> Iterator[Service]:
     """For everybody, and with pictures in its answers."""
     with serving(e2b, ALLOWED_HOSTS="box.test,code.test") as service:
         yield service
 
 
 @pytest.fixture(scope="module")
-def keyed_service(
+def keyed_serving_service(
     e2b: LocalE2B, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Service]:
     """It asks for KEY, and serves the pictures of its runs at PICTURES_HOST."""
@@ -195,7 +188,7 @@ def keyed_service(
 
 
 @pytest.fixture(scope="module")
-def linking_service(
+def keyed_linking_service(
     e2b: LocalE2B, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Service]:
     """It asks for KEY, has one slot, publishes pictures for LibreChat, keeps files."""
@@ -212,14 +205,14 @@ def linking_service(
 
 @pytest.fixture(scope="module")
 def browser(
-    service: Service,
-    keyed_service: Service,
-    linking_service: Service,
+    open_service: Service,
+    keyed_serving_service: Service,
+    keyed_linking_service: Service,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[webdriver.Chrome]:
     """After the services, to end before them: they
     wait for connections that are kept open."""
-    names = f"MAP code.test:80 127.0.0.1:{service.port}, MAP *.test 127.0.0.1"
+    names = f"MAP code.test:80 127.0.0.1:{open_service.port}, MAP *.test 127.0.0.1"
     driver = launch(
         tmp_path_factory.mktemp("chromium"), f"--host-resolver-rules={names}"
     )
@@ -342,13 +335,12 @@ class Page:
 
 
 @pytest.fixture
-def page(browser: webdriver.Chrome, e2b: LocalE2B) -> Iterator[Page]:
+def page(browser: webdriver.Chrome) -> Iterator[Page]:
     """Whatever happened in it: nothing left the
     origin, hit a rule of the CSP, or was stored.
 
     One tab is enough for the file, as each test opens the page anew.
     """
-    e2b.set_script({"run": OK_RUN})
     page = Page(browser)
     page.requested()
     browser.get_log("browser")
@@ -405,10 +397,10 @@ def drawn(width: int = 8) -> dict[str, Any]:
 
 
 def test_the_plot_that_the_page_opens_with_is_drawn(
-    page: Page, e2b: LocalE2B, service: Service
+    page: Page, e2b: LocalE2B, open_service: Service
 ) -> None:
     e2b.set_script(REAL)
-    page.open(service.url).run()
+    page.open(open_service.url).run()
     assert page.shown() == ["Drawn from 400 points"]
     (picture,) = page["result"].find_elements(By.TAG_NAME, "img")
     page.wait(lambda: picture.get_property("complete"))
@@ -418,11 +410,11 @@ def test_the_plot_that_the_page_opens_with_is_drawn(
 
 
 def test_typed_code_arrives_as_typed_and_its_echo_is_left_out(
-    page: Page, e2b: LocalE2B, service: Service
+    page: Page, e2b: LocalE2B, open_service: Service
 ) -> None:
     typed = "for n in range(2):\n    print(n, '<é>')"
     e2b.set_script(run_answers(stdout("0 <é>\n1 <é>\n"), drawn()))
-    page.open(service.url)
+    page.open(open_service.url)
     page.run(typed)
     assert runs_of(e2b.state())[-1]["body"]["code"].endswith(typed)
     assert page.shown("h3") == ["Console Output:"]
@@ -430,10 +422,10 @@ def test_typed_code_arrives_as_typed_and_its_echo_is_left_out(
 
 
 def test_a_run_asks_for_what_describes_the_service_and_execute_and_nothing_else(
-    page: Page, browser: webdriver.Chrome, e2b: LocalE2B, service: Service
+    page: Page, browser: webdriver.Chrome, e2b: LocalE2B, open_service: Service
 ) -> None:
     e2b.set_script(run_answers(drawn()))
-    url = service.url
+    url = open_service.url
     page.open(url).run()
     asked = [address for address in page.requested() if not address.startswith("data:")]
     described = {f"{url}/health", f"{url}/openapi.json"}
@@ -446,10 +438,10 @@ def test_a_run_asks_for_what_describes_the_service_and_execute_and_nothing_else(
 
 
 def test_while_it_runs_its_limit_is_said_and_seconds_are_counted(
-    page: Page, e2b: LocalE2B, keyed_service: Service
+    page: Page, e2b: LocalE2B, keyed_serving_service: Service
 ) -> None:
     e2b.set_script(run_answers(stdout("so far\n"), fault="silent"))
-    page.open(keyed_service.url).give_key()
+    page.open(keyed_serving_service.url).give_key()
     page["run"].click()
     page.wait(lambda: re.fullmatch(r"\d+\.\d s", page["elapsed"].text))
     assert page["state"].text == f"Running. It ends at {RUN_LIMIT_S} s at the latest."
@@ -462,10 +454,10 @@ def test_while_it_runs_its_limit_is_said_and_seconds_are_counted(
 
 
 def test_stop_ends_the_waiting_and_a_full_service_says_how_long_to_wait(
-    page: Page, e2b: LocalE2B, linking_service: Service
+    page: Page, e2b: LocalE2B, keyed_linking_service: Service
 ) -> None:
     e2b.set_script(run_answers(fault="silent"))
-    page.open(linking_service.url).give_key()
+    page.open(keyed_linking_service.url).give_key()
     assert not page["stop"].is_displayed()
     page["run"].send_keys(Keys.ENTER)
     page.wait(page["stop"].is_displayed)
@@ -485,12 +477,12 @@ def test_stop_ends_the_waiting_and_a_full_service_says_how_long_to_wait(
     assert "status 503 · try again in " in page.shown("p")[1]
     e2b.set_script({"run": OK_RUN})
     end_sandboxes(e2b)
-    health = f"{linking_service.url}/health"
+    health = f"{keyed_linking_service.url}/health"
     page.wait(lambda: requests.get(health, timeout=10).json()["runs_in_flight"] == 0)
 
 
 def test_an_exception_is_shown_in_words(
-    page: Page, e2b: LocalE2B, service: Service
+    page: Page, e2b: LocalE2B, open_service: Service
 ) -> None:
     error = {
         "type": "error",
@@ -501,7 +493,7 @@ def test_an_exception_is_shown_in_words(
         ),
     }
     e2b.set_script(run_answers(stdout("before\n"), error))
-    page.open(service.url).run("1/0")
+    page.open(open_service.url).run("1/0")
     assert page.shown("h3") == ["Console Output:", "Execution Error:"]
     assert "ZeroDivisionError: division by zero" in page.shown()[1]
     assert page.shown(".badge") == ["error"]
@@ -509,9 +501,9 @@ def test_an_exception_is_shown_in_words(
 
 
 def test_hostile_output_stays_text(
-    page: Page, browser: webdriver.Chrome, e2b: LocalE2B, service: Service
+    page: Page, browser: webdriver.Chrome, e2b: LocalE2B, open_service: Service
 ) -> None:
-    page.open(service.url)
+    page.open(open_service.url)
     others = "return document.querySelectorAll(':not(#result, #result *)').length"
     tags = (
         "return [...document.querySelectorAll('#result *')].map((each) => each.tagName)"
@@ -529,10 +521,10 @@ def test_hostile_output_stays_text(
 
 
 def test_a_wrong_key_is_named_and_the_right_one_works(
-    page: Page, e2b: LocalE2B, keyed_service: Service
+    page: Page, e2b: LocalE2B, keyed_serving_service: Service
 ) -> None:
     e2b.set_script(run_answers(stdout("hello\n")))
-    page.open(keyed_service.url)
+    page.open(keyed_serving_service.url)
     page.wait(lambda: page["key"].is_displayed())
     assert page["key"].get_property("type") == "password"
     page.run()
@@ -555,9 +547,9 @@ def test_a_wrong_key_is_named_and_the_right_one_works(
 
 
 def test_without_code_nothing_is_asked_and_the_page_says_what_to_do(
-    page: Page, service: Service
+    page: Page, open_service: Service
 ) -> None:
-    page.open(service.url)
+    page.open(open_service.url)
     page.fill("code", " \n")
     page.requested()
     page["run"].click()
@@ -568,39 +560,39 @@ def test_without_code_nothing_is_asked_and_the_page_says_what_to_do(
 
 
 def test_the_code_survives_a_reload_and_the_key_does_not(
-    page: Page, keyed_service: Service
+    page: Page, keyed_serving_service: Service
 ) -> None:
-    page.open(keyed_service.url).give_key()
+    page.open(keyed_serving_service.url).give_key()
     page.fill("code", "mine = 'é'")
-    page.open(keyed_service.url)
+    page.open(keyed_serving_service.url)
     assert page["code"].get_property("value") == "mine = 'é'"
     assert page["key"].get_property("value") == ""
 
 
 def test_a_browser_that_forbids_storage_is_no_obstacle(
-    page: Page, service: Service
+    page: Page, open_service: Service
 ) -> None:
     forbid = (
         "Object.defineProperty(window, 'sessionStorage', {get() { throw Error(); }})"
     )
     added = page.devtools("Page.addScriptToEvaluateOnNewDocument", source=forbid)
     try:
-        page.open(service.url)
+        page.open(open_service.url)
         assert page.run("print(1)").shown() == ["ok"]
     finally:
         page.devtools("Page.removeScriptToEvaluateOnNewDocument", **added)
-        page.open(service.url)  # whose storage can be looked at
+        page.open(open_service.url)  # whose storage can be looked at
 
 
 def test_a_request_that_is_refused_says_why_and_which_it_was(
-    page: Page, service: Service
+    page: Page, open_service: Service
 ) -> None:
     surrogate = "'\ud800'"
-    page.open(service.url)
+    page.open(open_service.url)
     page.script("arguments[0].value = '\\ud800'", page["code"])
     page.run()
     refusal = requests.post(
-        f"{service.url}/execute", json={"code": surrogate}, timeout=10
+        f"{open_service.url}/execute", json={"code": surrogate}, timeout=10
     ).json()["error"]
     assert page.shown(".failure") == [refusal["message"]]
     assert page.shown("p")[1].startswith("status 400 · request ")
@@ -608,9 +600,9 @@ def test_a_request_that_is_refused_says_why_and_which_it_was(
 
 
 def test_a_lost_network_is_said_in_words(
-    page: Page, browser: webdriver.Chrome, service: Service
+    page: Page, browser: webdriver.Chrome, open_service: Service
 ) -> None:
-    page.open(service.url)
+    page.open(open_service.url)
     browser.set_network_conditions(offline=True, latency=0, throughput=0)
     try:
         page.run()
@@ -625,9 +617,9 @@ def test_a_lost_network_is_said_in_words(
     ("status", "body"), [(502, "<html>Bad gateway"), (200, "[1, {}]")]
 )
 def test_an_answer_that_is_not_the_services_is_said_in_words(
-    page: Page, service: Service, status: int, body: str
+    page: Page, open_service: Service, status: int, body: str
 ) -> None:
-    page.open(service.url)
+    page.open(open_service.url)
     page.script(
         "const [status, body] = arguments; fetch = async () => new Response(body, "
         "{status})",
@@ -644,9 +636,9 @@ def test_an_answer_that_is_not_the_services_is_said_in_words(
 
 
 def test_pictures_are_taken_from_data_and_web_addresses_only(
-    page: Page, service: Service
+    page: Page, open_service: Service
 ) -> None:
-    page.open(service.url)
+    page.open(open_service.url)
     for address in FOREIGN_ADDRESSES:
         page.script("result.replaceChildren(); showPicture(arguments[0], 1)", address)
         assert page.shown("img") == [], address
@@ -656,20 +648,20 @@ def test_pictures_are_taken_from_data_and_web_addresses_only(
 
 
 def test_a_picture_published_for_librechat_is_shown_from_the_services_own_address(
-    page: Page, e2b: LocalE2B, linking_service: Service
+    page: Page, e2b: LocalE2B, keyed_linking_service: Service
 ) -> None:
     e2b.set_script(run_answers(stdout("words\n"), drawn()))
-    page.open(linking_service.url).give_key().run()
+    page.open(keyed_linking_service.url).give_key().run()
     page.wait(lambda: page.script("return document.images[0]?.naturalWidth") == 8)
     [asked] = [each for each in page.requested() if "/images/" in each]
-    assert asked.startswith(f"{linking_service.url}/images/e2b-")
+    assert asked.startswith(f"{keyed_linking_service.url}/images/e2b-")
     assert page.shown("h3, pre, p") == ["Console Output:", "words"]
 
 
 def test_a_published_picture_that_is_gone_is_said_with_its_address(
-    page: Page, linking_service: Service
+    page: Page, keyed_linking_service: Service
 ) -> None:
-    page.open(linking_service.url)
+    page.open(keyed_linking_service.url)
     page.script("showPicture('/images/e2b/e2b-gone.png', 1)")
     page.wait(lambda: not page.shown("img"))
     said = "Picture 1 could not be loaded from /images/e2b-gone.png"
@@ -677,21 +669,21 @@ def test_a_published_picture_that_is_gone_is_said_with_its_address(
 
 
 def test_a_picture_published_at_an_address_of_its_own_is_shown_and_its_link_is_not(
-    page: Page, e2b: LocalE2B, keyed_service: Service
+    page: Page, e2b: LocalE2B, keyed_serving_service: Service
 ) -> None:
     e2b.set_script(run_answers(stdout("words\n"), drawn()))
-    page.open(keyed_service.url).give_key()
-    page.opened_at.add(f"{PICTURES_HOST}:{keyed_service.port}")
+    page.open(keyed_serving_service.url).give_key()
+    page.opened_at.add(f"{PICTURES_HOST}:{keyed_serving_service.port}")
     page.run()
     page.wait(lambda: page.script("return document.images[0]?.naturalWidth") == 8)
     assert page.shown("h3, pre, p") == ["Console Output:", "words"]
 
 
 def test_everything_can_be_done_by_keyboard(
-    page: Page, e2b: LocalE2B, service: Service
+    page: Page, e2b: LocalE2B, open_service: Service
 ) -> None:
     e2b.set_script(run_answers(stdout("by keys\n")))
-    page.open(service.url)
+    page.open(open_service.url)
 
     def press(*keys: str) -> str:
         page.driver.switch_to.active_element.send_keys(*keys)
@@ -723,11 +715,11 @@ def test_everything_can_be_done_by_keyboard(
 
 
 def test_files_are_uploaded_run_with_and_downloaded(
-    page: Page, e2b: LocalE2B, linking_service: Service, tmp_path: Path
+    page: Page, e2b: LocalE2B, keyed_linking_service: Service, tmp_path: Path
 ) -> None:
     e2b.set_script(REAL)
     (tmp_path / "numbers é.csv").write_text("1\n2\n")
-    page.open(linking_service.url).give_key()
+    page.open(keyed_linking_service.url).give_key()
     page["file"].send_keys(str(tmp_path / "numbers é.csv"))
     page.fill("code", COPY_SOURCE)
     page["run-files"].click()
@@ -745,10 +737,10 @@ def test_files_are_uploaded_run_with_and_downloaded(
 
 
 def test_a_file_that_is_refused_is_said_in_the_services_words(
-    page: Page, linking_service: Service, tmp_path: Path
+    page: Page, keyed_linking_service: Service, tmp_path: Path
 ) -> None:
     """A browser never sends such a name: it is put into the form by script."""
-    page.open(linking_service.url).give_key()
+    page.open(keyed_linking_service.url).give_key()
     page.script(
         "const files = new DataTransfer();"
         "files.items.add(new File(['x'], 'n'.repeat(300)));"
@@ -761,22 +753,22 @@ def test_a_file_that_is_refused_is_said_in_the_services_words(
 
 
 def test_the_code_api_is_offered_where_it_is_served(
-    page: Page, service: Service, linking_service: Service
+    page: Page, open_service: Service, keyed_linking_service: Service
 ) -> None:
     parts = ("file", "run-files", "code-api")
-    page.open(service.url)
+    page.open(open_service.url)
     assert [page[each].is_displayed() for each in parts] == [False] * 3
-    page.open(linking_service.url)
+    page.open(keyed_linking_service.url)
     assert [page[each].is_displayed() for each in parts] == [True] * 3
     setting = "LIBRECHAT_CODE_BASEURL=http://e2b:YOUR_API_KEY@e2b-proxy:3001/v1"
     assert page["code-api"].text == setting
 
 
 def test_what_can_be_used_has_a_name_of_its_own_and_the_state_is_announced(
-    page: Page, e2b: LocalE2B, linking_service: Service
+    page: Page, e2b: LocalE2B, keyed_linking_service: Service
 ) -> None:
     e2b.set_script(run_answers(stdout("words\n"), RAISED))
-    page.open(linking_service.url).give_key().run()
+    page.open(keyed_linking_service.url).give_key().run()
     page.script("stop.hidden = false")
     controls = [
         each for each in page.accessibility_tree() if each["focusable"] == "true"
@@ -794,9 +786,11 @@ def test_what_can_be_used_has_a_name_of_its_own_and_the_state_is_announced(
     assert page["state"].aria_role == "status"
 
 
-def test_headings_are_in_order(page: Page, e2b: LocalE2B, service: Service) -> None:
+def test_headings_are_in_order(
+    page: Page, e2b: LocalE2B, open_service: Service
+) -> None:
     e2b.set_script(run_answers(stdout("words\n")))
-    page.open(service.url).run()
+    page.open(open_service.url).run()
     headings = page.driver.find_elements(By.CSS_SELECTOR, "h1, h2, h3, h4, h5, h6")
     shown = [(each.tag_name, each.text) for each in headings if each.is_displayed()]
     assert shown[:4] == [
@@ -809,14 +803,14 @@ def test_headings_are_in_order(page: Page, e2b: LocalE2B, service: Service) -> N
 
 
 def test_a_traceback_wraps_on_a_phone_and_a_table_does_not(
-    page: Page, e2b: LocalE2B, service: Service
+    page: Page, e2b: LocalE2B, open_service: Service
 ) -> None:
     long = "x" * 300
     raised = RAISED | {"traceback": f"ValueError: {long}"}
     warned = stdout(f"{long}\n") | {"type": "stderr"}
     e2b.set_script(run_answers(stdout(f"{long}\n"), warned, raised))
     page.look("light", width=360)
-    page.open(service.url).run()
+    page.open(open_service.url).run()
     overflow = page.script(
         "return [...result.querySelectorAll('pre')]"
         ".map((each) => each.scrollWidth > each.clientWidth)"
@@ -825,12 +819,12 @@ def test_a_traceback_wraps_on_a_phone_and_a_table_does_not(
 
 
 def test_a_phone_of_360_pixels_never_scrolls_sideways(
-    page: Page, e2b: LocalE2B, keyed_service: Service
+    page: Page, e2b: LocalE2B, keyed_serving_service: Service
 ) -> None:
     page.look("light", width=360)
     e2b.set_script(run_answers(stdout("x" * 500 + "\n"), drawn(width=1600)))
-    page.open(keyed_service.url).give_key()
-    page.opened_at.add(f"{PICTURES_HOST}:{keyed_service.port}")
+    page.open(keyed_serving_service.url).give_key()
+    page.opened_at.add(f"{PICTURES_HOST}:{keyed_serving_service.port}")
     page.run("y" * 300)
     page.wait(lambda: page.script("return document.images[0]?.naturalWidth") == 1600)
     assert page.script("return document.documentElement.scrollWidth") == 360
@@ -842,10 +836,10 @@ def test_a_phone_of_360_pixels_never_scrolls_sideways(
 
 
 def test_words_and_borders_stand_out_from_their_background_light_and_dark(
-    page: Page, e2b: LocalE2B, service: Service
+    page: Page, e2b: LocalE2B, open_service: Service
 ) -> None:
     e2b.set_script(run_answers(stdout("words\n"), RAISED))
-    page.open(service.url).run()
+    page.open(open_service.url).run()
     for scheme in ("light", "dark"):
         page.look(scheme)
         contrasts = page.script(CONTRAST_OF_WORDS)
@@ -861,11 +855,13 @@ def test_words_and_borders_stand_out_from_their_background_light_and_dark(
 
 
 def test_what_to_paste_follows_the_address_that_the_page_was_opened_at(
-    page: Page, service: Service
+    page: Page, open_service: Service
 ) -> None:
     for name in ("127.0.0.1", "localhost", "e2b.localhost", "0.0.0.0", "box.test"):
-        page.open(f"http://{name}:{service.port}")
-        address = f"{name}:{service.port}" if name == "box.test" else "e2b-proxy:3001"
+        page.open(f"http://{name}:{open_service.port}")
+        address = (
+            f"{name}:{open_service.port}" if name == "box.test" else "e2b-proxy:3001"
+        )
         document = json.loads(page["openapi"].get_property("textContent"))
         assert document["servers"] == [{"url": f"http://{address}"}]
         assert yaml.safe_load(page["mcp"].text) == {
@@ -890,9 +886,9 @@ def test_what_to_paste_follows_the_address_that_the_page_was_opened_at(
 
 
 def test_a_key_adds_its_header_to_the_lines_and_rules_out_oauth(
-    page: Page, keyed_service: Service
+    page: Page, keyed_serving_service: Service
 ) -> None:
-    page.open(keyed_service.url)
+    page.open(keyed_serving_service.url)
     page.wait(lambda: page["key-note"].is_displayed())
     server = yaml.safe_load(page["mcp"].text)["mcpServers"]["python"]
     assert server["headers"] == {"Authorization": "Bearer YOUR_API_KEY"}
@@ -912,10 +908,10 @@ def test_an_address_without_a_port_allows_port_80(page: Page) -> None:
 
 
 def test_copy_takes_the_lines_with_and_without_the_clipboard_api(
-    page: Page, service: Service
+    page: Page, open_service: Service
 ) -> None:
     for name in ("127.0.0.1", "box.test"):
-        page.open(f"http://{name}:{service.port}")
+        page.open(f"http://{name}:{open_service.port}")
         assert page.script("return !!navigator.clipboard") == (name == "127.0.0.1")
         assert page.copy("mcp") == "Copied"
         page["code"].clear()
@@ -924,9 +920,9 @@ def test_copy_takes_the_lines_with_and_without_the_clipboard_api(
 
 
 def test_copy_leaves_the_text_selected_where_copying_is_forbidden(
-    page: Page, service: Service
+    page: Page, open_service: Service
 ) -> None:
-    page.open(service.url)
+    page.open(open_service.url)
     page.script("Object.defineProperty(navigator, 'clipboard', {value: undefined})")
     page.script("document.execCommand = () => false")
     assert page.copy("mcp") == "Selected: press Ctrl+C"
@@ -934,19 +930,19 @@ def test_copy_leaves_the_text_selected_where_copying_is_forbidden(
 
 
 def test_what_is_copied_for_actions_is_the_document_itself(
-    page: Page, service: Service
+    page: Page, open_service: Service
 ) -> None:
-    page.open(service.url)
+    page.open(open_service.url)
     assert page.copy("openapi") == "Copied"
     page["code"].clear()
     page["code"].send_keys(Keys.CONTROL, "v")
-    served = requests.get(f"{service.url}/openapi.json", timeout=10).json()
+    served = requests.get(f"{open_service.url}/openapi.json", timeout=10).json()
     assert json.loads(page["code"].get_property("value")) == served
 
 
-def test_the_page_says_what_the_service_is(page: Page, service: Service) -> None:
-    page.open(service.url)
-    document = requests.get(f"{service.url}/openapi.json", timeout=10).json()
+def test_the_page_says_what_the_service_is(page: Page, open_service: Service) -> None:
+    page.open(open_service.url)
+    document = requests.get(f"{open_service.url}/openapi.json", timeout=10).json()
     listed = re.fullmatch(r"Packages: (numpy.*matplotlib.*)\.", page["packages"].text)
     assert listed
     assert listed[1] in document["paths"]["/execute"]["post"]["description"]
@@ -960,9 +956,9 @@ def test_the_page_says_what_the_service_is(page: Page, service: Service) -> None
 
 
 def test_where_e2b_is_the_machines_own_the_page_warns(
-    page: Page, service: Service
+    page: Page, open_service: Service
 ) -> None:
-    page.open(service.url)
+    page.open(open_service.url)
     assert "unisolated" in page["unisolated"].text
     page.script(
         "showService({e2b_on_this_machine: false}, JSON.parse(arguments[0]))",
@@ -983,14 +979,14 @@ def test_where_e2b_is_the_machines_own_the_page_warns(
 def test_screenshots_for_the_readme(
     page: Page,
     e2b: LocalE2B,
-    service: Service,
+    open_service: Service,
     name: str,
     scheme: str,
     width: int | None,
 ) -> None:
     page.look(scheme, width)
     e2b.set_script(REAL)
-    page.open(service.url).run()
+    page.open(open_service.url).run()
     page.wait(lambda: page.script("return document.images[0].complete"))
     page.script("document.activeElement.blur()")
     box = page.script(
