@@ -40,6 +40,7 @@ LONGEST_FILES = (
     "test_code_api_faults.py",
     "test_code_api.py",
     "test_process.py",
+    "test_slow_clients.py",
     "test_local_e2b.py",
     "test_hostile_results.py",
     "test_page.py",

@@ -1,7 +1,7 @@
 """The process as it is shipped: gunicorn with
 gunicorn.conf.py, its signals, sockets and log.
 
-What takes long (idle, silent and dripping clients) goes on while the rest is tested.
+Clients that take long are in test_slow_clients.py.
 """
 
 from __future__ import annotations
@@ -10,20 +10,18 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from statistics import median
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import psutil
 import pytest
 import requests
-from builders import answer_with, stdout
+from builders import answer_with, is_running, stdout
 from local_e2b import LocalE2B
+from raw_http import CHUNKED, SMUGGLED, answer_to, connected, get, one_answer, post
 
 from conftest import E2B_KEY, OK_RUN, ROOT, Service, e2b_at, free_port, text_of
 
@@ -31,168 +29,6 @@ pytestmark = pytest.mark.usefixtures("runs_print_ok")
 
 PROXY_KEY = "proxy-key-0123456789-abcdef"
 Start = Callable[..., Service]
-
-
-# --- raw sockets -----------------------------------------------------
-
-
-def connected(service: Service) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", service.port), timeout=100)
-
-
-def all_of(connection: socket.socket) -> bytes:
-    """What comes until the other side closes."""
-    answer = b""
-    try:
-        while chunk := connection.recv(65_536):
-            answer += chunk
-    except ConnectionResetError:
-        pass
-    return answer
-
-
-def answer_to(service: Service, sent: bytes, half_close: bool = True) -> bytes:
-    with connected(service) as connection:
-        connection.sendall(sent)
-        if half_close:
-            connection.shutdown(socket.SHUT_WR)
-        return all_of(connection)
-
-
-def post(body: bytes, *headers: str, length: int | None = None) -> bytes:
-    lines = [
-        "POST /execute HTTP/1.1",
-        "Host: localhost",
-        "Content-Type: application/json",
-    ]
-    lines += [f"Content-Length: {len(body) if length is None else length}", *headers]
-    return "\r\n".join([*lines, "", ""]).encode() + body
-
-
-def get(path: str = "/health", *headers: str) -> bytes:
-    return "\r\n".join(
-        [f"GET {path} HTTP/1.1", "Host: localhost", *headers, "", ""]
-    ).encode()
-
-
-def one_answer(connection: socket.socket) -> bytes:
-    """One reply, read by its Content-Length."""
-    answer = b""
-    while b"\r\n\r\n" not in answer:
-        chunk = connection.recv(65_536)
-        assert chunk, answer
-        answer += chunk
-    head, _, body = answer.partition(b"\r\n\r\n")
-    found = re.search(rb"(?i)content-length: (\d+)", head)
-    assert found
-    while len(body) < int(found[1]):
-        body += connection.recv(65_536)
-    return head + b"\r\n\r\n" + body
-
-
-CHUNKED = (
-    "POST /execute HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-)
-SMUGGLED = "POST /execute HTTP/1.1\r\nHost: localhost\r\n\r\n"
-
-
-# --- long waits, all at once -----------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def long_waits(
-    e2b: LocalE2B, shared_service: Service
-) -> Iterator[dict[str, Future[tuple[bytes, float]]]]:
-    """What became of clients that take long: the answer, and when it was over, s."""
-
-    def idle_client() -> bytes:
-        # Refused for what it lacks: runs of its own
-        # would be counted as other tests' runs.
-        with connected(shared_service) as connection:
-            connection.sendall(post(b"{}"))
-            first = one_answer(connection)
-            stopped.wait(6)
-            connection.sendall(post(b"{}"))
-            return first + one_answer(connection)
-
-    def dripping(start: bytes, drop: bytes) -> Callable[[], bytes]:
-        def drip() -> bytes:
-            with connected(shared_service) as connection:
-                connection.sendall(start)
-                try:
-                    while not stopped.wait(0.5):
-                        connection.sendall(drop)
-                        connection.settimeout(0.01)
-                        try:
-                            if not connection.recv(65_536, socket.MSG_PEEK):
-                                break
-                            return all_of(connection)
-                        except TimeoutError:
-                            connection.settimeout(100)
-                except ConnectionError:
-                    pass
-            return b""
-
-        return drip
-
-    def timed(client: Callable[[], bytes]) -> tuple[bytes, float]:
-        started = time.monotonic()
-        return client(), time.monotonic() - started
-
-    clients = {
-        "idle": idle_client,
-        "drips headers": dripping(
-            b"GET /health HTTP/1.1\r\nHost: localhost\r\n", b"X-A: b\r\n"
-        ),
-        "drips a body": dripping(post(b"", length=100_000), b" "),
-        "drips chunks": dripping(
-            (CHUNKED + "Transfer-Encoding: chunked\r\n\r\n").encode(), b"1\r\n \r\n"
-        ),
-        "sends half a line": lambda: answer_to(
-            shared_service, b"GET /hea", half_close=False
-        ),
-        "sends half a body": lambda: answer_to(
-            shared_service, post(b'{"co', length=50), half_close=False
-        ),
-    }
-    stopped = threading.Event()
-    with ThreadPoolExecutor(len(clients)) as threads:
-        yield {name: threads.submit(timed, client) for name, client in clients.items()}
-        stopped.set()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def long_waits_go_first(request: pytest.FixtureRequest) -> None:
-    names = {
-        name
-        for item in request.session.items
-        for name in getattr(item, "fixturenames", ())
-    }
-    for fixture in ("left_behind", "long_waits"):
-        if fixture in names:
-            request.getfixturevalue(fixture)
-
-
-@pytest.fixture(scope="module")
-def left_behind() -> Iterator[LocalE2B]:
-    """E2B after the SIGKILL of a service in the middle of a run."""
-    with LocalE2B(script={"run": {"fault": "silent"}}) as stand_in:
-        service = Service(e2b_at(stand_in.url))
-        try:
-            service.wait_until_ready()
-            with ThreadPoolExecutor(1) as threads:
-                running = threads.submit(service.execute, timeout=1)
-                stand_in.wait_for(
-                    lambda state: any(r["kind"] == "run" for r in state["requests"])
-                )
-                workers = psutil.Process(service.process.pid).children()
-                for process in (service.process, *workers):
-                    process.kill()
-                with pytest.raises(requests.ConnectionError):
-                    running.result()
-        finally:
-            service.stop()
-        yield stand_in
 
 
 # --- start -----------------------------------------------------
@@ -524,46 +360,6 @@ def test_requests_sent_at_once_are_answered_in_turn(shared_service: Service) -> 
     assert statuses == [b"200", b"200", b"404", b"200"]
 
 
-def test_200_silent_connections_do_not_keep_health_waiting(
-    shared_service: Service, long_waits: dict[str, Future[tuple[bytes, float]]]
-) -> None:
-    """Beside clients that drip all the while."""
-    silent = [connected(shared_service) for _ in range(200)]
-    took_s = []
-    for _ in range(20):
-        response = requests.get(f"{shared_service.url}/health", timeout=30)
-        assert response.ok
-        took_s.append(response.elapsed.total_seconds())
-    for connection in silent:
-        connection.close()
-    assert median(took_s) < 0.1  # some of them the machine itself may make wait
-
-
-def test_a_node_client_that_posts_after_6_s_idle_gets_no_econnreset(
-    long_waits: dict[str, Future[tuple[bytes, float]]],
-) -> None:
-    answers, _ = long_waits["idle"].result()
-    assert re.findall(rb"HTTP/1\.1 (\d\d\d) ", answers) == [b"400", b"400"]
-
-
-@pytest.mark.parametrize("name", ["drips headers", "drips a body", "drips chunks"])
-def test_a_request_that_drips_is_cut_after_15_s(
-    long_waits: dict[str, Future[tuple[bytes, float]]], name: str
-) -> None:
-    answer, took_s = long_waits[name].result()
-    assert 14 < took_s < 25
-    assert re.match(rb"$|HTTP/1\.1 4", answer)
-
-
-@pytest.mark.parametrize("name", ["sends half a line", "sends half a body"])
-def test_a_request_that_stops_is_cut_after_15_s(
-    long_waits: dict[str, Future[tuple[bytes, float]]], name: str
-) -> None:
-    answer, took_s = long_waits[name].result()
-    assert 14 < took_s < 25
-    assert re.match(rb"$|HTTP/1\.1 4", answer)
-
-
 # --- the log, and secrets -----------------------------------------------------
 
 
@@ -697,9 +493,19 @@ def test_a_forward_proxy_in_the_environment_is_the_way_to_e2b(
 
 
 def test_sigkill_in_the_middle_of_a_run_the_lifetime_given_at_create_ends_the_sandbox(
-    left_behind: LocalE2B,
+    start_service: Start, scripted_e2b: LocalE2B
 ) -> None:
-    state = left_behind.wait_for(lambda state: state["alive"] == 0, 20)
+    scripted_e2b.set_script({"run": {"fault": "silent"}})
+    service = start_service()
+    with ThreadPoolExecutor(1) as threads:
+        running = threads.submit(service.execute, timeout=1)
+        scripted_e2b.wait_for(is_running)
+        workers = psutil.Process(service.process.pid).children()
+        for process in (service.process, *workers):
+            process.kill()
+        with pytest.raises(requests.ConnectionError):
+            running.result()
+    state = scripted_e2b.wait_for(lambda state: state["alive"] == 0, 20)
     (sandbox,) = state["sandboxes"]
     assert (sandbox["timeout_s"], sandbox["ended_by"]) == (1 + 15, "lifetime")
     assert sandbox["lived_s"] < 17
