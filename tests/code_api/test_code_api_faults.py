@@ -9,18 +9,17 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
-from builders import is_running
 from code_api_client import ID, CodeApi, named
 from local_e2b import LocalE2B
 from local_e2b_kernels import own_mount_command
 
-from conftest import Service, e2b_at, http, of_kind
+from conftest import Service, e2b_at, http
 
 needs_own_mount = pytest.mark.skipif(
     not own_mount_command(), reason="this machine allows no mount namespace"
@@ -84,85 +83,10 @@ def count(e2b: LocalE2B) -> Counted:
     return Counted(e2b)
 
 
-# --- long waits, all at once ----------------------------------------------------------
-
-
-def send_slowly(
-    api: CodeApi, pause_s: float, piece: bytes, for_s: float
-) -> tuple[str, float]:
-    """Upload in pieces for so long; returns what came of it, and after how long."""
-    host, _, port = api.url.removeprefix("http://").removesuffix("/v1").partition(":")
+def timed_exec(api: CodeApi, code: str) -> tuple[dict[str, Any], float]:
+    """The reply, and the seconds that it took."""
     started = time.monotonic()
-    with socket.create_connection((host, int(port)), timeout=60) as sock:
-        head = (
-            b"POST /v1/upload HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked"
-            b"\r\nContent-Type: multipart/form-data; boundary=x\r\n\r\n"
-        )
-        first = (
-            b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
-        )
-        sock.sendall(head + chunked(first))
-        try:
-            while time.monotonic() - started < for_s:
-                sock.sendall(chunked(piece))
-                time.sleep(pause_s)
-            sock.sendall(chunked(b"\r\n--x--\r\n") + b"0\r\n\r\n")
-            answer = sock.recv(100).split(b"\r\n")[0].decode()
-        except OSError:
-            answer = "cut"
-        return answer, time.monotonic() - started
-
-
-def chunked(data: bytes) -> bytes:
-    return b"%x\r\n%s\r\n" % (len(data), data)
-
-
-@pytest.fixture(scope="module")
-def slow_e2b() -> Iterator[LocalE2B]:
-    """Its first run falls silent, its second create hangs."""
-    silent = reported({"stdout": "begun\n"}, fault="silent")
-    script = {"create": [{}, {"fault": "hang"}], "run": silent}
-    with LocalE2B(script=script) as e2b:
-        yield e2b
-
-
-@pytest.fixture(scope="module")
-def long_waits(
-    slow_e2b: LocalE2B, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[dict[str, Future[tuple[Any, float]]]]:
-    """What came of requests that take long, and after how many seconds."""
-    settings = {"FILES_DIR": str(tmp_path_factory.mktemp("slow")), "RUN_TIMEOUT_S": "2"}
-    with ThreadPoolExecutor() as threads:
-        service = Service(e2b_at(slow_e2b.url) | settings)
-        api = CodeApi(service)
-
-        def timed_exec(code: str) -> tuple[dict[str, Any], float]:
-            started = time.monotonic()
-            return api.exec(code), time.monotonic() - started
-
-        try:
-            service.wait_until_ready()
-            waits = {
-                # 32 KiB/s, twice the least rate, for longer than a whole request may
-                # take.
-                "honest upload": threads.submit(
-                    send_slowly, api, 0.5, bytes(16 * 1024), 18
-                ),
-                "slow upload": threads.submit(send_slowly, api, 2, b"1", 40),
-                "silent run": threads.submit(timed_exec, "echo begun; sleep 99"),
-            }
-            slow_e2b.wait_for(is_running)
-            waits["hanging create"] = threads.submit(timed_exec, "echo hi")
-            yield waits
-        finally:
-            service.stop(60)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def long_waits_go_first(request: pytest.FixtureRequest) -> None:
-    items = request.session.items
-    if any("long_waits" in getattr(item, "fixturenames", ()) for item in items):
-        request.getfixturevalue("long_waits")
+    return api.exec(code), time.monotonic() - started
 
 
 # --- before the script ----------------------------------------------------------------
@@ -191,9 +115,10 @@ def test_a_sandbox_that_cannot_be_made_is_a_line_in_stderr(
 
 
 def test_a_create_that_hangs_ends_within_the_limit_and_10_s(
-    long_waits: dict[str, Future[tuple[Any, float]]],
+    api: CodeApi, script: Callable[..., None]
 ) -> None:
-    reply, took_s = long_waits["hanging create"].result()
+    script(create={"fault": "hang"})
+    reply, took_s = timed_exec(api, "echo hi")
     assert "did not answer in time" in reply["stderr"]
     assert took_s < 13
 
@@ -285,13 +210,14 @@ def test_a_refused_run_is_not_sent_again(
 
 
 def test_a_sandbox_that_falls_silent_is_given_up_10_s_after_the_limit(
-    long_waits: dict[str, Future[tuple[Any, float]]], slow_e2b: LocalE2B
+    api: CodeApi, script: Callable[..., None], count: Counted
 ) -> None:
-    reply, took_s = long_waits["silent run"].result()
+    script(run=reported({"stdout": "begun\n"}, fault="silent"))
+    reply, took_s = timed_exec(api, "echo begun; sleep 99")
     assert 11 < took_s < 16
     assert reply["stdout"] == "begun\n"
     assert reply["stderr"] == "the sandbox did not answer in time\n"
-    assert len(of_kind(slow_e2b, "run")) == 1
+    assert count("run") == 1
 
 
 WRITTEN = (
@@ -532,12 +458,47 @@ def test_at_the_end_the_folder_holds_sessions_only(
 # --- slow senders ---------------------------------------------------------------------
 
 
-def test_a_slow_upload_is_cut_and_an_honest_one_is_not(
-    long_waits: dict[str, Future[tuple[Any, float]]],
-) -> None:
-    assert long_waits["honest upload"].result()[0] == "HTTP/1.1 200 OK"
+def send_slowly(
+    api: CodeApi, pause_s: float, piece: bytes, for_s: float
+) -> tuple[str, float]:
+    """Upload in pieces for so long; returns what came of it, and after how long."""
+    host, _, port = api.url.removeprefix("http://").removesuffix("/v1").partition(":")
+    started = time.monotonic()
+    with socket.create_connection((host, int(port)), timeout=60) as sock:
+        head = (
+            b"POST /v1/upload HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked"
+            b"\r\nContent-Type: multipart/form-data; boundary=x\r\n\r\n"
+        )
+        first = (
+            b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
+        )
+        sock.sendall(head + chunked(first))
+        try:
+            while time.monotonic() - started < for_s:
+                sock.sendall(chunked(piece))
+                time.sleep(pause_s)
+            sock.sendall(chunked(b"\r\n--x--\r\n") + b"0\r\n\r\n")
+            answer = sock.recv(100).split(b"\r\n")[0].decode()
+        except OSError:
+            answer = "cut"
+        return answer, time.monotonic() - started
+
+
+def chunked(data: bytes) -> bytes:
+    return b"%x\r\n%s\r\n" % (len(data), data)
+
+
+def test_a_slow_upload_is_cut_and_an_honest_one_is_not(api: CodeApi) -> None:
+    """Both at once."""
+    with ThreadPoolExecutor(2) as threads:
+        # 32 KiB/s, twice the least rate, for longer than a whole request may take.
+        honest = threads.submit(send_slowly, api, 0.5, bytes(16 * 1024), 18)
+        slow = threads.submit(send_slowly, api, 2, b"1", 40)
+        answer, _ = honest.result()
+        _, took_s = slow.result()
+    assert answer == "HTTP/1.1 200 OK"
     # Cut after 20 s at the latest, which is seen with the piece after that.
-    assert long_waits["slow upload"].result()[1] < 25
+    assert took_s < 25
 
 
 def test_a_form_of_another_type_is_refused_before_it_is_sent(
