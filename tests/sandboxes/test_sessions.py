@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -305,7 +304,6 @@ def test_off_the_same_requests_go_to_e2b_whatever_id_a_call_has(
     assert create["body"]["metadata"]["version"] == VERSION
     assert run["body"]["code"] == "1"
     assert kill["method"] == "DELETE"
-    assert threading.active_count() < 50
 
 
 def test_a_kernel_that_ended_between_two_calls_is_noticed(

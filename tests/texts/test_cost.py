@@ -9,6 +9,7 @@ from builders import END, error, lines, stderr, stdout
 
 from config import Config
 from formatter import echo, format_plain, format_run
+from sandboxes.set_up import SET_UP
 from sandboxes.stream import StreamReader
 from texts.cell import Cell
 
@@ -46,10 +47,10 @@ def test_no_text_costs_more_than_a_second_or_so(piece: str) -> None:
     cell = Cell(text)
     run = cell.new_run(CONFIG.run_limits())
     reader = StreamReader(run)
-    cell.for_kernel(is_first=True)
+    cell.for_kernel(SET_UP)
     for start in range(0, len(stream), 65_536):
         reader.feed(stream[start : start + 65_536])
-    cell.mend(run, "a-sandboxs-id", was_first=True)
+    cell.mend(run, "a-sandboxs-id")
     shown = format_run(run, CONFIG.max_output_chars) + echo(cell.sent)
     took_s = time.process_time() - started
     assert reader.ended
