@@ -191,6 +191,15 @@ def kernel_e2b() -> Iterator[LocalE2B]:
 
 
 @pytest.fixture(scope="module")
+def real_kernels(kernel_e2b: LocalE2B) -> Iterator[None]:
+    """The SDK in this process asks for sandboxes with real kernels."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, url in e2b_at(kernel_e2b.url).items():
+            patch.setenv(name, url)
+        yield
+
+
+@pytest.fixture(scope="module")
 def e2b() -> Iterator[LocalE2B]:
     """E2B for all tests of a file: real kernels, until `set_script` says otherwise."""
     with LocalE2B() as local:

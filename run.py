@@ -8,13 +8,14 @@ from typing import Any, Literal, Self
 from pictures.picture import BadPicture, Picture, decode, picture_from
 from texts.folding import fold_always
 from texts.results import is_drawing, is_lost, value_text
-from texts.saved_figures import is_saved_copy
 from texts.tracebacks import split_notes
 
 # A run can lead to any number of different notes; nobody reads more than this.
 _MAX_NOTES = 20
 # The most that a reply may show. Reading 8 million line by line takes seconds.
 _MAX_TRACEBACK_CHARS = 1_000_000
+# Of an animation a picture is shown: in_sandbox/figures.py says so in this format.
+_ANIMATION = "application/x-animation"
 # The note for a figure of plotly or bokeh, an animation as HTML, a gif or a pdf.
 _NO_PICTURE = "only png, jpeg and svg can be shown, so draw it with matplotlib"
 
@@ -95,27 +96,27 @@ class Run:
     began_anew: bool = False  # the kernel had ended, with what earlier runs had made
     note: str = ""  # about the sandbox, for the caller
     pictures: list[Picture] = field(default_factory=list)
-    # Whether E2B sends each saved figure a second time: the saved one is a copy then.
-    saved_figures_are_shown: bool = False
     # How often something was not shown, by (what, why).
     left_out: Counter[tuple[str, str]] = field(default_factory=Counter)
     durations_s: dict[str, float] = field(default_factory=dict)
 
     @classmethod
-    def empty(cls, limits: Limits, saved_figures_are_shown: bool = False) -> Self:
+    def empty(cls, limits: Limits) -> Self:
         return cls(
             limits,
             stdout=Printed(limits.output_chars),
             stderr=Printed(limits.output_chars),
             values=Clipped(limits.output_chars),
             drawings=Clipped(limits.output_chars),
-            saved_figures_are_shown=saved_figures_are_shown,
         )
 
     def add_result(self, formats: dict[str, Any]) -> None:
         """Add a result of the code, in E2B's formats: `text`, `png`, `html` and so on.
 
         https://github.com/e2b-dev/code-interpreter (template/server/api/models)"""
+        if _ANIMATION in formats:
+            self.leave_out("animation", "a picture of it is shown")
+            return
         has_picture = self._add_picture(formats)
         text = value_text(formats, has_picture)
         if text:
@@ -131,8 +132,7 @@ class Run:
                 continue
             try:
                 data = decode(label, str(formats[label]))
-                shown_as = str(formats.get("text"))
-                self.keep(picture_from(data, shown_as))
+                self.keep(picture_from(data))
                 return True
             except BadPicture as exc:
                 reason = reason or str(exc)
@@ -160,10 +160,9 @@ class Run:
 
     def keep(self, picture: Picture) -> None:
         """Keep a picture within the limits, the same one once. Raises BadPicture."""
-        kept = self._without_saved_copy(picture)
-        if picture in kept:
+        if picture in self.pictures:
             return
-        kept.append(picture)
+        kept = [*self.pictures, picture]
         if len(kept) > self.limits.images:
             raise BadPicture(f"a reply holds at most {self.limits.images} pictures")
         size = len(picture.data)
@@ -175,15 +174,6 @@ class Run:
         if total_size > limit:
             raise BadPicture(f"a reply holds at most {limit:,} bytes of pictures")
         self.pictures = kept
-
-    def _without_saved_copy(self, figure: Picture) -> list[Picture]:
-        """The pictures without the latest one that is a saved copy of `figure`."""
-        kept = self.pictures.copy()
-        for picture in reversed(self.pictures):
-            if self.saved_figures_are_shown and is_saved_copy(picture, figure):
-                kept.remove(picture)
-                break
-        return kept
 
     @property
     def picture_bytes(self) -> int:

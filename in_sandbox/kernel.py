@@ -15,9 +15,12 @@ import asyncio
 import builtins
 import contextlib
 import getpass
+import importlib.util
 import json
 import os
 import sys
+import threading
+import time
 import warnings
 from collections.abc import Iterator
 from types import TracebackType
@@ -27,13 +30,16 @@ from IPython.core.async_helpers import get_asyncio_loop
 from IPython.core.getipython import get_ipython
 from jupyter_client.jsonutil import json_default
 
-DATA_FOLDER: str  # is set by what brings this file along
+DATA_FOLDER: str  # are set by what brings this file along
+FIGURES: str  # what in_sandbox/figures.py holds
 # The name of this file in the code of its functions: frames of it are not shown.
 FILE = "<in_kernel>"
 # A format of ours, for a value that is a string. E2B's server would take quotes off it.
 STRING_FORMAT = "text/x-python-str"
-# So long are tasks waited for that the code has begun and did not wait for itself.
-LONGEST_WAIT_S = 2.0
+# So long is waited for what the code has begun and did not wait for itself, but never
+# up to a run's limit.
+LONGEST_WAIT_S = 5.0
+LEFT_OF_LIMIT_S = 1.0
 
 
 # --- a cell ---------------------------------------------------------------------------
@@ -48,27 +54,36 @@ class Cells:
         self._show_error_plain = shell._showtraceback
         self._is_running = False
         self._has_shown_error = False
+        self.drawings: Any = None
         shell._showtraceback = self.show_error
         shell.run_cell = self.run_cell
 
     def run_cell(self, *args: Any, **options: Any) -> Any:
-        """The shell's, but for a call of the service: its one argument is the code."""
-        if self._is_running or options or len(args) != 1:
+        """The shell's, but for a call of the service: `code, 0, 0, limit_s`.
+
+        To IPython's own that means: store no history, be not silent, share futures."""
+        if self._is_running or options or len(args) != 4:
             return self._run_plain(*args, **options)
         self._is_running = True
         self._has_shown_error = False
         try:
             with without_running_loop():
-                return self._run(args[0])
+                return self._run(args[0], limit_s=args[3])
         finally:
             self._is_running = False
 
-    def _run(self, code: str) -> Any:
+    def _run(self, code: str, limit_s: float) -> Any:
         shell = self._shell
         next_number = shell.execution_count
+        wait_s = min(LONGEST_WAIT_S, limit_s - LEFT_OF_LIMIT_S)
+        last_moment = time.monotonic() + limit_s - LEFT_OF_LIMIT_S
+        threads = set(threading.enumerate())
         if code.strip():
             with contextlib.suppress(Exception):
                 take_place_of_outer_cell(shell)
+        with contextlib.suppress(Exception):
+            if self.drawings:
+                self.drawings.begin()
         result = self._run_plain(code, store_history=True)
         shell.execution_count = max(next_number, shell.execution_count)
         with contextlib.suppress(Exception):
@@ -78,7 +93,12 @@ class Cells:
                 # and only the reply to a cell would have it, which is the outer one's.
                 self.show_error(type(error), error, [])
             if error is None:
-                wait_for_tasks()
+                give_up_at = min(last_moment, time.monotonic() + wait_s)
+                wait_for_tasks(give_up_at)
+                wait_for_threads(threads, give_up_at)
+        with contextlib.suppress(Exception):
+            if self.drawings:
+                self.drawings.end()
         return result
 
     def show_error(self, kind: type, value: BaseException, lines: list[str]) -> None:
@@ -122,12 +142,31 @@ def without_running_loop() -> Iterator[None]:
             asyncio.tasks._enter_task(loop, task)
 
 
-def wait_for_tasks() -> None:
+def wait_for_tasks(give_up_at: float) -> None:
     """Let the tasks of IPython's loop go on, which runs in cells only."""
     loop = get_asyncio_loop()
     tasks = asyncio.all_tasks(loop)
-    if tasks:
-        loop.run_until_complete(asyncio.wait(tasks, timeout=LONGEST_WAIT_S))
+    left_s = give_up_at - time.monotonic()
+    if tasks and left_s > 0:
+        loop.run_until_complete(asyncio.wait(tasks, timeout=left_s))
+    for task in tasks:
+        if not task.done():
+            say_that_it_runs("task " + task.get_name())
+
+
+def wait_for_threads(known: set[threading.Thread], give_up_at: float) -> None:
+    """Wait for threads that the caller's code has started, and that are no daemons."""
+    for thread in set(threading.enumerate()) - known:
+        work = getattr(thread, "_target", None) or getattr(thread, "function", thread)
+        if thread.daemon or getattr(work, "__module__", "") != "__main__":
+            continue
+        thread.join(max(0, give_up_at - time.monotonic()))
+        if thread.is_alive():
+            say_that_it_runs("thread " + thread.name)
+
+
+def say_that_it_runs(what: str) -> None:
+    print("Still running at the end:", what, file=sys.stderr)
 
 
 # --- hooks ----------------------------------------------------------------------------
@@ -237,7 +276,7 @@ def remove_own_frames(error: BaseException | None, seen: set[int]) -> None:
     trace: TracebackType | None = error.__traceback__
     while trace:
         inner = trace.tb_next
-        if inner and inner.tb_frame.f_code.co_filename == FILE:
+        if inner and inner.tb_frame.f_code.co_filename.endswith(FILE):
             trace.tb_next = inner.tb_next
         else:
             trace = inner
@@ -257,6 +296,18 @@ def create_tasks_between_coroutines(shell: Any) -> None:
     asyncio.create_task = create_task  # type: ignore[assignment]
 
 
+def show_drawings(shell: Any) -> None:
+    """Have figures.py see to what is drawn.
+
+    Its functions come between the caller's code and matplotlib's, whose warnings name
+    the first place outside of matplotlib: so they count as a part of it."""
+    spec: Any = importlib.util.find_spec("matplotlib")
+    path = os.path.join(os.path.dirname(spec.origin), FILE)
+    names: dict[str, Any] = {"__name__": "matplotlib.in_kernel"}
+    exec(compile(FIGURES, path, "exec"), names)  # noqa: F821, S102
+    shell.run_cell.__self__.drawings = names["watch_drawings"](shell)
+
+
 HOOKS = [
     make_data_folder,
     keep_no_history,
@@ -269,16 +320,15 @@ HOOKS = [
     send_halves_of_characters,
     hide_own_frames,
     create_tasks_between_coroutines,
+    show_drawings,
 ]
 
 
-def set_up(shell: Any) -> None:
+def set_up() -> None:
     """Change the kernel, once."""
+    shell = get_ipython()
     if isinstance(getattr(shell.run_cell, "__self__", None), type(shell)):
         Cells(shell)
         for hook in HOOKS:
             with contextlib.suppress(Exception):
                 hook(shell)
-
-
-set_up(get_ipython())

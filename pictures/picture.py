@@ -28,8 +28,6 @@ _SIZES = {
 class Picture:
     media_type: str
     data: bytes = field(repr=False)
-    # The text that E2B sent with it: `<Figure size 640x480 with 1 Axes>`.
-    shown_as: str = field(default="", compare=False)
 
 
 class BadPicture(ValueError):
@@ -49,14 +47,14 @@ def decode(label: str, text: str) -> bytes:
     raise BadPicture(reason)
 
 
-def picture_from(data: bytes, shown_as: str = "") -> Picture:
+def picture_from(data: bytes) -> Picture:
     """Recognize a picture by its first bytes. Raises BadPicture."""
     if re.match(_SVG_START, data) and b"<svg" in data:
-        return Picture(SVG, data, shown_as)
+        return Picture(SVG, data)
     if data.startswith(_PNG_START):
-        picture = Picture(PNG, data, shown_as)
+        picture = Picture(PNG, data)
     elif data.startswith(_JPEG_START):
-        picture = Picture(JPEG, data, shown_as)
+        picture = Picture(JPEG, data)
     else:
         raise BadPicture("neither PNG, JPEG nor SVG")
     width, height = size_in_pixels(picture)

@@ -46,8 +46,8 @@ def import_ahead():
             importlib.import_module(name)
 import_ahead()
 del import_ahead"""
-# What E2B's kernels import with the first figure.
-_WITH_MATPLOTLIB = ["matplotlib_inline.backend_inline", "e2b_charts"]
+# What the kernel imports with the first figure.
+_WITH_MATPLOTLIB = ["matplotlib_inline.backend_inline"]
 
 
 @dataclass(frozen=True)

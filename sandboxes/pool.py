@@ -289,7 +289,7 @@ class Pool:
     def run(self, cell: Cell, limit_s: int, mark: str = "") -> Run:
         """Run a cell once, for `limit_s` at most, in a sandbox of its own; or, with a
         mark, in its session's. Raises Full; any other failure is in the Run."""
-        run = cell.new_run(self._config.run_limits())
+        run = Run.empty(self._config.run_limits())
         try:
             self._run(cell, Need(limit_s, mark), run)
         except Unavailable as exc:
@@ -307,7 +307,7 @@ class Pool:
 
     def _run_in(self, sandbox: Sandbox, cell: Cell, need: Need, run: Run) -> None:
         set_up = "" if sandbox.is_set_up else SET_UP
-        sandbox.run(cell.for_kernel(set_up), need.limit_s, run)
+        sandbox.run(cell.for_kernel(set_up, need.limit_s), need.limit_s, run)
         sandbox.is_set_up = bool(set_up) or not run.began_anew
         cell.mend(run, sandbox.id)
 

@@ -1,21 +1,24 @@
 """The lines that set up a sandbox's new kernel: they bring in_sandbox/kernel.py along.
 
-The file is read as text, and sent without its comments: what is sent with a first cell
-is under 7 kB."""
+That and figures.py are read as text, and sent without their comments: what is sent with
+a first cell is under 7 kB."""
 
 import ast
+import re
 import zlib
-from base64 import b64encode
+from base64 import b85encode
 from pathlib import Path
 
 from texts.cell import DATA_FOLDER
 
-_KERNEL_PY = Path(__file__).parents[1] / "in_sandbox" / "kernel.py"
+_IN_SANDBOX = Path(__file__).parents[1] / "in_sandbox"
+# What is imported for types alone.
+_OF_TYPES = ("__future__", "typing", "types", "collections.abc")
 # Where something of it fails, the caller's code runs all the same, as in any kernel: a
 # cell that awaits something does so in a thread, for the kernel's own loop is running.
 # No name is left behind.
 _SET_UP = """\
-try: exec(compile(__import__("zlib").decompress(__import__("base64").b64decode(\
+try: exec(compile(__import__("zlib").decompress(__import__("base64").b85decode(\
 {packed!r})), "<in_kernel>", "exec"), \
 {{"__name__": "in_kernel", "DATA_FOLDER": {folder!r}}})
 except Exception: __import__("IPython").get_ipython().loop_runner = lambda cell: \
@@ -24,20 +27,44 @@ __import__("asyncio").run, cell).result()
 """
 
 
-def set_up_lines(source: str) -> str:
-    """Lines for the start of a cell that run this source, and fail in silence."""
-    tree = ast.parse(source)
-    for node in ast.walk(tree):
-        _remove_docstring(node)
-    packed = b64encode(zlib.compress(ast.unparse(tree).encode(), 9))
+def set_up_lines(kernel: str, figures: str) -> str:
+    """Lines for the start of a cell that run these sources, and fail in silence."""
+    source = f"{_shortened(kernel)}\nFIGURES = {_shortened(figures)!r}\nset_up()"
+    packed = b85encode(zlib.compress(source.encode(), 9))
     return _SET_UP.format(packed=packed.decode(), folder=DATA_FOLDER)
 
 
-def _remove_docstring(node: ast.AST) -> None:
-    if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
-        has_more = len(node.body) > 1
-        if ast.get_docstring(node) is not None and has_more:
-            del node.body[0]
+def _shortened(source: str) -> str:
+    """The source without comments, docstrings and types."""
+    tree = _Shortener().visit(ast.parse(source))
+    text = ast.unparse(ast.fix_missing_locations(tree))
+    # Of what is unparsed, only an indentation is at a line's start.
+    return re.sub(r"(?m)^ +", lambda spaces: " " * (len(spaces[0]) // 4), text)
 
 
-SET_UP = set_up_lines(_KERNEL_PY.read_text("utf-8"))
+class _Shortener(ast.NodeTransformer):
+    def generic_visit(self, node: ast.AST) -> ast.AST:
+        super().generic_visit(node)
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+            has_more = len(node.body) > 1
+            if ast.get_docstring(node) is not None and has_more:
+                del node.body[0]
+        if isinstance(node, ast.FunctionDef):
+            node.returns = None
+        if isinstance(node, ast.arg):
+            node.annotation = None
+        return node
+
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.AST | None:
+        return None if node.module in _OF_TYPES else node
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST | None:
+        if node.value is None:
+            return None
+        return ast.Assign([node.target], node.value)
+
+
+SET_UP = set_up_lines(
+    (_IN_SANDBOX / "kernel.py").read_text("utf-8"),
+    (_IN_SANDBOX / "figures.py").read_text("utf-8"),
+)

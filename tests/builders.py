@@ -137,9 +137,9 @@ def empty_run(**settings: Any) -> Run:
 def run_cell(sandbox: Sandbox, code: str, limit_s: int = 20, **settings: Any) -> Run:
     """Run code as the pool does, and mend the texts of its run."""
     cell = Cell(code)
-    run = cell.new_run(Config(**settings).run_limits())
+    run = Run.empty(Config(**settings).run_limits())
     set_up = "" if sandbox.is_set_up else SET_UP
-    sandbox.run(cell.for_kernel(set_up), limit_s, run)
+    sandbox.run(cell.for_kernel(set_up, limit_s), limit_s, run)
     sandbox.is_set_up = True
     cell.mend(run, sandbox.id)
     return run

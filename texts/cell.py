@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 
-from run import Limits, Run
-from texts.saved_figures import figures_are_shown_twice, saves_animation
+from run import Run
 from texts.tracebacks import split_headings
 
 DATA_FOLDER = "/mnt/data"
@@ -20,7 +19,7 @@ DATA_FOLDER = "/mnt/data"
 # are the caller's. in_sandbox/kernel.py says how; without it, IPython's own `run_cell`
 # does so too. The shell is not taken from a name that the caller may have given away,
 # and what an `if` looks at is not shown as a value.
-_RUN_CELL = 'if __import__("IPython").get_ipython().run_cell({!r}):0'
+_RUN_CELL = 'if __import__("IPython").get_ipython().run_cell({!r},0,0,{}):0'
 
 _FENCES = ("```", "~~~")
 _MOST_FENCE_INDENTATION = 3  # with more it is no fence to Markdown
@@ -54,16 +53,12 @@ class Cell:
         """What is run: line for line what was sent, without what is no code."""
         return runnable(self.sent)
 
-    def new_run(self, limits: Limits) -> Run:
-        """A run of this code, of which nothing has come yet."""
-        return Run.empty(limits, figures_are_shown_twice(self.code))
-
-    def for_kernel(self, set_up: str) -> str:
+    def for_kernel(self, set_up: str, limit_s: int) -> str:
         """The code as it is sent, after lines of ours that `set_up` a new kernel."""
-        return set_up + _RUN_CELL.format(self.code)
+        return set_up + _RUN_CELL.format(self.code, limit_s)
 
     def mend(self, run: Run, sandbox_id: str) -> None:
-        """Have a run's texts not name the sandbox, and note what is not shown."""
+        """Have a run's texts not name the sandbox; part what E2B's server joined."""
 
         def without_id(text: str) -> str:
             return text.replace(sandbox_id, "[sandbox id]")
@@ -73,8 +68,6 @@ class Cell:
         run.stdout = run.stdout.map(without_id)
         run.stderr = run.stderr.map(without_id)
         run.values = run.values.map(without_id)
-        if run.pictures and saves_animation(self.code):
-            run.leave_out("animation", "a picture of it is shown")
 
 
 def runnable(code: str) -> str:

@@ -5,75 +5,20 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
 import pytest
-from local_e2b import LocalE2B
+from kernels import Kernel, kernel
 
-from config import Config
-from conftest import E2B_KEY, ROOT, e2b_at
-from formatter import format_run
+from conftest import ROOT
 from run import Run
-from sandboxes.sandbox import Sandbox
 from sandboxes.set_up import SET_UP, set_up_lines
 from texts.cell import Cell
 
-CONFIG = Config(e2b_api_key=E2B_KEY, max_output_chars=100_000)
-SOURCE = (ROOT / "in_sandbox" / "kernel.py").read_text("utf-8")
+pytestmark = pytest.mark.usefixtures("real_kernels")
+KERNEL_PY = (ROOT / "in_sandbox" / "kernel.py").read_text("utf-8")
+FIGURES_PY = (ROOT / "in_sandbox" / "figures.py").read_text("utf-8")
 MAX_FIRST_CELL_BYTES = 7_000
 MAX_LATER_CELL_BYTES = 60
-
-
-@pytest.fixture(scope="module", autouse=True)
-def environment(kernel_e2b: LocalE2B) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        for name, url in e2b_at(kernel_e2b.url).items():
-            patch.setenv(name, url)
-        yield
-
-
-class Kernel:
-    """A sandbox, into whose kernel cells are sent as the pool sends them."""
-
-    def __init__(self, set_up: str = SET_UP) -> None:
-        self.sandbox = Sandbox(CONFIG)
-        self.sandbox.create(lifetime_s=300, budget_s=60)
-        self._set_up = set_up
-
-    def run(self, code: str) -> Run:
-        cell = Cell(code)
-        run = cell.new_run(CONFIG.run_limits())
-        self.sandbox.run(cell.for_kernel(self._set_up), 60, run)
-        self._set_up = ""
-        cell.mend(run, self.sandbox.id)
-        return run
-
-    def run_as_it_is(self, code: str) -> Run:
-        """Without a cell around it."""
-        cell = Cell(code)
-        run = cell.new_run(CONFIG.run_limits())
-        self.sandbox.run(code, 60, run)
-        cell.mend(run, self.sandbox.id)
-        return run
-
-    def text(self, code: str) -> str:
-        return format_run(self.run(code), CONFIG.max_output_chars)
-
-    def printed(self, code: str) -> str:
-        run = self.run(code)
-        text = format_run(run, CONFIG.max_output_chars)
-        assert run.outcome == "ok", text
-        assert not run.stderr.text(), text
-        return run.stdout.text()
-
-
-@contextmanager
-def kernel(set_up: str = SET_UP) -> Iterator[Kernel]:
-    started = Kernel(set_up)
-    try:
-        yield started
-    finally:
-        started.sandbox.kill()
 
 
 @pytest.fixture(scope="module")
@@ -89,12 +34,13 @@ def shared() -> Iterator[Kernel]:
 
 def test_what_is_sent_is_small() -> None:
     code = "print(1)"
-    assert len(Cell(code).for_kernel(SET_UP)) < MAX_FIRST_CELL_BYTES
-    assert len(Cell(code).for_kernel("")) <= len(repr(code)) + MAX_LATER_CELL_BYTES
+    assert len(Cell(code).for_kernel(SET_UP, 60)) < MAX_FIRST_CELL_BYTES
+    assert len(Cell(code).for_kernel("", 60)) <= len(repr(code)) + MAX_LATER_CELL_BYTES
 
 
-def test_the_file_is_python_3_8() -> None:
-    ast.parse(SOURCE, feature_version=(3, 8))
+@pytest.mark.parametrize("source", [KERNEL_PY, FIGURES_PY])
+def test_the_files_are_python_3_8(source: str) -> None:
+    ast.parse(source, feature_version=(3, 8))
 
 
 # --- the caller's lines ---------------------------------------------------------------
@@ -470,40 +416,44 @@ def test_a_kernel_that_has_ended_is_noticed() -> None:
 
 # --- failures of the file -------------------------------------------------------------
 
+PLOT = "import matplotlib.pyplot as plt\nplt.plot([1, 3, 2])\n"
 PROGRAMS = {
     "value": ("import os\n6 * 7", "42"),
     "printed": ("print('a', [1])", "a [1]"),
     "error": ("x = 1\n1/0", "----> 2 1/0"),
     "magic": ("%%bash\necho hello", "hello"),
+    "figure": (f"{PLOT}plt.savefig('a.png')\nplt.show()\nprint('drawn')", "drawn"),
+    "closed": (f"{PLOT}plt.savefig('a.png')\nplt.clf()\nprint('drawn')", "drawn"),
     "await": ("import asyncio\nawait asyncio.sleep(0, 'slept')", "slept"),
 }
 
 
-def failing(at: str) -> str:
-    """The file's source with a failure in a function, at its start."""
-    broken, count = re.subn(
-        rf"(def {at}\([^)]*\)[^:]*:\n(?: +\"\"\".*?\"\"\"\n)?)( +)",
-        r"\1\g<2>raise OSError('broken on purpose')\n\g<2>",
-        SOURCE,
-        count=1,
-        flags=re.DOTALL,
-    )
-    assert count == 1, at
-    return broken
+def set_up_with(at: str) -> str:
+    """What sets up a kernel, with a failure in each function of this name."""
+    pattern = rf'(?s)(def {at}\([^)]*\)[^:]*:\n(?: +""".*?"""\n+)?)( +)'
+    broken = r"\1\g<2>raise OSError('broken on purpose')\n\g<2>"
+    sources = [re.sub(pattern, broken, one) for one in (KERNEL_PY, FIGURES_PY)]
+    assert sources != [KERNEL_PY, FIGURES_PY], at
+    return set_up_lines(*sources)
 
 
-HOOKS = re.findall(r"^def (\w+)\(shell: Any\)", SOURCE, re.MULTILINE)
+HOOKS = re.findall(r"^def (\w+)\(shell: Any\)", KERNEL_PY, re.MULTILINE)
+FUNCTIONS = [
+    *("__init__", "wait_for_tasks", "wait_for_threads", "remove_own_frames"),
+    "take_place_of_outer_cell",
+    *re.findall(r" def (\w+)\(self", FIGURES_PY),
+    *re.findall(r"^def (\w+)\(", FIGURES_PY, re.MULTILINE),
+]
+# What IPython and Python call is the caller's own path; and what holds the failures of
+# others has to work.
+FUNCTIONS = sorted({*HOOKS, *FUNCTIONS} - {"format", "find_spec", "quietly"})
 BROKEN: dict[str, Callable[[], str]] = {
-    "damaged": lambda: SET_UP.replace("b64decode(", 'b64decode("x"+', 1),
-    "no Python": lambda: set_up_lines("1").replace("exec(", "exec('(' or ", 1),
-    "fails at its import": lambda: set_up_lines("1/0"),
-    "wrong IPython": lambda: set_up_lines("import IPython.no_such_module"),
-    **{
-        f"{hook} fails": lambda hook=hook: set_up_lines(failing(hook)) for hook in HOOKS
-    },
-    "set-up fails": lambda: set_up_lines(failing("__init__")),
-    "wait_for_tasks fails": lambda: set_up_lines(failing("wait_for_tasks")),
-    "remove_own_frames fails": lambda: set_up_lines(failing("remove_own_frames")),
+    "damaged": lambda: SET_UP.replace("b85decode(", 'b85decode("x"+', 1),
+    "no Python": lambda: set_up_lines("1", "").replace("exec(", "exec('(' or ", 1),
+    "fails at its import": lambda: set_up_lines("1/0", FIGURES_PY),
+    "wrong IPython": lambda: set_up_lines("import IPython.no_such_module", FIGURES_PY),
+    "figures.py fails": lambda: set_up_lines(KERNEL_PY, "1/0"),
+    **{at: lambda at=at: set_up_with(at) for at in FUNCTIONS},
 }
 
 

@@ -170,12 +170,7 @@ def test_one_made_ahead_has_imported_what_is_slow_and_has_no_name_of_it(
     make_kernel_pool: MakePool,
 ) -> None:
     pool = make_kernel_pool(warm_imports="no_such_module, matplotlib.pyplot,pandas")
-    slow = (
-        "matplotlib.pyplot",
-        "pandas",
-        "matplotlib_inline.backend_inline",
-        "e2b_charts",
-    )
+    slow = ("matplotlib.pyplot", "pandas", "matplotlib_inline.backend_inline")
     code = f"""import sys
 print([name in sys.modules for name in {slow}])
 names = [name for name in dir() if "import" in name or "pandas" in name]
@@ -185,7 +180,7 @@ plt.plot([1, 2])
 plt.show()
 1 / 0"""
     run = pool.run(Cell(code), 50)
-    assert run.stdout.head.splitlines() == [str([True] * 4), "[]"]
+    assert run.stdout.head.splitlines() == [str([True] * 3), "[]"]
     assert len(run.pictures) == 1
     assert "----> 8 1 / 0" in run.traceback
 

@@ -9,6 +9,7 @@ from builders import END, error, lines, stderr, stdout
 
 from config import Config
 from formatter import echo, format_plain, format_run
+from run import Run
 from sandboxes.set_up import SET_UP
 from sandboxes.stream import StreamReader
 from texts.cell import Cell
@@ -45,7 +46,7 @@ def test_no_text_costs_more_than_a_second_or_so(piece: str) -> None:
     stream = lines(stdout(halves[0]), stderr(halves[1]), failure, END)
     started = time.process_time()
     cell = Cell(text)
-    run = cell.new_run(CONFIG.run_limits())
+    run = Run.empty(CONFIG.run_limits())
     reader = StreamReader(run)
     cell.for_kernel(SET_UP)
     for start in range(0, len(stream), 65_536):

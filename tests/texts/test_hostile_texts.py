@@ -11,7 +11,6 @@ import pytest
 from texts.cell import runnable
 from texts.folding import fold_logged, fold_traceback
 from texts.results import is_lost, value_text
-from texts.saved_figures import figures_are_shown_twice
 
 # None takes a tenth of a second; with a pattern that goes back it is minutes and more.
 LIMIT_S = 10
@@ -34,14 +33,12 @@ def value(text: str) -> None:
         (runnable, "```" + " " * 100_000 + "x"),
         (runnable, "``` python " + " " * 100_000 + "`x"),
         (runnable, "```{" + "{" * 100_000 + "x"),
-        (figures_are_shown_twice, "savefig(" * 12_500),
-        (figures_are_shown_twice, "savefig(close(" * 7_000),
         (lost, {"html": "<script>", "vnd." * 25_000 + "load": 1}),
         (lost, {"html": "<script>", **{f"a{n}": 1 for n in range(100_000)}}),
         (value, "a" * 15_000_000),
         (value, "\\n" * 2_000_000),
     ],
-    ids=range(12),
+    ids=range(10),
 )
 def test_no_text_keeps_a_pattern_busy(
     function: Callable[[Any], object], text: Any
