@@ -58,7 +58,7 @@ from metrics import (
     PICTURE_BYTES,
     WARM_READY,
 )
-from pictures.delivery import Delivery, deliver
+from pictures.delivery import Delivery, deliver, without_pictures
 from run import Run
 from sandboxes.pool import RETRY_AFTER_S, Full, Pool
 from sandboxes.sandbox import Unavailable, check_key
@@ -108,6 +108,7 @@ _NO_ROOM = (
 # taken, within the slack and the time that its bytes take at this rate.
 _LARGE_SLACK_S = 30
 _LARGE_BYTES_PER_S = 512 * 1024
+_NO_ROOM_FOR_PICTURES = "other large replies held all of the memory that is for them"
 _SLASHES = re.compile("/{2,}")
 _UNREADABLE = "The body is no JSON that can be read."
 _FULL = f"Every slot is taken. Try again in {RETRY_AFTER_S} seconds."
@@ -374,8 +375,12 @@ def _reply_parts(
     config = service.config
     delivery = deliver(run, config, service.publisher, over_mcp=over_mcp)
     run = delivery.run
-    if not delivery.links:
-        _hold(run.picture_bytes)
+    try:
+        _hold(0 if delivery.links else run.picture_bytes)
+    except ServiceUnavailable:
+        # The code has run: its texts are not lost, and it is not to be run again.
+        delivery = without_pictures(run, _NO_ROOM_FOR_PICTURES)
+        run = delivery.run
     text_of = format_plain if over_mcp else format_run
     text = text_of(run, config.max_output_chars)
     PICTURE_BYTES.inc(run.picture_bytes)
@@ -748,10 +753,12 @@ def _json_body(
 
 def _received(max_bytes: int) -> bytearray:
     """Read the body. If it is large, memory for it is held before it is read."""
-    too_large = RequestEntityTooLarge(f"The body has more than {max_bytes:,} bytes.")
+    # Each exception is made where it is raised. If it were a variable, it and this
+    # frame would be a cycle, which keeps the body until Python looks for cycles.
+    too_large = f"The body has more than {max_bytes:,} bytes."
     announced_bytes = request.content_length or 0
     if announced_bytes > max_bytes:
-        raise too_large
+        raise RequestEntityTooLarge(too_large)
     if announced_bytes > LARGE_BYTES:
         _hold(PARSE_FACTOR * announced_bytes)
     limit_s = _large_limit_s(announced_bytes or max_bytes)
@@ -760,7 +767,7 @@ def _received(max_bytes: int) -> bytearray:
     while piece := _next_piece(max_bytes + 1 - len(body)):
         body += piece
         if len(body) > max_bytes:
-            raise too_large
+            raise RequestEntityTooLarge(too_large)
         if len(body) >= LARGE_BYTES and not g.hold.size_bytes:
             # A body in chunks does not say beforehand how large it will be.
             _hold(PARSE_FACTOR * max_bytes)

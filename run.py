@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
 from pictures.picture import BadPicture, Picture, decode, picture_from
@@ -12,6 +12,8 @@ from texts.tracebacks import split_notes
 
 # A run can lead to any number of different notes; nobody reads more than this.
 _MAX_NOTES = 20
+# Small texts are collected up to this, before they are joined to a long one.
+_COLLECTED_CHARS = 64 * 1024
 # The most that a reply may show. Reading 8 million line by line takes seconds.
 _MAX_TRACEBACK_CHARS = 1_000_000
 # Of an animation a picture is shown: in_sandbox/figures.py says so in this format.
@@ -30,41 +32,73 @@ class Limits:
     all_image_bytes: int = 0
 
 
-@dataclass
 class Clipped:
-    """Text whose middle is dropped as it grows: `limit` characters of it are kept."""
+    """Text whose middle is dropped as it grows: `limit` characters of it are kept.
 
-    limit: int
-    head: str = ""  # all of the text, until something is missing
-    tail: str = ""
-    missing: int = 0  # characters between head and tail
+    What is added is collected first: joining each small piece to a long text would copy
+    that text each time."""
+
+    def __init__(self, limit: int, head: str = "", tail: str = "", missing: int = 0):
+        self.limit = limit
+        self._head = head  # all of the text, until something is missing
+        self._tail = tail
+        self._missing = missing  # characters between head and tail
+        self._new: list[str] = []
+        self._new_chars = 0
+
+    @property
+    def head(self) -> str:
+        self._join_new()
+        return self._head
+
+    @property
+    def tail(self) -> str:
+        self._join_new()
+        return self._tail
+
+    @property
+    def missing(self) -> int:
+        """How many characters between head and tail were dropped."""
+        self._join_new()
+        return self._missing
 
     @property
     def kept(self) -> int:
-        """How many characters are kept."""
+        """How many characters there are."""
         return len(self.head) + len(self.tail)
 
     def add(self, text: str) -> None:
-        if self.missing:
-            self.tail += text
+        self._new.append(text)
+        self._new_chars += len(text)
+        if self._new_chars > min(self.limit, _COLLECTED_CHARS):
+            self._join_new()
+
+    def _join_new(self) -> None:
+        if not self._new:
+            return
+        text = "".join(self._new)
+        self._new.clear()
+        self._new_chars = 0
+        if self._missing:
+            self._tail += text
         else:
-            self.head += text
+            self._head += text
         self.cut(self.limit)
 
     def cut(self, limit: int) -> None:
-        """Drop the middle, if there are more than `limit` characters."""
+        """Drop the middle of what is more than `limit` characters."""
         kept = self.kept
         if kept <= limit:
             return
         half = limit // 2
-        end = self.tail if self.missing else self.head
-        self.head = self.head[:half]
-        self.tail = end[len(end) - half :]
-        self.missing += kept - self.kept
+        end = self._tail if self._missing else self._head
+        self._head = self._head[:half]
+        self._tail = end[len(end) - half :]
+        self._missing += kept - len(self._head) - len(self._tail)
 
-    def map(self, change: Callable[[str], str]) -> Self:
+    def map(self, change: Callable[[str], str]) -> "Clipped":
         """A copy in which head and tail are changed."""
-        return replace(self, head=change(self.head), tail=change(self.tail))
+        return Clipped(self.limit, change(self.head), change(self.tail), self.missing)
 
     def text(self) -> str:
         if not self.missing:

@@ -83,7 +83,7 @@ class Sweeper:
         with os.scandir(self._root) as entries:
             for entry in entries:
                 known = self._known.pop(entry.name, None)
-                if not known and not _is_session(entry):
+                if not _is_session(entry):
                     continue
                 try:
                     status = entry.stat(follow_symlinks=False)

@@ -1,6 +1,6 @@
 """Where pictures go: into the reply, or to the publisher."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from config import Config
@@ -21,6 +21,14 @@ class Delivery:
     parts: list[dict[str, Any]]  # of the content, in the array's form or in MCP's
     # Addresses of published pictures, for the text.
     links: list[str] = field(default_factory=list)
+
+
+def without_pictures(run: Run, why: str) -> Delivery:
+    """A reply that has the run's texts only, with a note for the pictures."""
+    told = replace(run, pictures=[], left_out=run.left_out.copy())
+    for _ in run.pictures:
+        told.leave_out("picture", why)
+    return Delivery(told, parts=[])
 
 
 def deliver(

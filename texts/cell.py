@@ -109,19 +109,23 @@ def _lines_to_magic(lines: list[str]) -> int | None:
 
 
 def _without_fences(lines: list[str]) -> list[str]:
-    """The lines that stand in fences, the others blank; all lines if none does."""
+    """The lines that stand in fences, the others blank; all lines if none does.
+
+    What stands in the fences of another language is no code."""
     kept = [""] * len(lines)
-    is_code = False
+    block = ""  # what is in the fences that are open: "code", "other" or nothing
     quotes = ""  # of the string that a line begins in
     before = ""
     for number, line in enumerate(lines):
         info = None if quotes else _info_of_fence(line)
-        if is_code and info == "":
-            is_code = False
-        elif not is_code and info is not None and _is_before_code(line, info, before):
-            is_code = True
-        else:
-            if is_code:
+        if block and info == "":
+            block = ""
+        elif not block and info is not None and _is_before_code(line, info, before):
+            block = "code"
+        elif not block and info and line.lstrip().startswith("`"):
+            block = "other"
+        elif block != "other":
+            if block == "code":
                 kept[number] = line
             if line:
                 quotes = _quotes_left_open(line, quotes)
@@ -149,8 +153,8 @@ def _is_before_code(line: str, info: str, before: str) -> bool:
 def _quotes_left_open(line: str, quotes: str) -> str:
     """The quotes of the string that is open at a line's end, "" for none.
 
-    `quotes` are those of the string that is open at its beginning. Only a string that
-    may span lines counts: in it a fence is no fence."""
+    `quotes` are those of the string that is open at its beginning. In a string a fence
+    is no fence."""
     at = 0
     while True:
         if not quotes:
@@ -161,9 +165,17 @@ def _quotes_left_open(line: str, quotes: str) -> str:
             at = start.end()
         end = _TO_END_OF_STRING[quotes].match(line, at)
         if not end:
-            return quotes if len(quotes) > 1 else ""
+            spans_lines = len(quotes) > 1 or _ends_in_backslash(line)
+            return quotes if spans_lines else ""
         quotes = ""
         at = end.end()
+
+
+def _ends_in_backslash(line: str) -> bool:
+    """Whether its end is escaped, so that a string in it goes on in the next line."""
+    line = line.removesuffix("\r")
+    backslashes = len(line) - len(line.rstrip("\\"))
+    return backslashes % 2 == 1
 
 
 def _remove_language(lines: list[str]) -> None:

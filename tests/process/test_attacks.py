@@ -44,9 +44,10 @@ from attacks import (
     runs_a_licence,
     sends_large_bodies,
 )
+from builders import END, figure, padded_png, stdout
 from local_e2b import LocalE2B
 
-from conftest import E2B_KEY, OK_RUN, ROOT, Service, e2b_at, free_port, text_of
+from conftest import E2B_KEY, OK_RUN, ROOT, Service, e2b_at, free_port, text_of, urls_of
 
 PROXY_KEY = "proxy-key-0123456789-abcdef"
 AUTHORIZATION = {"Authorization": f"Bearer {PROXY_KEY}"}
@@ -539,6 +540,47 @@ def test_code_under_a_licence_with_windows_newlines_runs_at_once(
 def test_code_under_a_licence_leaves_health_quick(attacked_service: Service) -> None:
     with nothing_remains(attacked_service), runs_a_licence(attacked_service.port, 4):
         assert_health_is_quick(attacked_service)
+
+
+def test_refused_bodies_in_chunks_one_after_another_leave_no_memory(
+    attacked_service: Service,
+) -> None:
+    """Not even until Python looks for cycles: nothing else may happen for long."""
+    chunk = b"100000\r\n" + b" " * 0x100000 + b"\r\n"
+    lines = ("Content-Type: application/json", "Transfer-Encoding: chunked")
+    refused = head("POST /v1/exec HTTP/1.1", *lines, KEY_HEADER)
+    worker = worker_of(attacked_service)
+    before = worker.memory_info().rss
+    for _ in range(10):
+        with connected(attacked_service) as client:
+            client.sendall(refused)
+            for _ in range(33):
+                client.sendall(chunk)
+            assert client.recv(65_536).startswith(b"HTTP/1.1 413")
+    assert (worker.memory_info().rss - before) / 1e6 < MAX_GROWTH_MB
+
+
+def test_a_run_whose_pictures_find_no_memory_has_its_text_all_the_same(
+    scripted_e2b: LocalE2B, start_service: Callable[..., Service], tmp_path: Path
+) -> None:
+    """The code has run: it is not to be run again because of its pictures."""
+    service = start_service(FILES_DIR=str(tmp_path), MAX_IN_FLIGHT_BYTES=str(2**20))
+    events = [stdout("the answer\n"), figure(padded_png(2_000_000)), END]
+    scripted_e2b.set_script({"run": {"run_s": 0.5, "events": events}})
+    announced = head(
+        "POST /v1/exec HTTP/1.1",
+        "Content-Type: application/json",
+        "Content-Length: 30000000",
+        "Expect: 100-continue",
+    )
+    with connected(service) as holder:
+        holder.sendall(announced)
+        # From then on it has all of the memory.
+        assert holder.recv(65_536).startswith(b"HTTP/1.1 100 ")
+        reply = service.execute()
+    assert "the answer" in text_of(reply)
+    assert "1 picture left out: other large replies held" in text_of(reply)
+    assert urls_of(reply) == []
 
 
 # --- headers of a proxy -----------------------------------------------------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from run import Clipped
@@ -22,3 +24,19 @@ class TestClipped:
             clipped.add(text[start : start + step])
         assert (clipped.head, clipped.tail) == (text[:10], text[-10:])
         assert clipped.missing == len(text) - 20
+
+
+def test_many_small_texts_cost_little_however_long_the_text_is_already() -> None:
+    clipped = Clipped(1_000_000)
+    clipped.add("\U0001f600" * 1_500_000)
+    started = time.process_time()
+    for number in range(20_000):
+        clipped.add(f"{number}\n")
+    assert clipped.tail.endswith("19998\n19999\n")
+    # Half a second of each would be copying two megabytes, 20,000 times.
+    assert time.process_time() - started < 2
+    assert len(clipped.head) == len(clipped.tail) == 500_000
+    assert (
+        clipped.missing
+        == 1_500_000 + sum(len(f"{number}\n") for number in range(20_000)) - 1_000_000
+    )

@@ -48,7 +48,7 @@ def test_no_text_costs_more_than_a_second_or_so(piece: str) -> None:
     cell = Cell(text)
     run = Run.empty(CONFIG.run_limits())
     reader = StreamReader(run)
-    cell.for_kernel(SET_UP)
+    cell.for_kernel(SET_UP, limit_s=50)
     for start in range(0, len(stream), 65_536):
         reader.feed(stream[start : start + 65_536])
     cell.mend(run, "a-sandboxs-id")
