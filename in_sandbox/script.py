@@ -33,8 +33,8 @@ MAX_NAMED = 1000  # files that were written and are reported by name
 DRAIN_S = 1.0  # how long pipes are read that outlive the script
 KILL_ROUNDS = 50
 MAX_NAMED_CACHES = 20
-# What a script leaves here is no result of its own, and there may be a lot of it:
-# it is counted in stderr instead. Inputs come back from here, too.
+# Files in these folders are no results of the script, and there may be very many: they
+# are counted in stderr instead. Inputs come back from here, too.
 CACHES = (
     ".DS_Store",
     ".git",
@@ -76,7 +76,7 @@ HOME_CACHES = (
     ".rustup",
     ".yarn",
 )
-# What a notebook sets for itself, and what would put colours into output.
+# Variables that a notebook sets for itself, and those that put colours into output.
 NOTEBOOK = (
     "JPY_",
     "JUPYTER",

@@ -26,8 +26,8 @@ from texts.cell import Cell
 # A call that waited for its session's turn has at least this many seconds for its code,
 # or does not run: code that is stopped costs the session all that it had kept.
 _LEAST_RUN_S = 3
-# How many sessions are known to have run (1 MB), so that one whose sandbox is gone is
-# told.
+# How many sessions are remembered (1 MB) as ones that have run. When the sandbox of one
+# of them is gone, its next call is told.
 _SESSIONS_REMEMBERED = 10_000
 _SESSION_BUSY = "Another call of this conversation is still running. Try again later."
 _SESSION_GONE = (

@@ -26,7 +26,8 @@ _MOST_FENCE_INDENTATION = 3  # with more it is no fence to Markdown
 # What a fence says of the code below it: "python", "{.python}", "python title='a.py'".
 # `tool_code` is Gemini's word.
 _PYTHON_INFO = r"(?i)[{.]*+(?:i?py(?:thon)?3?|tool_code)\b[^`]*"
-# What the line before ends in where `~~~` is an operator of Python, three times.
+# If the line before ends in one of these, `~~~` may be Python: its operator `~` three
+# times.
 _OPERATORS = tuple("([{,=+-*/%&|^<>~")
 # A first line that names the language, and is no code.
 _LANGUAGE_LINE = r"(?i)i?python3?"
