@@ -1,6 +1,6 @@
 """Shows what is drawn: each figure and picture once, in the order in which it was made.
 
-in_sandbox/kernel.py runs this, too, when it sets up a kernel. What is shown goes
+in_sandbox/kernel.py runs this, too, when it is needed first. What is shown goes
 through `format` here, whatever shows it: plt.show(), the end of a cell, display() or a
 value. A figure that is saved is noted, and shown before another one is, before it is
 cleared, or at the end of the cell, unless it has been shown by then.
@@ -385,12 +385,6 @@ class Watcher:
 def watch_drawings(shell: Any) -> Drawings:
     """Show what is drawn in this shell from now on."""
     drawings = Drawings(shell)
-
-    def enable_matplotlib(gui: Any = None) -> Any:
-        return plain_enable("inline")
-
-    plain_enable = shell.enable_matplotlib
-    shell.enable_matplotlib = enable_matplotlib
     hooks = {
         "PIL.Image": drawings.hook_pillow,
         "matplotlib": drawings.hook_matplotlib,

@@ -297,15 +297,54 @@ def create_tasks_between_coroutines(shell: Any) -> None:
 
 
 def show_drawings(shell: Any) -> None:
-    """Have figures.py see to what is drawn.
+    """Have figures.py see to what is drawn: from when it is needed, for it takes 3 ms.
 
-    Its functions come between the caller's code and matplotlib's, whose warnings name
-    the first place outside of matplotlib: so they count as a part of it."""
-    spec: Any = importlib.util.find_spec("matplotlib")
-    path = os.path.join(os.path.dirname(spec.origin), FILE)
-    names: dict[str, Any] = {"__name__": "matplotlib.in_kernel"}
-    exec(compile(FIGURES, path, "exec"), names)  # noqa: F821, S102
-    shell.run_cell.__self__.drawings = names["watch_drawings"](shell)
+    `%matplotlib` asks for the kernel's own backend, whichever it names."""
+    plain = shell.enable_matplotlib
+    shell.enable_matplotlib = lambda gui=None: plain("inline")
+    FiguresLoader(shell)
+
+
+class FiguresLoader:
+    """Runs figures.py before matplotlib is imported, or when a picture is saved."""
+
+    def __init__(self, shell: Any) -> None:
+        self._shell = shell
+        sys.meta_path.insert(0, self)
+        self._pillow: Any = sys.modules.get("PIL.Image")
+        if self._pillow:
+            plain = self._plain_save = self._pillow.Image.save
+
+            def save(image: Any, *args: Any, **options: Any) -> Any:
+                if self._load():
+                    return image.save(*args, **options)
+                return plain(image, *args, **options)
+
+            self._own_save = self._pillow.Image.save = save
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+        if name in ("matplotlib", "PIL.Image") and self._load():
+            # What figures.py looks out for is found by it.
+            return importlib.util.find_spec(name)
+        return None
+
+    def _load(self) -> bool:
+        """Whether it runs now, and did not before.
+
+        Its functions come between the caller's code and matplotlib's, whose warnings
+        name the first place outside of matplotlib: so they count as a part of it."""
+        if self._pillow and self._pillow.Image.save is self._own_save:
+            self._pillow.Image.save = self._plain_save
+        with contextlib.suppress(Exception):
+            sys.meta_path.remove(self)
+            spec: Any = importlib.util.find_spec("matplotlib")
+            path = os.path.join(os.path.dirname(spec.origin), FILE)
+            names: dict[str, Any] = {"__name__": "matplotlib.in_kernel"}
+            exec(compile(FIGURES, path, "exec"), names)  # noqa: F821, S102
+            cells = self._shell.run_cell.__self__
+            cells.drawings = names["watch_drawings"](self._shell)
+            return True
+        return False
 
 
 HOOKS = [

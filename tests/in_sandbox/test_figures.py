@@ -283,6 +283,20 @@ def test_after_show_savefig_saves_what_was_shown(drawing: Kernel) -> None:
     check(drawing.run("Image.open('shown.png')"), "r")
 
 
+def test_a_callers_own_way_to_save_stays() -> None:
+    code = (
+        "from PIL import Image\nplain = Image.Image.save\n"
+        "def save(image, *args, **options):\n"
+        "    calls.append(1)\n    plain(image, *args, **options)\ncalls = []\n"
+        "Image.Image.save = save\nimport matplotlib.pyplot as plt\n"
+        "for n in '12': Image.new('RGB', (9, 9), 'red').save('a.png')"
+    )
+    with kernel() as new:
+        run = new.run(code)
+        check(run, "r")
+        assert new.run("len(calls) >= 2").values.text() == "True"
+
+
 def test_large_pictures_are_each_shown(drawing: Kernel) -> None:
     run = drawing.run(
         "noise = [os.urandom(2_430_000) for _ in '12']\n"
