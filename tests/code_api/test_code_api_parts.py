@@ -337,6 +337,22 @@ def test_a_session_that_is_still_written_is_not_taken_for_an_abandoned_one(
     assert (tmp_path / session.id).exists()
 
 
+def test_a_link_in_the_place_of_a_session_is_not_followed(tmp_path: Path) -> None:
+    root, outside = tmp_path / "root", tmp_path / "outside"
+    root.mkdir()
+    outside.mkdir()
+    (outside / "kept").write_text("x")
+    session_id, _ = add(store_in(root))
+    sweeper = Sweeper(root, Config(files_ttl_hours=1))
+    sweeper.sweep()  # knows it from now on
+    (root / session_id).rename(tmp_path / "taken away")
+    os.utime(outside / "kept", (0, 0))
+    os.utime(outside, (0, 0))
+    (root / session_id).symlink_to(outside)
+    sweeper.sweep()
+    assert (outside / "kept").read_text() == "x"
+
+
 def test_two_processes_may_remove_the_same_sessions(tmp_path: Path) -> None:
     store = store_in(tmp_path)
     for _ in range(300):
