@@ -104,11 +104,11 @@ _NO_ROOM = (
     "Large requests and replies hold all of the memory that they may have. Try again in"
     f" {RETRY_AFTER_S} seconds."
 )
+_NO_ROOM_FOR_PICTURES = "other large replies held all of the memory that is for them"
 # A large body or reply holds memory that others wait for. So it has to arrive, or be
 # taken, within the slack and the time that its bytes take at this rate.
 _LARGE_SLACK_S = 30
 _LARGE_BYTES_PER_S = 512 * 1024
-_NO_ROOM_FOR_PICTURES = "other large replies held all of the memory that is for them"
 _SLASHES = re.compile("/{2,}")
 _UNREADABLE = "The body is no JSON that can be read."
 _FULL = f"Every slot is taken. Try again in {RETRY_AFTER_S} seconds."
