@@ -28,7 +28,7 @@ from typing import Any
 
 from gunicorn.http.body import Body, ChunkedReader
 from gunicorn.http.errors import InvalidChunkSize, LimitRequestHeaders
-from gunicorn.workers.gthread import _DEFER, TConn, ThreadWorker
+from gunicorn.workers.gthread import TConn, ThreadWorker
 
 # A client is slow once its thread has waited longer than its bytes would have taken at
 # this rate.
@@ -194,16 +194,35 @@ class PatientWorker(ThreadWorker):
             # next check.
             self.worker_connections = self.nr_conns
 
+    def set_accept_enabled(self, enabled: bool) -> None:
+        super().set_accept_enabled(enabled)
+        if not self.alive:
+            self._accept_the_last()
+
+    def _accept_the_last(self) -> None:
+        """Accept the clients that have connected already, and refuse all others.
+
+        gunicorn itself would leave both in the queue until the last reply is sent, and
+        then reset them."""
+        for listener in self.sockets:
+            accepted = -1
+            while accepted < self.nr_conns:
+                accepted = self.nr_conns
+                self.accept(listener)
+            listener.close()
+
     def enqueue_req(self, conn: TConn) -> None:
         """Give a connection a thread, once its first bytes are there."""
         if conn.data_ready:
             super().enqueue_req(conn)
             return
-        conn.sock = ClientSocket(fileno=conn.sock.detach())
         # The poller waits for the first bytes; gunicorn would hold a thread for 5 s.
-        deferred: Future[object] = Future()
-        deferred.set_result(_DEFER)
-        self.finish_request(conn, deferred)
+        conn.sock = ClientSocket(fileno=conn.sock.detach())
+        conn.sock.setblocking(False)
+        conn.set_timeout()
+        self.pending_conns.append(conn)
+        ready = partial(self.on_pending_socket_readable, conn)
+        self.poller.register(conn.sock, EVENT_READ, ready)
 
     def handle(self, conn: TConn) -> object:
         parser = conn.parser  # none before a connection's first request

@@ -15,12 +15,15 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
 
 import psutil
 import pytest
 import requests
 from builders import answer_with, is_running, stdout
 from local_e2b import LocalE2B
+from pools import wait_until
 from raw_http import CHUNKED, SMUGGLED, answer_to, connected, get, one_answer, post
 
 from conftest import E2B_KEY, OK_RUN, ROOT, Service, e2b_at, free_port, text_of
@@ -215,6 +218,29 @@ def test_sigterm_in_the_middle_of_a_run_the_run_finishes_and_is_answered(
     assert service.process.wait(10) == 0
     state = scripted_e2b.state()
     assert (state["created"], state["killed"], state["alive"]) == (1, 1, 0)
+
+
+def test_who_has_connected_before_sigterm_is_answered(start_service: Start) -> None:
+    service = start_service()
+    (worker,) = psutil.Process(service.process.pid).children()
+    with ExitStack() as clients:
+        worker.suspend()
+        waiting = [clients.enter_context(connected(service)) for _ in range(20)]
+        for client in waiting:
+            client.sendall(get())
+        service.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: has_pending(worker.pid, signal.SIGTERM))
+        worker.resume()
+        for client in waiting:
+            assert one_answer(client).startswith(b"HTTP/1.1 200 ")
+    assert service.process.wait(20) == 0
+
+
+def has_pending(pid: int, signal_number: int) -> bool:
+    """Whether a process has been sent a signal that it has not taken yet."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    (pending,) = re.findall(r"^ShdPnd:\s*(\w+)", status, re.MULTILINE)
+    return bool(int(pending, 16) >> (signal_number - 1) & 1)
 
 
 def test_sigterm_is_not_held_up_by_a_connection_that_says_nothing(

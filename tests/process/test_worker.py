@@ -55,12 +55,13 @@ def test_the_base_classes_use_what_the_worker_reads_and_sets() -> None:
     used = {
         gthread.ThreadWorker: (
             *("self.nr_conns < self.worker_connections", "self._accepting"),
-            *("self.pending_conns", "self._cap_keepalive(", "result is _DEFER"),
+            *("self.pending_conns", "self._cap_keepalive(", "self.sockets"),
+            *("self.on_pending_socket_readable", "self.set_accept_enabled(False)"),
             *("self.get_thread_pool()", "self.wait_for_and_dispatch_events("),
             *("self.handle_request(req, conn)", "self.poller.register("),
             "req = next(conn.parser)",
         ),
-        gthread.TConn: ("self.data_ready", "self.sock"),
+        gthread.TConn: ("self.data_ready", "self.sock", "def set_timeout"),
         unreader.SocketUnreader: ("self.sock.recv(size)",),
         unreader.Unreader: ("def take_buffered",),
         body.Body: ("self.failed = True",),
