@@ -213,13 +213,13 @@ class KeepingPool(Pool):
             yield sandbox
 
     def _create(self, sandbox: Sandbox, need: Need) -> None:
-        """Find a session's sandbox at E2B, or else have one made.
+        """Adopt the sandbox that a session has at E2B, or else have one made.
 
         Another replica, or this service before its restart, may have made it. But one
-        that is being killed must not be found."""
+        that is being killed must not be adopted."""
         being_killed = {slot.mark for slot in self._slots.in_state("ending", "lost")}
         may_be_there = need.mark and need.mark not in being_killed
-        if may_be_there and sandbox.find(need.mark, self._lifetime_s(need)):
+        if may_be_there and sandbox.adopt(need.mark, self._lifetime_s(need)):
             return
         super()._create(sandbox, need)
 

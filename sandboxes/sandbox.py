@@ -4,9 +4,9 @@ The only module that knows E2B's SDK. The SDK is pinned, because `_TappedSandbox
 on private parts of it. They are needed because the SDK's own timeout fires after twice
 the time, and its parser keeps everything in memory."""
 
+import logging
 import re
 import threading
-import traceback
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -19,7 +19,6 @@ from typing import Any, cast
 import httpx
 from e2b import Sandbox as BaseSandbox
 from e2b import SandboxNetworkOpts, SandboxQuery
-from e2b.api.client.types import Response
 from e2b.api.client_sync import get_transport
 from e2b.exceptions import NotFoundException, SandboxException
 from e2b_code_interpreter.code_interpreter_sync import Sandbox as E2BSandbox
@@ -65,12 +64,33 @@ class SandboxGone(Unavailable):
     """The sandbox was gone before it could run anything, so nothing has run."""
 
 
-def _connection(config: Config, budget_s: float) -> dict[str, Any]:
-    # The SDK's transport adds up httpx's read and write timeouts, so a call ends after
-    # twice the time. debug=False: with E2B_DEBUG in the environment the SDK would skip
-    # every kill.
-    timeout_s = max(budget_s, _LEAST_BUDGET_S) / 2
-    return {"api_key": config.e2b_api_key, "request_timeout": timeout_s, "debug": False}
+class _Answer(logging.Logger):
+    """The status of E2B's answer to a call. The SDK takes this for a log.
+
+    The SDK's exception often lacks the status. If a body is not E2B's JSON but, for
+    example, the HTML page of a load balancer, its parser fails before it looks at the
+    status. But it always logs `Request POST https://…`, and then `Response 429`."""
+
+    def __init__(self) -> None:
+        super().__init__("e2b")
+        self.status = 0  # 0: no answer came
+
+    def handle(self, record: logging.LogRecord) -> None:
+        what, _, rest = record.getMessage().partition(" ")
+        self.status = int(rest) if what == "Response" else 0
+
+
+def _options(config: Config, budget_s: float, answer: _Answer) -> dict[str, Any]:
+    """The options of the SDK for a call that may take `budget_s`."""
+    return {
+        "api_key": config.e2b_api_key,
+        # The SDK's transport adds up httpx's read and write timeouts, so a call ends
+        # after twice the time.
+        "request_timeout": max(budget_s, _LEAST_BUDGET_S) / 2,
+        # With E2B_DEBUG in the environment the SDK would skip every kill.
+        "debug": False,
+        "logger": answer,
+    }
 
 
 def _checked(sandbox_id: str) -> str:
@@ -87,26 +107,13 @@ def _short(exc: BaseException) -> str:
     return f"{type(exc).__name__} {words[:200]!r}"
 
 
-def _status_of(exc: BaseException) -> int:
-    """The HTTP status of the answer that made the SDK raise this, 0 if there is none.
-
-    The exception itself often lacks it. If a body is not E2B's JSON but, for example,
-    the HTML page of a load balancer, the SDK's parser fails before the SDK looks at the
-    status. The answer is then among the local variables of the frames that failed."""
-    for frame, _line in traceback.walk_tb(exc.__traceback__):
-        for value in frame.f_locals.values():
-            if isinstance(value, (httpx.Response, Response)):
-                return int(value.status_code)
-    return 0
-
-
-def _explain(exc: BaseException) -> str:
-    """Say in our own words what it means that the SDK raised this."""
+def _explain(exc: BaseException, status: int) -> str:
+    """Say in our own words what it means that the SDK raised this after this status."""
     if isinstance(exc, httpx.TimeoutException):
         return "E2B did not answer in time. Try again in a minute."
     if isinstance(exc, httpx.TransportError):
         return "E2B could not be reached. Try again in a minute."
-    match _status_of(exc):
+    match status:
         case 401 | 403:
             return (
                 "E2B refused this service's key. Its operator has to check E2B_API_KEY."
@@ -122,20 +129,16 @@ def _explain(exc: BaseException) -> str:
     return FAILED
 
 
-def _is_refusal(exc: Exception) -> bool:
-    """Whether E2B has surely made no sandbox: it answered 4xx, or was not reached."""
-    return isinstance(exc, httpx.ConnectError) or 400 <= _status_of(exc) < 500
-
-
 @contextmanager
-def _in_our_words() -> Iterator[None]:
+def _asking_e2b() -> Iterator[_Answer]:
     """Turn any exception of the SDK into Unavailable, and log it for the operator."""
+    answer = _Answer()
     try:
-        yield
+        yield answer
     except Unavailable:
         raise
     except BaseException as exc:  # a panic of the SDK's transport is no Exception
-        text = _explain(exc)
+        text = _explain(exc, answer.status)
         log.warning("%s (%s)", text, _short(exc))
         raise Unavailable(text) from exc
 
@@ -212,20 +215,19 @@ class Sandbox:
         # One thread at a time asks E2B for a lifetime, because the last request holds.
         self._renewing = threading.Lock()
 
-    @_in_our_words()
-    def find(self, mark: str, lifetime_s: int) -> bool:
-        """Look at E2B for the sandbox of the session with this mark, and adopt it.
+    def adopt(self, mark: str, lifetime_s: int) -> bool:
+        """Be the sandbox that E2B has for the session with this mark.
 
         Returns whether there is one."""
-        # There may be more than one: two replicas may have made one each at a time.
-        for sandbox_id in self._listed({"session": mark}):
-            self.id = sandbox_id
-            with suppress(SandboxGone):
-                self._connect(lifetime_s)
-                return True
-        return False
+        with _asking_e2b() as answer:
+            # There may be more than one: two replicas may have made one each at a time.
+            for sandbox_id in self._listed({"session": mark}, answer):
+                with suppress(SandboxGone):
+                    self._connect(sandbox_id, lifetime_s, answer)
+                    return True
+            return False
 
-    def _listed(self, metadata: dict[str, str]) -> list[str]:
+    def _listed(self, metadata: dict[str, str], answer: _Answer) -> list[str]:
         """Return the ids of the sandboxes that have this metadata, the oldest first.
 
         E2B is asked for these only, but an E2B that ignores this lists all sandboxes of
@@ -237,7 +239,7 @@ class Sandbox:
         found = []
         for _ in range(_MOST_PAGES):
             left_s = give_up_at - monotonic()
-            for sandbox in pages.next_items(**_connection(self._config, left_s)):
+            for sandbox in pages.next_items(**_options(self._config, left_s, answer)):
                 if metadata.items() <= sandbox.metadata.items():
                     found.append(sandbox)
             if not pages.has_next or monotonic() > give_up_at:
@@ -247,10 +249,11 @@ class Sandbox:
         found.sort(key=attrgetter("started_at"))
         return [_checked(sandbox.sandbox_id) for sandbox in found]
 
-    def _connect(self, lifetime_s: int) -> None:
-        connection = _connection(self._config, self._timing.small_call_s)
+    def _connect(self, sandbox_id: str, lifetime_s: int, answer: _Answer) -> None:
+        options = _options(self._config, self._timing.small_call_s, answer)
         with self._gone_if_refused():
-            e2b = _TappedSandbox.connect(self.id, timeout=lifetime_s, **connection)
+            e2b = _TappedSandbox.connect(sandbox_id, timeout=lifetime_s, **options)
+        self.id = sandbox_id
         self._e2b = cast(_TappedSandbox, e2b)
         self._created_at = monotonic()
         self._ends_at = self._created_at + lifetime_s
@@ -259,7 +262,6 @@ class Sandbox:
         self.has_run = True
         self.is_reusable = True
 
-    @_in_our_words()
     def create(self, lifetime_s: int, budget_s: float, mark: str = "") -> None:
         """Have E2B make it within `budget_s`. It `may_exist` even after Unavailable."""
         key = str(uuid.uuid4())
@@ -278,17 +280,20 @@ class Sandbox:
             network=None if self._config.allow_internet else _NO_VISITORS,
             idempotency_key=key,
         )
-        try:
-            self._e2b = create(**_connection(self._config, budget_s))
-        except (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError):
-            # E2B knows this create by its key: if it made a sandbox, it returns that
-            # one.
-            left_s = budget_s - self.age_s()
-            self._e2b = create(**_connection(self._config, left_s))
-        except Exception as exc:
-            self.may_exist = not _is_refusal(exc)
-            raise
-        self.id = _checked(self._e2b.sandbox_id)
+        with _asking_e2b() as answer:
+            try:
+                self._e2b = create(**_options(self._config, budget_s, answer))
+            except (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError):
+                # E2B knows this create by its key: if it made a sandbox, it returns
+                # that one.
+                left_s = budget_s - self.age_s()
+                self._e2b = create(**_options(self._config, left_s, answer))
+            except Exception as exc:
+                # E2B has surely made none if it was not reached, or answered 4xx.
+                not_reached = isinstance(exc, httpx.ConnectError)
+                self.may_exist = not (not_reached or 400 <= answer.status < 500)
+                raise
+            self.id = _checked(self._e2b.sandbox_id)
         self._ends_at = monotonic() + lifetime_s
         self.exists = True
 
@@ -299,21 +304,21 @@ class Sandbox:
         """How long it lives until E2B ends it by itself."""
         return self._ends_at - monotonic()
 
-    @_in_our_words()
     def kill(self) -> None:
         """End it; if it is gone already, that is fine. Each call has `small_call_s`.
 
         If its create was not answered, it is looked for first: see `_search`."""
-        connection = _connection(self._config, self._timing.small_call_s)
-        for sandbox_id in [self.id] if self.exists else self._search():
-            E2BSandbox.kill(sandbox_id, **connection)
+        with _asking_e2b() as answer:
+            options = _options(self._config, self._timing.small_call_s, answer)
+            for sandbox_id in [self.id] if self.exists else self._search(answer):
+                E2BSandbox.kill(sandbox_id, **options)
 
-    def _search(self) -> list[str]:
+    def _search(self, answer: _Answer) -> list[str]:
         """Return the ids that E2B's list has for this create.
 
         Empty once E2B's list lacked it twice after `overhead_s` (no create lasts
         longer). Before that, raises Unavailable."""
-        found = self._listed(self._metadata)
+        found = self._listed(self._metadata, answer)
         if not found:
             self._misses += self.age_s() > self._timing.overhead_s
             self.may_exist = self._misses < _MISSES_UNTIL_SURE
@@ -321,7 +326,6 @@ class Sandbox:
                 raise Unavailable("E2B's list does not have it yet.")
         return found
 
-    @_in_our_words()
     def live_for_at_least(self, lifetime_s: int) -> None:
         """Put its end off, within `small_call_s`, unless it is that far away already.
 
@@ -329,11 +333,11 @@ class Sandbox:
         sandbox, or does not let it live longer."""
         if self.left_s() >= lifetime_s:
             return
-        with self._renewing:
+        with self._renewing, _asking_e2b() as answer:
             if self.left_s() < lifetime_s:
-                connection = _connection(self._config, self._timing.small_call_s)
+                options = _options(self._config, self._timing.small_call_s, answer)
                 with self._gone_if_refused():
-                    self._e2b.set_timeout(lifetime_s, **connection)
+                    E2BSandbox.set_timeout(self.id, lifetime_s, **options)
                 self._ends_at = monotonic() + lifetime_s
 
     @contextmanager
@@ -349,11 +353,11 @@ class Sandbox:
                 raise SandboxGone(FAILED) from exc
             raise
 
-    @_in_our_words()
     def prime(self, code: str, limit_s: float) -> None:
         """Set up its kernel with this code, as the first cell."""
         reader = StreamReader(Run.empty(Limits(output_chars=0)))
-        self._e2b.send(code, max(limit_s, _LEAST_BUDGET_S), reader)
+        with _asking_e2b():
+            self._e2b.send(code, max(limit_s, _LEAST_BUDGET_S), reader)
         self.has_run = True
         self.is_set_up = True
 
@@ -406,7 +410,8 @@ class Sandbox:
             run.problem = f"The run broke off: {reason}."
 
 
-@_in_our_words()
 def check_key(config: Config) -> None:
     """Ask E2B whether it takes the key. Raises Unavailable."""
-    E2BSandbox.list(limit=1, **_connection(config, TIMING.small_call_s)).next_items()
+    with _asking_e2b() as answer:
+        options = _options(config, TIMING.small_call_s, answer)
+        E2BSandbox.list(limit=1).next_items(**options)

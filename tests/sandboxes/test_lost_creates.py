@@ -119,6 +119,18 @@ def test_any_other_answer_than_a_refusal_holds_its_slot_whatever_its_body(
     wait_until(lambda: pool.count("lost") == 0, 20)
 
 
+@pytest.mark.parametrize("fault", ["hang", "reset", "lost_reply"])
+def test_a_refusal_before_a_try_without_an_answer_does_not_free_the_slot(
+    direct_e2b: LocalE2B, make_pool: MakePool, fault: str
+) -> None:
+    """The SDK tries again after a 429: E2B may have made what it had refused."""
+    refusal = {"status": 429, "headers": {"Retry-After": "0"}}
+    direct_e2b.set_script({"create": [refusal, {"fault": fault}]})
+    pool = make_pool(QUICK_SEARCH, max_concurrent_runs=1)
+    assert pool.run(Cell("1"), 30).outcome == "unavailable"
+    assert pool.count("lost") == 1
+
+
 def test_health_and_metrics_tell_of_lost_sandboxes(
     scripted_e2b: LocalE2B, default_service: Service
 ) -> None:
