@@ -13,14 +13,19 @@ class NoRoom(Exception):
 
 
 class InFlight:
-    """Gives memory to requests, in the order in which they ask for it."""
+    """Gives memory to requests, in the order in which they ask for it.
+
+    The request that goes beyond the limit may have all that it needs; no other is given
+    any until it has given that back. If none might go beyond it, several that hold a
+    part of what they need would wait for each other."""
 
     def __init__(self, max_bytes: int, max_waiting: int) -> None:
         """`max_waiting` bounds how many requests wait, because each holds a thread."""
         self._max_bytes = max_bytes
         self._max_waiting = max_waiting
         self._held_bytes = 0
-        self._waiting: deque[object] = deque()
+        self._beyond: Hold | None = None  # whose memory went beyond the limit last
+        self._waiting: deque[Hold] = deque()
         self._changed = threading.Condition()
 
     def give_back(self, size_bytes: int) -> None:
@@ -28,28 +33,27 @@ class InFlight:
             self._held_bytes -= size_bytes
             self._changed.notify_all()
 
-    def take(self, size_bytes: int) -> None:
+    def take(self, hold: "Hold", size_bytes: int) -> None:
         """Wait for this much memory. Raises NoRoom, at once if enough others wait."""
         with self._changed:
-            if len(self._waiting) > self._max_waiting:
-                raise NoRoom
-            turn = object()
-            self._waiting.append(turn)
+            may_wait = len(self._waiting) < self._max_waiting
+            self._waiting.append(hold)
             try:
                 has_room = self._changed.wait_for(
-                    lambda: self._waiting[0] is turn and self._fits(size_bytes), _WAIT_S
+                    lambda: self._is_turn_of(hold), _WAIT_S if may_wait else 0
                 )
                 if not has_room:
                     raise NoRoom
                 self._held_bytes += size_bytes
+                self._beyond = hold
             finally:
-                self._waiting.remove(turn)
+                self._waiting.remove(hold)
                 self._changed.notify_all()
 
-    def _fits(self, size_bytes: int) -> bool:
-        """Whether there is room. A size above the limit fits while nothing is held."""
-        is_alone = self._held_bytes == 0
-        return is_alone or self._held_bytes + size_bytes <= self._max_bytes
+    def _is_turn_of(self, hold: "Hold") -> bool:
+        if self._held_bytes > self._max_bytes:
+            return self._beyond is hold
+        return self._waiting[0] is hold
 
 
 class Hold:
@@ -60,20 +64,14 @@ class Hold:
         self._in_flight = in_flight
 
     def resize(self, size_bytes: int) -> None:
-        """Hold this much, or nothing if that is not large. Raises NoRoom.
-
-        To grow, a request first gives back all that it holds, so that no two requests
-        wait for each other."""
+        """Hold this much, or nothing if that is not large. Raises NoRoom."""
         wanted_bytes = size_bytes if size_bytes > LARGE_BYTES else 0
-        surplus_bytes = self.size_bytes - wanted_bytes
-        if surplus_bytes < 0:
-            self.release()
-            self._in_flight.take(wanted_bytes)
-        elif surplus_bytes > 0:
-            self._in_flight.give_back(surplus_bytes)
+        more_bytes = wanted_bytes - self.size_bytes
+        if more_bytes > 0:
+            self._in_flight.take(self, more_bytes)
+        elif more_bytes < 0:
+            self._in_flight.give_back(-more_bytes)
         self.size_bytes = wanted_bytes
 
     def release(self) -> None:
-        if self.size_bytes:
-            self._in_flight.give_back(self.size_bytes)
-            self.size_bytes = 0
+        self.resize(0)

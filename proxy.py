@@ -752,15 +752,14 @@ def _json_body(
 
 
 def _received(max_bytes: int) -> bytearray:
-    """Read the body. If it is large, memory for it is held before it is read."""
+    """Read the body. Memory is held for as much of it as has come."""
     # Each exception is made where it is raised. If it were a variable, it and this
     # frame would be a cycle, which keeps the body until Python looks for cycles.
     too_large = f"The body has more than {max_bytes:,} bytes."
     announced_bytes = request.content_length or 0
     if announced_bytes > max_bytes:
         raise RequestEntityTooLarge(too_large)
-    if announced_bytes > LARGE_BYTES:
-        _hold(PARSE_FACTOR * announced_bytes)
+    # A body in chunks does not say beforehand how large it will be.
     limit_s = _large_limit_s(announced_bytes or max_bytes)
     deadline = monotonic() + limit_s
     body = bytearray()
@@ -768,11 +767,11 @@ def _received(max_bytes: int) -> bytearray:
         body += piece
         if len(body) > max_bytes:
             raise RequestEntityTooLarge(too_large)
-        if len(body) >= LARGE_BYTES and not g.hold.size_bytes:
-            # A body in chunks does not say beforehand how large it will be.
-            _hold(PARSE_FACTOR * max_bytes)
+        _hold(len(body))
         if g.hold.size_bytes and monotonic() > deadline:
             raise RequestTimeout(f"The body took longer than {limit_s:.0f} s.")
+    if g.hold.size_bytes:
+        _hold(PARSE_FACTOR * len(body))
     return body
 
 

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -454,32 +454,92 @@ def test_20_bodies_of_32_mb_at_once_take_little_memory_and_leave_health_quick(
     assert statuses.count(status) >= 3
 
 
-def test_a_large_body_waits_and_then_reads_when_to_come_again(
-    attacked_service: Service,
+@contextmanager
+def holding_all_memory(service: Service) -> Iterator[None]:
+    """A client whose body, which does not end, has taken all of 1 MiB."""
+    with connected(service) as holder:
+        holder.sendall(large_exec()[:3_000_000])
+        give_up_at = time.monotonic() + 10
+        # A small run's pictures are the first for which nothing is left.
+        while "held all of the memory" not in text_of(service.execute()):
+            assert time.monotonic() < give_up_at
+        yield
+
+
+PICTURE_OF_2_MB = [stdout("the answer\n"), figure(padded_png(2_000_000)), END]
+
+
+def read_to_end(client: socket.socket) -> bytes:
+    reply = b""
+    while data := client.recv(65_536):
+        reply += data
+    return reply
+
+
+@pytest.fixture
+def narrow_service(
+    scripted_e2b: LocalE2B, start_service: Callable[..., Service], tmp_path: Path
+) -> Service:
+    """The least memory there can be for what is large; its runs draw 2 MB."""
+    scripted_e2b.set_script({"run": {"events": PICTURE_OF_2_MB}})
+    return start_service(
+        FILES_DIR=str(tmp_path),
+        MAX_IN_FLIGHT_BYTES=str(2**20),
+        # No picture waits for memory: it is left out at once.
+        MAX_CONCURRENT_RUNS="1",
+    )
+
+
+def test_a_large_body_that_finds_no_memory_reads_when_to_come_again(
+    narrow_service: Service,
 ) -> None:
-    """The first sends its head only: its memory is held before its body is read."""
-    whole = large_exec(KEY_HEADER)
-    with connected(attacked_service) as first:
-        first.sendall(whole[:1000])
-        time.sleep(0.5)  # until it holds its memory; nothing tells when
+    with holding_all_memory(narrow_service):
         small = requests.post(
-            f"{attacked_service.url}/v1/exec",
+            f"{narrow_service.url}/v1/exec",
             json={"lang": "bash", "code": "x" * 100_000},
-            headers=AUTHORIZATION,
             timeout=5,
         )
         assert small.status_code == 200
-        with connected(attacked_service) as second:
-            started_at = time.monotonic()
-            second.sendall(whole)
-            reply = b""
-            while data := second.recv(65_536):
-                reply += data
-            waited_s = time.monotonic() - started_at
-    assert 5 < waited_s < 15
+        with connected(narrow_service) as second:
+            second.sendall(large_exec())
+            reply = read_to_end(second)
     assert reply.startswith(b"HTTP/1.1 429 ")
     assert b"\r\nRetry-After: 5\r\n" in reply
     assert json.loads(reply.partition(b"\r\n\r\n")[2])["error"] == "rate_limited"
+
+
+def test_a_large_body_waits_for_memory_that_another_gives_back(
+    start_service: Callable[..., Service], tmp_path: Path
+) -> None:
+    service = start_service(FILES_DIR=str(tmp_path), MAX_IN_FLIGHT_BYTES=str(2**20))
+    whole = large_exec()
+
+    def ask() -> bytes:
+        with connected(service) as second:
+            second.sendall(whole)
+            return read_to_end(second)
+
+    with connected(service) as first, ThreadPoolExecutor(1) as threads:
+        first.sendall(whole[:3_000_000])
+        give_up_at = time.monotonic() + 10
+        # The first has its memory once another waits.
+        while not wait([reply := threads.submit(ask)], timeout=2).not_done:
+            assert time.monotonic() < give_up_at
+        first.sendall(whole[3_000_000:])
+        assert read_to_end(first).startswith(b"HTTP/1.1 200 ")
+        assert reply.result().startswith(b"HTTP/1.1 200 ")
+
+
+def test_clients_that_announce_large_bodies_and_send_little_keep_no_other_waiting(
+    attacked_service: Service,
+) -> None:
+    announced = large_exec(KEY_HEADER)[:2_000_000]
+    with Attackers(attacked_service.port, 8, announced, b" "):
+        for _ in range(2):
+            with connected(attacked_service) as client:
+                client.settimeout(8)
+                client.sendall(large_exec(KEY_HEADER))
+                assert client.recv(65_536).startswith(b"HTTP/1.1 200 ")
 
 
 @pytest.mark.parametrize("character", ["\0", "\N{GRINNING FACE}"], ids=["NUL", "emoji"])
@@ -561,23 +621,12 @@ def test_refused_bodies_in_chunks_one_after_another_leave_no_memory(
 
 
 def test_a_run_whose_pictures_find_no_memory_has_its_text_all_the_same(
-    scripted_e2b: LocalE2B, start_service: Callable[..., Service], tmp_path: Path
+    narrow_service: Service,
 ) -> None:
     """The code has run: it is not to be run again because of its pictures."""
-    service = start_service(FILES_DIR=str(tmp_path), MAX_IN_FLIGHT_BYTES=str(2**20))
-    events = [stdout("the answer\n"), figure(padded_png(2_000_000)), END]
-    scripted_e2b.set_script({"run": {"run_s": 0.5, "events": events}})
-    announced = head(
-        "POST /v1/exec HTTP/1.1",
-        "Content-Type: application/json",
-        "Content-Length: 30000000",
-        "Expect: 100-continue",
-    )
-    with connected(service) as holder:
-        holder.sendall(announced)
-        # From then on it has all of the memory.
-        assert holder.recv(65_536).startswith(b"HTTP/1.1 100 ")
-        reply = service.execute()
+    assert len(urls_of(narrow_service.execute())) == 1
+    with holding_all_memory(narrow_service):
+        reply = narrow_service.execute()
     assert "the answer" in text_of(reply)
     assert "1 picture left out: other large replies held" in text_of(reply)
     assert urls_of(reply) == []

@@ -7,7 +7,8 @@ import json
 import random
 import tracemalloc
 from collections.abc import Callable
-from threading import Event, Thread
+from functools import partial
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -193,10 +194,9 @@ MB = 1024 * 1024
 def test_who_finds_no_room_waits_for_it_in_turn() -> None:
     in_flight = InFlight(10 * MB, max_waiting=5)
     first, second, third = (Hold(in_flight) for _ in range(3))
-    first.resize(8 * MB)
-    large, large_outcome = in_thread(lambda: second.resize(9 * MB))
+    first.resize(11 * MB)
+    large, large_outcome = in_thread(lambda: second.resize(11 * MB))
     large.join(0.3)
-    # It would fit, but another came before.
     small, small_outcome = in_thread(lambda: third.resize(2 * MB))
     small.join(0.3)
     assert (large_outcome, small_outcome) == ([], [])
@@ -210,35 +210,47 @@ def test_who_finds_no_room_waits_for_it_in_turn() -> None:
 
 def test_what_is_not_large_never_waits() -> None:
     in_flight = InFlight(2 * MB, max_waiting=0)
-    Hold(in_flight).resize(2 * MB)
+    Hold(in_flight).resize(3 * MB)
     Hold(in_flight).resize(MB)
 
 
-def test_more_than_all_is_had_alone() -> None:
-    in_flight = InFlight(2 * MB, max_waiting=0)
-    hold = Hold(in_flight)
-    hold.resize(100 * MB)
-    hold.resize(99 * MB)
+def test_one_that_goes_beyond_the_limit_may_have_all_that_it_needs() -> None:
+    """Each grows as its body comes: else they would all wait for each other."""
+    in_flight = InFlight(4 * MB, max_waiting=2)
+    holds = [Hold(in_flight) for _ in range(3)]
+    for hold in holds:
+        hold.resize(2 * MB)
+    last = holds.pop()
+
+    def grow_and_end(hold: Hold) -> None:
+        hold.resize(3 * MB)
+        hold.release()
+
+    others = [in_thread(partial(grow_and_end, hold)) for hold in holds]
+    for size in range(3, 100):
+        last.resize(size * MB)
+    assert [outcome for _, outcome in others] == [[], []]
+    last.release()
+    for thread, outcome in others:
+        thread.join(5)
+        assert outcome == ["held"]
 
 
 def test_no_more_than_may_wait_do() -> None:
     in_flight = InFlight(2 * MB, max_waiting=1)
     first = Hold(in_flight)
-    first.resize(2 * MB)
-    begun = Event()
-
-    def wait() -> None:
-        begun.set()
-        Hold(in_flight).resize(2 * MB)
-
-    threads = [in_thread(wait)[0] for _ in range(2)]
-    begun.wait(5)
-    for thread in threads:
-        thread.join(0.2)
+    first.resize(3 * MB)
+    waits, outcome = in_thread(lambda: Hold(in_flight).resize(2 * MB))
+    waits.join(0.3)
     with pytest.raises(NoRoom):
         Hold(in_flight).resize(2 * MB)
+    assert outcome == []
     first.release()
-    for thread in threads:
-        thread.join(0.5)
-    # The second of them still waits for the first, which nobody releases.
-    assert [thread.is_alive() for thread in threads].count(True) == 1
+    waits.join(5)
+    assert outcome == ["held"]
+
+
+def test_without_room_to_wait_what_there_is_is_given() -> None:
+    in_flight = InFlight(4 * MB, max_waiting=0)
+    Hold(in_flight).resize(2 * MB)
+    Hold(in_flight).resize(2 * MB)
