@@ -13,8 +13,13 @@ from code_api import limits
 from code_api.request import ExecRequest
 from code_api.store import NotStored
 
-_SCRIPT_PY = Path(__file__).parents[1] / "in_sandbox" / "script.py"
-_PROGRAM = _SCRIPT_PY.read_text("ascii")
+_IN_SANDBOX = Path(__file__).parents[1] / "in_sandbox"
+_PYTHON_FILES = {
+    "sitecustomize.py": (_IN_SANDBOX / "startup.py").read_text("ascii"),
+    "exec_plots.py": (_IN_SANDBOX / "plots.py").read_text("ascii"),
+}
+_SCRIPT_PY = (_IN_SANDBOX / "script.py").read_text("ascii")
+_PROGRAM = f"{_SCRIPT_PY}\nPYTHON_FILES.update({_PYTHON_FILES!r})\n"
 # E2B's server refuses cells above 10 MiB as JSON, and the kernel keeps each cell.
 _CELL_CHARS = 2_000_000
 _PIECE_BYTES = 768 * 1024  # 1 MiB as base64: one that does not shrink fills a cell

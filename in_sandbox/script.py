@@ -1,10 +1,10 @@
 """What runs in the sandbox, in its kernel: takes a script and its files, reports back.
 
 Its text is sent in the first cell of an exec, which makes an `Exec` of its plan: see
-code_api/cells.py, which sends the bounds, too. Lines that add to its `script`, and its
-`receive`, bring the script and its files; `run` runs it, once. `send` reports large
-files. It reports on the kernel's stdout, one JSON object a line, each line bounded and
-flushed. Nothing but the standard library, and what Python 3.8 knows.
+code_api/cells.py, which sends the bounds and PYTHON_FILES, too. Lines that add to its
+`script`, and its `receive`, bring the script and its files; `run` runs it, once. `send`
+reports large files. It reports on the kernel's stdout, one JSON object a line, each
+line bounded and flushed. Nothing but the standard library, and what Python 3.8 knows.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import base64
 import codecs
 import json
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -95,12 +96,16 @@ ENVIRONMENT = {
     name: value for name, value in os.environ.items() if not name.startswith(NOTEBOOK)
 }
 ENVIRONMENT.update(
-    PYTHONPATH=DATA,
     PYTHONDONTWRITEBYTECODE="1",
     PYTHONUNBUFFERED="1",
+    # Of a Python that does not run startup.py; in the others plots.py takes its place.
     MPLBACKEND="Agg",
+    # Else plots go into one PDF, which LibreChat does not show.
+    R_DEFAULT_DEVICE="png",
     EXEC_MARK=MARK,
 )
+# The texts of startup.py and plots.py, by the names of the files that they become.
+PYTHON_FILES: dict[str, str] = {}
 # When memory runs out it is the script that ends, not this program.
 OOM_FIRST = "{ echo 1000 >/proc/self/oom_score_adj; } 2>/dev/null; "
 ONE_LINE_AT_A_TIME = Lock()
@@ -155,6 +160,17 @@ def cache_of(name: str) -> str:
 
 def is_hidden(name: str) -> bool:
     return name.startswith(".") or "/." in name
+
+
+def in_order(name: str) -> Any:
+    """A key to sort by: plot-10 comes after plot-9, and hidden files come last.
+
+    So where there are too many files, the others are kept."""
+    parts = re.split("([0-9]+)", name)
+    # Each second part is a number.
+    numbers = [(int(digits), digits) for digits in parts[1::2]]
+    parts[1::2] = numbers
+    return is_hidden(name), parts, name
 
 
 def marked_processes() -> list[int]:
@@ -265,12 +281,21 @@ class Exec:
         self._inputs_time = time.time() - 3600
         os.makedirs(DATA, exist_ok=True)
         self._folder = tempfile.mkdtemp(prefix="exec-")
+        self._write_python_files()
         folder = DATA if plan["beside_data"] else self._folder
         name = plan["script_name"]
         if plan["beside_data"]:
             # A hidden one, which `ls` does not show to the script.
             name = f".{secrets.token_hex(8)}-{name}"
         self._script_path = os.path.join(folder, name)
+
+    def _write_python_files(self) -> None:
+        folder = os.path.join(self._folder, "python")
+        os.mkdir(folder)
+        for name, text in PYTHON_FILES.items():
+            with open(os.path.join(folder, name), "w", encoding="utf-8") as file:
+                file.write(text)
+        ENVIRONMENT.update(PYTHONPATH=f"{folder}:{DATA}")
 
     def receive(self, name: str, packed: str) -> None:
         """Append a piece to an input."""
@@ -346,8 +371,7 @@ class Exec:
             report(deleted=name)
         written = []
         in_caches: dict[str, int] = {}
-        # Hidden ones come last: where there are too many files, the others are kept.
-        for name in sorted(after, key=lambda name: (is_hidden(name), name)):
+        for name in sorted(after, key=in_order):
             if after[name] == before.get(name):
                 continue
             cache = cache_of(name)

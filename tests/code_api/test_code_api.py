@@ -156,7 +156,9 @@ def test_the_environment_is_no_notebooks(api: CodeApi) -> None:
     lines = api.exec("env; pwd; cat /proc/self/oom_score_adj")["stdout"].splitlines()
     names = {line.partition("=")[0] for line in lines}
     assert not names & {"TERM", "FORCE_COLOR", "CLICOLOR", "JPY_PARENT_PID"}
-    assert {"MPLBACKEND=Agg", "PYTHONPATH=/mnt/data"} <= set(lines)
+    assert {"MPLBACKEND=Agg", "R_DEFAULT_DEVICE=png"} <= set(lines)
+    [path] = [line for line in lines if line.startswith("PYTHONPATH=")]
+    assert path.endswith("/python:/mnt/data")
     # The script's directory, and that it is what ends when memory runs out.
     assert lines[-2:] == ["/mnt/data", "1000"]
 

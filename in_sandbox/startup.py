@@ -1,0 +1,70 @@
+"""What each Python that a script starts runs first: it is that Python's sitecustomize.
+
+It lies in a folder of its own, together with plots.py, which is read only by a Python
+that imports matplotlib: a start takes about a millisecond more. A failure in here
+is none of the script's. Nothing but the standard library, and what Python 3.8 knows.
+"""
+
+from __future__ import annotations
+
+import os
+import site
+import sys
+
+TYPE_CHECKING = False  # importing typing, or contextlib, takes milliseconds
+if TYPE_CHECKING:
+    from importlib.machinery import ModuleSpec
+    from typing import Any
+
+# The modules after whose import a function of plots.py is called.
+HOOKED = {"matplotlib.animation", "matplotlib.font_manager", "matplotlib.pyplot"}
+
+
+class Watcher:
+    """Calls plots.py for each of the modules above, once it has been imported."""
+
+    @staticmethod
+    def find_spec(name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        if name not in HOOKED:
+            return None
+        from importlib.machinery import PathFinder
+
+        spec = PathFinder.find_spec(name, path, target)
+        if spec and spec.loader:
+            plain = spec.loader.exec_module
+
+            def exec_module(module: Any) -> None:
+                plain(module)
+                quietly(call_hook, name, module)
+
+            setattr(spec.loader, "exec_module", exec_module)  # noqa: B010
+        return spec
+
+
+def call_hook(name: str, module: Any) -> None:
+    __import__("exec_plots").HOOKS[name](module)
+
+
+def quietly(do: Any, *args: Any) -> None:
+    """A failure is none of the script's."""
+    try:  # noqa: SIM105 - contextlib takes milliseconds
+        do(*args)
+    except Exception:  # noqa: S110
+        pass
+
+
+def add_site_folder() -> None:
+    """Have what `pip install` brings be found by the script that ran it.
+
+    A Python looks into its user's site folder only if that is there at its start."""
+    folder = site.getusersitepackages()
+    if site.ENABLE_USER_SITE and not os.path.isdir(folder):
+        os.makedirs(folder)
+        # Before those of all users, where it would have been.
+        others = [path for path in sys.path if path.endswith("-packages")]
+        place = sys.path.index(others[0]) if others else len(sys.path)
+        sys.path.insert(place, folder)
+
+
+sys.meta_path.insert(0, Watcher)
+quietly(add_site_folder)
