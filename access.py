@@ -49,11 +49,15 @@ def is_origin_own(origin: str, host: str) -> bool:
     return origin.lower() in own_origins
 
 
-def bearer_of_basic(authorization: str) -> str:
-    """`Basic BASE64(USER:KEY)` as `Bearer KEY`; anything else as it is.
+def as_bearer(authorization: str, api_key: str) -> str:
+    """What carries a key to the code API, as `Bearer KEY`; anything else as it is.
 
-    A client sends the former if its address for this service is http://USER:KEY@HOST.
+    `Basic BASE64(USER:KEY)` is sent by a client whose address for this service is
+    http://USER:KEY@HOST. The header X-API-Key, here `api_key`, is sent by LibreChat
+    before 0.8.6, and may be by clients that have no Authorization.
     """
+    if api_key and not authorization:
+        return f"Bearer {api_key}"
     scheme, _, token = authorization.partition(" ")
     if scheme.lower() != "basic":
         return authorization

@@ -31,13 +31,7 @@ from werkzeug.exceptions import (
     UnsupportedMediaType,
 )
 
-from access import (
-    bearer_of_basic,
-    is_host_served,
-    is_key_right,
-    is_origin_own,
-    session_mark,
-)
+from access import as_bearer, is_host_served, is_key_right, is_origin_own, session_mark
 from config import MAX_BODY_BYTES, VERSION, Config, log
 from formatter import echo, format_plain, format_run
 from in_flight import LARGE_BYTES, Hold, InFlight, NoRoom
@@ -238,7 +232,8 @@ def _require_key(config: Config) -> None:
     key = config.proxy_api_key
     authorization = request.headers.get("Authorization", "")
     if request.blueprint == "code_api":
-        authorization = bearer_of_basic(authorization)
+        api_key = request.headers.get("X-API-Key", "")
+        authorization = as_bearer(authorization, api_key)
     if not key or is_key_right(authorization, key):
         return
     raise Unauthorized(

@@ -775,7 +775,7 @@ def test_without_a_folder_the_routes_name_the_setting(
     assert "FILES_DIR" in response.json()["message"]
 
 
-def test_the_key_is_taken_as_bearer_and_as_basic(
+def test_the_key_is_taken_as_bearer_as_basic_and_as_x_api_key(
     start_code_api: Callable[..., CodeApi],
 ) -> None:
     api = start_code_api(PROXY_API_KEY="k:e/y")
@@ -788,9 +788,12 @@ def test_the_key_is_taken_as_bearer_and_as_basic(
             {"headers": {"Authorization": "Basic !"}},
             {"headers": {"Authorization": "Bearer k:e/y"}},
             {"auth": ("e2b", "k:e/y")},
+            {"headers": {"X-API-Key": "k:e/y"}},
+            {"headers": {"X-API-Key": "wrong"}},
+            {"headers": {"X-API-Key": "k:e/y", "Authorization": "Bearer wrong"}},
         )
     ]
-    assert statuses == [401, 401, 401, 404, 404]
+    assert statuses == [401, 401, 401, 404, 404, 404, 401, 401]
     assert requests.get(path, timeout=10).json()["error"] == "unauthorized"
 
 
