@@ -32,6 +32,7 @@ from werkzeug.exceptions import (
 )
 
 from access import as_bearer, is_host_served, is_key_right, is_origin_own, session_mark
+from caller import Caller
 from config import MAX_BODY_BYTES, VERSION, Config, log
 from formatter import echo, format_plain, format_run
 from in_flight import LARGE_BYTES, Hold, InFlight, NoRoom
@@ -355,9 +356,15 @@ def _run(arguments: object, service: _Service) -> Run:
         session_id = request.headers.get("X-Session-Id", "")
         mark = session_mark(session_id, config.e2b_api_key)
     try:
-        return service.pool.run(Cell(code), limit_s, mark)
+        return service.pool.run(Cell(code), limit_s, mark, _caller())
     except Full:
         raise ServiceUnavailable(_FULL, retry_after=RETRY_AFTER_S) from None
+
+
+def _caller() -> Caller:
+    """Who waits for the reply. Only our own worker notices that they hang up."""
+    client = request.environ.get("gunicorn.socket")
+    return getattr(client, "caller", Caller())
 
 
 def _reply_parts(
@@ -521,7 +528,7 @@ def _code_api(service: _Service) -> Blueprint:
             )
         given = api.request(_json_body(MAX_EXEC_BODY_BYTES, api.parse))
         _hold(len(given.code))
-        report = api.run(given)
+        report = api.run(given, _caller())
         _when_sent(report.close)
         _hold(0)
         g.fields |= fields_to_log(given, report)

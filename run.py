@@ -122,7 +122,9 @@ class Run:
     stderr: Clipped
     values: Clipped
     drawings: Clipped  # values that say nothing beside a picture
-    outcome: Literal["ok", "error", "timeout", "unavailable"] = "unavailable"
+    outcome: Literal["ok", "error", "timeout", "unavailable", "cancelled"] = (
+        "unavailable"
+    )
     error_name: str = ""
     error_value: str = ""
     traceback: str = ""

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from time import monotonic
 
+from caller import Caller
 from code_api.cells import exec_cells, send_cell
 from code_api.report import Report
 from code_api.request import ExecRequest
@@ -21,10 +22,13 @@ _TOO_LATE = "the sandbox did not answer in time"
 _NO_END = "the sandbox did not report the script's end"
 
 
-def run_exec(request: ExecRequest, pool: Pool, store: Store, config: Config) -> Report:
-    """Run an exec once. Raises Full; any other failure is in the report.
+def run_exec(
+    request: ExecRequest, pool: Pool, store: Store, config: Config, caller: Caller
+) -> Report:
+    """Run an exec once. Raises Full; any other failure is in the report, which has to
+    be closed.
 
-    The caller has to close the report."""
+    When the caller hangs up it is stopped, and no file of it is kept."""
     with ExitStack() as on_error, store.new_session() as session:
         assert config.files_dir  # noqa: S101 - no store without it
         report = Report(request, session, config.max_file_bytes, config.files_dir)
@@ -32,13 +36,17 @@ def run_exec(request: ExecRequest, pool: Pool, store: Store, config: Config) -> 
         if request.language:
             with _failures_noted(report):
                 work = _Exec(request, report)
-                pool.use(work.run_in, Need(work.limit_s), durations_s={})
+                need = Need(work.limit_s, caller=caller)
+                pool.use(work.run_in, need, durations_s={})
         if len(request.code) + request.input_bytes() > LARGE_BYTES:
             # All that was sent is still held by reference cycles of the SDK's HTTP
             # client.
             gc.collect()
-        with _failures_noted(report):
-            report.publish()
+        if caller.is_gone:
+            report.outcome = "cancelled"
+        else:
+            with _failures_noted(report):
+                report.publish()
         on_error.pop_all()
     EXECS.labels(request.language_name, report.outcome).inc()
     return report

@@ -2,6 +2,7 @@
 
 from typing import IO, Any
 
+from caller import Caller
 from code_api.execute import run_exec
 from code_api.large_body import parse_large
 from code_api.reply import reply_body
@@ -40,9 +41,9 @@ class CodeApi:
         """The request that an exec's fields describe. Raises BadRequest."""
         return parse_exec(fields, self.store, self._config.run_timeout_s)
 
-    def run(self, request: ExecRequest) -> Report:
+    def run(self, request: ExecRequest, caller: Caller) -> Report:
         """Run an exec. Raises Full. Close the report once its reply is sent."""
-        return run_exec(request, self._pool, self.store, self._config)
+        return run_exec(request, self._pool, self.store, self._config, caller)
 
     def reply(self, report: Report) -> Fields:
         """The reply's body. Raises StoreError."""

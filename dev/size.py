@@ -34,6 +34,7 @@ READING_ORDER = (
     "proxy.py",
     "access.py",
     "in_flight.py",
+    "caller.py",
     "mcp_server.py",
     "sandboxes/",
     "pictures/",

@@ -14,6 +14,7 @@ Before a connection is closed, the main thread reads it to its end:
 
 import ctypes
 import re
+import select
 import socket
 import sys
 import threading
@@ -29,6 +30,8 @@ from typing import Any
 from gunicorn.http.body import Body, ChunkedReader
 from gunicorn.http.errors import InvalidChunkSize, LimitRequestHeaders
 from gunicorn.workers.gthread import TConn, ThreadWorker
+
+from caller import Caller
 
 # A client is slow once its thread has waited longer than its bytes would have taken at
 # this rate.
@@ -68,6 +71,9 @@ _MAX_TRAILER_BYTES = 4096
 # malloc.h's number of the setting: the size from which on a block is in no pool.
 _M_MMAP_THRESHOLD = -3
 _LARGE_BLOCK_BYTES = 128 * 1024
+# The other side sends no more. Linux has this sign, which is there even if bytes of a
+# further request wait to be read; elsewhere a client has to be gone altogether.
+_HUNG_UP = getattr(select, "POLLRDHUP", select.POLLHUP)
 # How long a thread that computes keeps the others waiting. With Python's own 5 ms a
 # dozen of them keep /health waiting for half a second.
 _SWITCH_INTERVAL_S = 0.001
@@ -88,12 +94,15 @@ class ClientSocket(socket.socket):
     linger_until = inf
     silent_until = inf
     surplus_bytes = 0  # received while it is being closed
+    # Who waits for the reply to the request; the view has it as `gunicorn.socket`.
+    caller = Caller()
     _started_at = 0.0
     _credit_s = 0.0
     _head: bytearray | None = None
 
     def start_request(self, received: bytes) -> None:
         """A request comes next; `received` is the part of its head that is here."""
+        self.caller = Caller()
         self._started_at = monotonic()
         self._credit_s = 0.0
         self._head = bytearray(received)
@@ -295,6 +304,7 @@ class PatientWorker(ThreadWorker):
         super().wait_for_and_dispatch_events(min(timeout, _CHECK_EVERY_S))
         if not self._accepting:
             self._limit_silence()
+        self._notice_hang_ups()
         self._cut_slow_clients()
         self._end_lingering()
 
@@ -307,6 +317,17 @@ class PatientWorker(ThreadWorker):
             conn.sock.linger_until = min(conn.sock.linger_until, deadline)
         if self.alive:  # else gunicorn itself limits them
             self._cap_keepalive(deadline)
+
+    def _notice_hang_ups(self) -> None:
+        """Tell the callers of runs whose clients have gone: nobody reads the reply."""
+        poll = select.poll()
+        clients = {}
+        for sock in list(self._handled):
+            if sock.caller.is_worked_for and sock.fileno() >= 0:
+                clients[sock.fileno()] = sock
+                poll.register(sock, _HUNG_UP)
+        for descriptor, _event in poll.poll(0) if clients else ():
+            clients[descriptor].caller.hang_up()
 
     def _cut_slow_clients(self) -> None:
         now = monotonic()

@@ -12,12 +12,13 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import monotonic
 
+from caller import Caller
 from config import Config, log
 from run import Run
-from sandboxes.pool import Need, Pool, Slot, in_background
+from sandboxes.pool import CALLER_GONE, Need, Pool, Slot, in_background
 from sandboxes.sandbox import Sandbox, SandboxGone, Unavailable
 from sandboxes.set_up import SET_UP
 from sandboxes.timing import TIMING, Timing
@@ -94,24 +95,27 @@ class _Sessions:
         self._have_run: dict[str, None] = {}  # the longest ago first
 
     @contextmanager
-    def turn(self, mark: str, timeout_s: float) -> Iterator[None]:
+    def turn(self, mark: str, timeout_s: float, caller: Caller) -> Iterator[None]:
         """Have a session to oneself, in the order in which its calls came.
 
-        Raises Unavailable when the calls before this one take longer than `timeout_s`.
+        Raises Unavailable when the calls before this one take longer than `timeout_s`,
+        or the caller hangs up.
         Each call that waits holds a thread. So when `most_waiting` calls wait already,
         in all sessions, another is refused at once."""
         call = object()
-        with self._changed:
+        with caller.on_hang_up(self._wake), self._changed:
             may_wait = self._waiting < self._most_waiting
             calls = self._calls_of.setdefault(mark, [])
             calls.append(call)
             self._waiting += 1
-            has_turn = self._changed.wait_for(
-                lambda: calls[0] is call, timeout_s if may_wait else 0
+            need_not_wait = self._changed.wait_for(
+                lambda: calls[0] is call or caller.is_gone, timeout_s if may_wait else 0
             )
             self._waiting -= 1
         try:
-            if not has_turn:
+            if caller.is_gone:
+                raise Unavailable(CALLER_GONE)
+            if not need_not_wait:
                 raise Unavailable(_SESSION_BUSY)
             yield
         finally:
@@ -120,6 +124,10 @@ class _Sessions:
                 if not calls:
                     del self._calls_of[mark]
                 self._changed.notify_all()
+
+    def _wake(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
 
     def has_run(self, mark: str) -> bool:
         with self._changed:
@@ -182,12 +190,13 @@ class KeepingPool(Pool):
         if not need.mark:
             super()._run(cell, need, run)
             return
-        with self._sessions.turn(need.mark, need.limit_s):
+        with self._sessions.turn(need.mark, need.limit_s, need.caller):
             waited_s = monotonic() - need.asked_at
             left_s = math.ceil(need.limit_s - waited_s)
             if left_s < min(need.limit_s, _LEAST_RUN_S):
                 raise Unavailable(_SESSION_BUSY)
-            super()._run(cell, Need(left_s, need.mark), run)
+            need = replace(need, limit_s=left_s, asked_at=monotonic())
+            super()._run(cell, need, run)
 
     def _run_in(self, sandbox: Sandbox, cell: Cell, need: Need, run: Run) -> None:
         # This session has run before, and this sandbox has not: something is gone.
@@ -230,10 +239,13 @@ class KeepingPool(Pool):
         longest_run = Need(self._config.run_timeout_s)
         return self._config.session_idle_s + super()._lifetime_s(longest_run)
 
-    def _release(self, slot: Slot) -> None:
-        """A session's sandbox is kept instead, if its run ended normally."""
+    def _release(self, slot: Slot, need: Need) -> None:
+        """A session's sandbox is kept instead, if its run ended normally, or was
+        stopped and its kernel is free."""
+        if slot.mark and slot.sandbox.exists and need.caller.is_gone:
+            slot.sandbox.settle()
         if not slot.mark or not slot.sandbox.is_reusable:
-            super()._release(slot)
+            super()._release(slot, need)
             return
         self._slots.keep(slot)
         in_background(self._renewals, self._renew, slot)

@@ -31,13 +31,15 @@ import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
+from functools import partial
 from itertools import repeat
 from time import monotonic
 from typing import Literal
 
+from caller import Caller
 from config import Config
 from metrics import KILLS_FAILED, RUNS, SANDBOX_SECONDS, STEP_SECONDS
 from run import Run
@@ -51,6 +53,7 @@ _SPENT = (
     "The budget of {:,} sandbox seconds a day is spent. It is reset at midnight UTC."
 )
 _STOPPING = "This service is being stopped. Try again in a minute."
+CALLER_GONE = "The caller has hung up, so the run was stopped."
 
 State = Literal["making", "kept", "running", "ending", "lost", "free"]
 
@@ -68,6 +71,7 @@ class Need:
 
     limit_s: int  # how long the work takes at most
     mark: str = ""
+    caller: Caller = field(default_factory=Caller)
     must_be_new: bool = False
     asked_at: float = field(default_factory=monotonic)
 
@@ -100,9 +104,9 @@ class Slots:
         """Return a slot for a run; its sandbox may have to be made.
 
         Waits for a slot for `small_call_s` at most. Raises Full if there is none, and
-        Unavailable if that is E2B's fault."""
+        Unavailable if that is E2B's fault, or if the caller hangs up."""
         give_up_at = monotonic() + self._timing.small_call_s
-        with self._counted_as_waiting():
+        with self._counted_as_waiting(), need.caller.on_hang_up(self.wake):
             while True:
                 with self._changed:
                     slot = self._wait_for_slot(need, give_up_at)
@@ -124,6 +128,8 @@ class Slots:
 
     def _wait_for_slot(self, need: Need, give_up_at: float) -> Slot:
         while True:
+            if need.caller.is_gone:
+                raise Unavailable(CALLER_GONE)
             slot = self._assign(need)
             if slot:
                 return slot
@@ -286,14 +292,22 @@ class Pool:
         """How many sandboxes are kept for the next call of their session."""
         return sum(bool(slot.mark) for slot in self._slots.in_state("kept"))
 
-    def run(self, cell: Cell, limit_s: int, mark: str = "") -> Run:
+    def run(
+        self, cell: Cell, limit_s: int, mark: str = "", caller: Caller | None = None
+    ) -> Run:
         """Run a cell once, for `limit_s` at most, in a sandbox of its own; or, with a
-        mark, in its session's. Raises Full; any other failure is in the Run."""
+        mark, in its session's. It is stopped when the caller hangs up.
+
+        Raises Full; any other failure is in the Run."""
         run = Run.empty(self._config.run_limits())
+        need = Need(limit_s, mark, caller or Caller())
         try:
-            self._run(cell, Need(limit_s, mark), run)
+            self._run(cell, need, run)
         except Unavailable as exc:
             run.problem = str(exc)
+        if need.caller.is_gone:
+            run.outcome = "cancelled"
+            run.problem = CALLER_GONE
         for step, duration_s in run.durations_s.items():
             STEP_SECONDS.labels(step).observe(duration_s)
         RUNS.labels(run.outcome).inc()
@@ -338,23 +352,36 @@ class Pool:
         taken_at = monotonic()
         durations_s["queue"] = taken_at - asked_at
         try:
-            if not slot.sandbox.exists:
-                self._make(slot.sandbox, need)
-                durations_s["create"] = monotonic() - taken_at
-            yield slot.sandbox
+            with need.caller.on_hang_up(partial(self._stop, slot)):
+                if not slot.sandbox.exists:
+                    self._make(slot.sandbox, need)
+                    durations_s["create"] = monotonic() - taken_at
+                yield slot.sandbox
         finally:
-            self._release(slot)
+            self._release(slot, need)
 
-    def _release(self, slot: Slot) -> None:
+    def _stop(self, slot: Slot) -> None:
+        """Stop what is done for a caller who has hung up. Does not wait for it."""
+        if not slot.sandbox.exists:
+            return  # `_make` looks whether the caller is gone, once it does
+        slot.sandbox.stop()
+        if not slot.mark:
+            # The run's own thread ends it, too, but may have to wait for E2B first.
+            with suppress(RuntimeError):  # no thread can be had
+                self._kills.submit(self._slots.end, slot, "running")
+
+    def _release(self, slot: Slot, need: Need) -> None:
         self._slots.end(slot, "running")
 
     def _make(self, sandbox: Sandbox, need: Need) -> None:
         """Have it made. Raises Unavailable; the sandbox may exist all the same."""
         self._create(sandbox, need)
-        # Either `close` sees that the sandbox exists, or this sees that `close` was
-        # called.
+        # Either `close` and `_stop` see that the sandbox exists, or this sees that they
+        # were called.
         if self._closing.is_set():
             raise Unavailable(_STOPPING)
+        if need.caller.is_gone:
+            raise Unavailable(CALLER_GONE)
 
     def _create(self, sandbox: Sandbox, need: Need) -> None:
         left_s = self._left_to_make_s(need)

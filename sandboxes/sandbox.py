@@ -51,6 +51,9 @@ _METADATA = {"service": "e2b-proxy", "version": VERSION, "process": uuid.uuid4()
 _NO_VISITORS: SandboxNetworkOpts = {"allow_public_traffic": False}
 FAILED = "E2B failed. Try again in a minute."
 _RUN_REFUSED = "E2B's sandbox refused the run, so the code did not run. Try again."
+_STOPPED = "The run was stopped."
+# Code that ends a run which was stopped: the kernel answers once it is free.
+_PROBE = "pass"
 _PROCESS_DIED = (
     "The Python process died: out of memory, a crash in a native library, or an exit."
 )
@@ -151,17 +154,29 @@ class _Tap(httpx.BaseTransport):
     reader: StreamReader
     limit_s: float
     status: int | None = None  # None: no answer came
+    _stream: httpx.SyncByteStream | None = None
+    _is_stopped: bool = False
+
+    def stop(self) -> None:
+        """End the request, from another thread: the thread that reads its answer is
+        woken at once, and E2B's server sees that the connection ends."""
+        self._is_stopped = True
+        if self._stream:
+            self._stream.close()
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
+        if self._is_stopped:
+            raise httpx.ReadError(_STOPPED)
         # The reader needs the bytes as they are. A server may compress them all the
         # same: the deadline and the reader's limits hold then, too.
         request.headers["accept-encoding"] = "identity"
         request.extensions["timeout"] = {"read": self.limit_s, "write": 0}
         response = self.inner.handle_request(request)
         self.status = response.status_code
-        stream = cast(httpx.SyncByteStream, response.stream)
+        stream = self._stream = cast(httpx.SyncByteStream, response.stream)
         try:
-            if response.is_success:
+            # Either `stop` sees the stream, or this sees that `stop` was called.
+            if response.is_success and not self._is_stopped:
                 for chunk in stream:
                     self.reader.feed(chunk)
         finally:
@@ -175,6 +190,7 @@ class _TappedSandbox(E2BSandbox):
     Its methods raise the SDK's exceptions."""
 
     tap: _Tap | None = None  # None: the request of a run was not begun
+    is_stopped = False  # no run may begin
 
     def __init__(self, **opts: Any) -> None:
         # This skips the SDK's clients for files and commands, which are never used.
@@ -184,7 +200,15 @@ class _TappedSandbox(E2BSandbox):
         self.tap = None  # the last run's status must not be read as this run's
         transport = get_transport(self.connection_config, http_version="1.1")
         self.tap = _Tap(transport, reader, limit_s)
+        # Either `stop` sees this tap, or this sees that `stop` was called.
+        if self.is_stopped:
+            self.tap.stop()
         self.run_code(code, timeout=limit_s)
+
+    def stop(self) -> None:
+        self.is_stopped = True
+        if self.tap:
+            self.tap.stop()
 
     @property
     def _client(self) -> httpx.Client:
@@ -373,7 +397,8 @@ class Sandbox:
             self._e2b.send(code, limit_s, reader)
         except BaseException as exc:
             failed = True
-            log.warning("run failed in sandbox %s: %s", self.id, _short(exc))
+            if not self._e2b.is_stopped:
+                log.warning("run failed in sandbox %s: %s", self.id, _short(exc))
         took_s = monotonic() - started
         run.durations_s["run"] = took_s
         tap = self._e2b.tap
@@ -408,6 +433,23 @@ class Sandbox:
             reason = reader.broken or "the connection ended before the run did"
             run.outcome = "error"
             run.problem = f"The run broke off: {reason}."
+
+    def stop(self) -> None:
+        """End the run in it from another thread, without waiting. It `exists`.
+
+        E2B's server interrupts the kernel when a run's connection ends. No other run
+        begins in it before `settle`."""
+        self._e2b.stop()
+
+    def settle(self) -> None:
+        """After `stop`: find out whether it `is_reusable`, within `small_call_s`.
+
+        It is if its kernel runs a cell: its code was interrupted, and took it."""
+        self._e2b.is_stopped = False
+        probe = Run.empty(Limits(output_chars=0))
+        with suppress(SandboxGone):
+            self.run(_PROBE, self._timing.small_call_s, probe)
+        self.is_reusable = self.is_reusable and not probe.began_anew
 
 
 def check_key(config: Config) -> None:
