@@ -1,6 +1,7 @@
 """JSON bodies: parses those that arrive, and makes those to send in pieces. Pure."""
 
 import json
+import re
 import secrets
 from base64 import b64encode
 from collections.abc import Iterator
@@ -14,6 +15,10 @@ PARSE_FACTOR = 3
 # in which no other thread runs.
 _MAX_TOKENS = 200_000
 _PIECE_BYTES = 48 * 1024  # 64 KiB as base64
+# JSON writes a character in at most this many: `\ud83d\ude00`.
+_CHARACTER_BYTES = 12
+# The first half of a character that JSON writes as two.
+_HALF_A_CHARACTER = "[\ud800-\udbff]\\Z"
 # Stands in a body for a long text. Nobody can guess it, so no other text contains it.
 _PLACEHOLDER = secrets.token_hex(16)
 
@@ -39,6 +44,28 @@ def is_costly(text: bytes | bytearray) -> bool:
     outside_strings = b"".join(bare.split(b'"')[::2])
     separators = sum(map(outside_strings.count, (b",", b"[", b"{")))
     return quotes + separators > _MAX_TOKENS
+
+
+def text_so_far(literal: bytes | bytearray) -> tuple[str, int]:
+    """The text of the first part of a JSON string, and how many bytes it takes there.
+
+    `literal` has no quotes around it, and may end in the middle of a character. Raises
+    ValueError if it is no text of JSON."""
+    size = len(literal)
+    for end in range(size, max(size - _CHARACTER_BYTES, -1), -1):
+        try:
+            text = text_of(literal[:end])
+        except ValueError:
+            continue
+        if not re.search(_HALF_A_CHARACTER, text):
+            return text, end
+    raise ValueError("no text of JSON")
+
+
+def text_of(literal: bytes | bytearray) -> str:
+    """The text of a JSON string without quotes around it. Raises ValueError."""
+    text = literal.decode("utf-8", "surrogatepass")
+    return str(json.loads(f'"{text}"'))
 
 
 class Long(Protocol):

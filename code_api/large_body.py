@@ -4,19 +4,14 @@ Python takes four bytes for each character of a text that has an emoji in it: a 
 of 32 MB would take 128 MB.
 """
 
-import json
 import secrets
 from typing import Any
 
-from json_body import TOO_MANY_VALUES, BadBody, parse_json
+from json_body import TOO_MANY_VALUES, BadBody, parse_json, text_of, text_so_far
 
 # A text that is longer becomes a LongText; paths and arguments are shorter.
 _LONG_BYTES = 64 * 1024
 _PIECE_BYTES = 48 * 1024
-# JSON writes a character in at most this many: `\ud83d\ude00`.
-_CHARACTER_BYTES = 12
-# The first half of a character that JSON writes as two.
-_HIGH_SURROGATES = ("\ud800", "\udbff")
 # Stands for a long text. Nobody can guess it, so no body contains it.
 _PLACEHOLDER = secrets.token_hex(16)
 _TOO_MUCH_ELSE = (
@@ -36,29 +31,13 @@ class LongText:
 
         For a lone surrogate that is a UnicodeEncodeError."""
         data = bytearray()
-        start = 0
-        while start < len(self._literal):
-            text, start = self._piece(start)
+        rest = memoryview(self._literal)
+        while len(rest) > _PIECE_BYTES:
+            text, size = text_so_far(bytes(rest[:_PIECE_BYTES]))
             data += text.encode()
+            rest = rest[size:]
+        data += text_of(bytes(rest)).encode()
         return bytes(data)
-
-    def _piece(self, start: int) -> tuple[str, int]:
-        """The text of a piece from `start` on, and where the next piece begins.
-
-        Raises ValueError."""
-        size = len(self._literal)
-        end = min(start + _PIECE_BYTES, size)
-        # This end may be in the middle of a character.
-        for stop in range(end, max(start, end - _CHARACTER_BYTES), -1):
-            literal = b'"' + self._literal[start:stop] + b'"'
-            try:
-                text = json.loads(literal.decode())
-            except ValueError:
-                continue
-            low, high = _HIGH_SURROGATES
-            if stop == size or not low <= text[-1] <= high:
-                return str(text), stop
-        raise ValueError("no text of JSON")
 
 
 def parse_large(body: bytes | bytearray, max_rest_bytes: int) -> Any:

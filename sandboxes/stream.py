@@ -6,14 +6,12 @@ import json
 import re
 from typing import Any
 
-from json_body import is_costly
+from json_body import is_costly, text_so_far
 from run import Run
 
 # A shorter line is cheap to parse, whatever is in it. Longer ones are handled while
 # they grow: output is decoded in parts, any other line has its parsing cost checked.
 _LONG_LINE_BYTES = 256 * 1024
-# JSON writes a character in at most this many: `\ud83d\ude00`.
-_CHARACTER_BYTES = 12
 # How much is kept of the start of a dropped line: the text of a value is in it.
 _LINE_START_BYTES = 64 * 1024
 # The start of a value whose JSON is long:
@@ -28,8 +26,6 @@ _OUTPUT = (
     rb'\s*\{\s*"type"\s*:\s*"(stdout|stderr)"\s*,'
     rb'\s*"text"\s*:\s*"'
 )
-# The first half of a character that JSON writes as two.
-_HALF_A_PAIR = "[\ud800-\udbff]\\Z"
 _LABEL = rb'"(stdout|stderr|error|text|png|jpeg|svg|pdf|html)"'
 
 
@@ -86,18 +82,12 @@ class StreamReader:
             return
         kind = output[1].decode()
         start = output.end()
-        size = len(self._line)
-        # The text so far may end in the middle of a character.
-        for end in range(size, size - _CHARACTER_BYTES, -1):
-            written = self._line[start:end]
-            try:
-                text = json.loads(b'"' + written + b'"')
-            except ValueError:
-                continue
-            if not re.search(_HALF_A_PAIR, text):
-                getattr(self.run, kind).add(text)
-                del self._line[start:end]
-                return
+        try:
+            text, size = text_so_far(self._line[start:])
+        except ValueError:
+            return  # the text has ended already, and something else follows it
+        getattr(self.run, kind).add(text)
+        del self._line[start : start + size]
 
     def _end_line(self) -> None:
         self._bound()
