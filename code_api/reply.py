@@ -8,29 +8,27 @@ if TYPE_CHECKING:
     from code_api.report import Report
 
 
+def add_notes(report: "Report") -> None:
+    """Add our own lines to the end of the script's output. Raises StoreError."""
+    stdout = report.streams["stdout"]
+    if report.delivered and not stdout.size_bytes():
+        # The model learns the names of files in no other way.
+        names = ", ".join(printable(file.name) for file in report.delivered)
+        stdout.add_lines([f"Files written: {names}"])
+    report.streams["stderr"].add_lines(_notes(report))
+
+
 def reply_body(report: "Report") -> dict[str, Any]:
-    """The body, whose streams are read only while it is sent. Raises StoreError."""
+    """The body, whose streams are read only while it is sent."""
     session_id = report.session_id
     delivered = report.delivered
-    left_out = report.written_files - len(delivered)
-    stdout = report.streams["stdout"]
-    stderr = report.streams["stderr"]
-    if delivered and not stdout.size_bytes():
-        # The model learns the names of files in no other way.
-        names = ", ".join(printable(file.name) for file in delivered)
-        stdout.add_lines([f"Files written: {names}"])
-    stderr.add_lines(_notes(report, left_out))
-    body: dict[str, Any] = {
-        "session_id": session_id,
-        "stdout": stdout,
-        "stderr": stderr,
-        "files": [],
-    }
+    body: dict[str, Any] = {"session_id": session_id, **report.streams, "files": []}
     for file in delivered:
         ref = {"id": file.id, "name": file.name, "storage_session_id": session_id}
         body["files"].append(ref)
     if report.deleted:
         body["deleted_files"] = sorted(report.deleted)
+    left_out = _left_out(report)
     if left_out > 0:
         body["artifact_delivery"] = {
             "code": "artifact_delivery_failed",
@@ -42,16 +40,21 @@ def reply_body(report: "Report") -> dict[str, Any]:
     return body
 
 
-def _notes(report: "Report", left_out: int) -> list[str]:
+def _left_out(report: "Report") -> int:
+    """How many of the files that the script wrote are not in the reply."""
+    return report.written_files - len(report.delivered)
+
+
+def _notes(report: "Report") -> list[str]:
     """A line for each thing that was not as it should be."""
-    lines = report.notes + report.left_out
+    lines = report.input_notes + report.notes + report.left_out
     for name, output in report.streams.items():
         if output.missing_chars:
             lines.append(
                 f"{name} was cut: {output.missing_chars:,} characters more would make"
                 " the reply too large"
             )
-    others = left_out - len(report.left_out)
+    others = _left_out(report) - len(report.left_out)
     if others > 0:
         lines.append(f"{others:,} files more were left out")
     return lines

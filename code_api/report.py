@@ -18,7 +18,7 @@ from run import Clipped
 
 # The runner's longest line is shorter: 32 KiB of control characters, six bytes each.
 _MAX_LINE_CHARS = 256 * 1024
-_MAX_NOTES = 2 * MAX_ENTRIES  # the request's own, and one for each input
+_MAX_NOTES = 2 * MAX_ENTRIES  # one for each input, and a few more
 _MAX_NOTE_CHARS = 500
 # A stream may have this many times more bytes in the reply than the runner passes on.
 # So all its characters fit, but those that JSON escapes with more than a backslash.
@@ -58,7 +58,8 @@ class Report(Clipped):
             name: Output(folder, _REPLY_FACTOR * limit_bytes)
             for name, limit_bytes in OUTPUT_BYTES.items()
         }
-        self.notes = request.notes
+        self.input_notes = request.notes  # lines for stderr; more come while it runs
+        self.notes: list[str] = []  # lines for stderr, after those
         self.deleted: set[str] = set()  # inputs
         self.written_files = 0  # as the sandbox counts them
         self.left_out: list[str] = []  # lines for stderr

@@ -5,7 +5,7 @@ from typing import IO, Any
 from caller import Caller
 from code_api.execute import run_exec
 from code_api.large_body import parse_large
-from code_api.reply import reply_body
+from code_api.reply import add_notes, reply_body
 from code_api.report import Report
 from code_api.request import ExecRequest, parse_exec
 from code_api.store import Store, StoreError
@@ -47,6 +47,7 @@ class CodeApi:
 
     def reply(self, report: Report) -> Fields:
         """The reply's body. Raises StoreError."""
+        add_notes(report)
         return reply_body(report)
 
     def upload(

@@ -82,7 +82,7 @@ class Sweeper:
         foreign = 0
         with os.scandir(self._root) as entries:
             for entry in entries:
-                known = self._known.pop(entry.name, None)
+                known = self._known.get(entry.name)
                 if not _is_session(entry):
                     continue
                 try:
