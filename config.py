@@ -55,7 +55,12 @@ def _setting(
 
     A value has to match `pattern`, and `convert` may still refuse it with ValueError.
     An empty variable means the default, unless the pattern matches an empty text."""
-    metadata = {"pattern": pattern, "must_be": must_be, "convert": convert}
+    metadata = {
+        "pattern": pattern,
+        "must_be": must_be,
+        "convert": convert,
+        "is_secret": is_secret,
+    }
     return field(default=default, repr=not is_secret, metadata=metadata)
 
 
@@ -200,7 +205,7 @@ class Config:
 
 def _read(setting: Field[Any], environ: Mapping[str, str]) -> Any:
     """One setting's value; the default where none is given. Raises ValueError."""
-    is_secret = not setting.repr
+    is_secret = setting.metadata["is_secret"]
     pattern = setting.metadata["pattern"]
     name = setting.name.upper()
     given = environ.get(name, "").strip()

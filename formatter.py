@@ -167,8 +167,8 @@ def fence(text: str, language: str = "") -> str:
 
     https://spec.commonmark.org/0.31.2/#fenced-code-blocks"""
     backticks = re.findall("`+", text)
-    longest = max(backticks, key=len, default="")
-    ticks = max("```", longest + "`")
+    longest = max(map(len, backticks), default=0)
+    ticks = "`" * max(3, longest + 1)
     return f"{ticks}{language}\n{text}\n{ticks}"
 
 

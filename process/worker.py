@@ -18,7 +18,7 @@ import select
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -184,6 +184,7 @@ class PatientWorker(ThreadWorker):
         self._handled: set[ClientSocket] = set()  # each has a thread
         self._lingering: set[TConn] = set()  # none has one
         self._rest = bytearray(_PIECE_BYTES)
+        self._accept_again_at = -inf  # unless the last try has failed
         super().init_process()
 
     def get_thread_pool(self) -> ThreadPoolExecutor:
@@ -199,12 +200,12 @@ class PatientWorker(ThreadWorker):
         try:
             super().accept(listener)
         except OSError:
-            # For example, no descriptor is left. No connection is accepted until the
-            # next check.
-            self.worker_connections = self.nr_conns
+            # For example, no descriptor is left: another try at once would fail, too.
+            super().set_accept_enabled(False)
+            self._accept_again_at = monotonic() + _CHECK_EVERY_S
 
     def set_accept_enabled(self, enabled: bool) -> None:
-        super().set_accept_enabled(enabled)
+        super().set_accept_enabled(enabled and monotonic() > self._accept_again_at)
         if not self.alive:
             self._accept_the_last()
 
@@ -248,8 +249,7 @@ class PatientWorker(ThreadWorker):
             reader.limit_trailer_section = _MAX_TRAILER_BYTES
             reader.parser = _without_crumbs(reader.parser)
         # gunicorn asks this when it writes the reply's head, and again at its end.
-        asks_to_close = req.should_close
-        req.should_close = lambda: asks_to_close() or not _is_read(req.body)
+        req.should_close = partial(_has_to_close, req.should_close, req.body)
         return super().handle_request(req, conn)
 
     def finish_request(self, conn: TConn, fs: Future[object]) -> None:
@@ -300,7 +300,6 @@ class PatientWorker(ThreadWorker):
 
     def wait_for_and_dispatch_events(self, timeout: float) -> None:
         """One step of the main thread's loop, and then a look at the slow clients."""
-        self.worker_connections = self.cfg.worker_connections
         super().wait_for_and_dispatch_events(min(timeout, _CHECK_EVERY_S))
         if not self._accepting:
             self._limit_silence()
@@ -361,6 +360,11 @@ def _return_freed_memory() -> None:
     """
     with suppress(AttributeError, OSError):
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK_BYTES)
+
+
+def _has_to_close(is_asked_to: Callable[[], bool], body: Body) -> bool:
+    """Whether a connection cannot have another request after the reply to this one."""
+    return is_asked_to() or not _is_read(body)
 
 
 def _is_read(body: Body) -> bool:

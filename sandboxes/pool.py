@@ -80,7 +80,7 @@ class Need:
 class Slot:
     sandbox: Sandbox
     mark: str
-    state: State
+    state: State = "free"
 
 
 class Slots:
@@ -174,8 +174,7 @@ class Slots:
         return Full()
 
     def _add(self, state: State, mark: str = "") -> Slot:
-        sandbox = Sandbox(self._config, self._timing)
-        slot = Slot(sandbox, mark, state)
+        slot = Slot(Sandbox(self._config, self._timing), mark)
         self._slots.append(slot)
         return self._move(slot, state)
 

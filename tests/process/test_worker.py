@@ -54,7 +54,7 @@ def test_each_method_of_the_worker_and_the_logger_overrides_one_that_takes_the_s
 def test_the_base_classes_use_what_the_worker_reads_and_sets() -> None:
     used = {
         gthread.ThreadWorker: (
-            *("self.nr_conns < self.worker_connections", "self._accepting"),
+            *("can_accept != self._accepting", "self._accepting = enabled"),
             *("self.pending_conns", "self._cap_keepalive(", "self.sockets"),
             *("self.on_pending_socket_readable", "self.set_accept_enabled(False)"),
             *("self.get_thread_pool()", "self.wait_for_and_dispatch_events("),
