@@ -28,7 +28,7 @@ from werkzeug.exceptions import RequestEntityTooLarge
 from code_api.cells import exec_cells, send_cell
 from code_api.languages import LANGUAGES
 from code_api.names import is_id, name_problem, new_id
-from code_api.reply import reply_body
+from code_api.reply import add_notes, reply_body
 from code_api.report import Report
 from code_api.request import ExecRequest, parse_exec
 from code_api.store import NewSession, NotStored, Store, StoredFile, StoreError
@@ -570,6 +570,7 @@ def test_what_goes_out_is_capped_in_bytes_and_what_is_cut_is_said(
         for _ in range(12 * MIB // (32 * 1024)):
             report.add(text)
         report.add(ENDED)
+        add_notes(report)
         body = reply_body(report)
         made = JsonBody(body)
         sent_bytes = sum(map(len, made))

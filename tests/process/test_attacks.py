@@ -46,6 +46,7 @@ from attacks import (
 )
 from builders import END, figure, padded_png, stdout
 from local_e2b import LocalE2B
+from raw_http import all_of
 
 from conftest import E2B_KEY, OK_RUN, ROOT, Service, e2b_at, free_port, text_of, urls_of
 
@@ -469,13 +470,6 @@ def holding_all_memory(service: Service) -> Iterator[None]:
 PICTURE_OF_2_MB = [stdout("the answer\n"), figure(padded_png(2_000_000)), END]
 
 
-def read_to_end(client: socket.socket) -> bytes:
-    reply = b""
-    while data := client.recv(65_536):
-        reply += data
-    return reply
-
-
 @pytest.fixture
 def narrow_service(
     scripted_e2b: LocalE2B, start_service: Callable[..., Service], tmp_path: Path
@@ -502,7 +496,7 @@ def test_a_large_body_that_finds_no_memory_reads_when_to_come_again(
         assert small.status_code == 200
         with connected(narrow_service) as second:
             second.sendall(large_exec())
-            reply = read_to_end(second)
+            reply = all_of(second)
     assert reply.startswith(b"HTTP/1.1 429 ")
     assert b"\r\nRetry-After: 5\r\n" in reply
     assert json.loads(reply.partition(b"\r\n\r\n")[2])["error"] == "rate_limited"
@@ -517,7 +511,7 @@ def test_a_large_body_waits_for_memory_that_another_gives_back(
     def ask() -> bytes:
         with connected(service) as second:
             second.sendall(whole)
-            return read_to_end(second)
+            return all_of(second)
 
     with connected(service) as first, ThreadPoolExecutor(1) as threads:
         first.sendall(whole[:3_000_000])
@@ -526,7 +520,7 @@ def test_a_large_body_waits_for_memory_that_another_gives_back(
         while not wait([reply := threads.submit(ask)], timeout=2).not_done:
             assert time.monotonic() < give_up_at
         first.sendall(whole[3_000_000:])
-        assert read_to_end(first).startswith(b"HTTP/1.1 200 ")
+        assert all_of(first).startswith(b"HTTP/1.1 200 ")
         assert reply.result().startswith(b"HTTP/1.1 200 ")
 
 

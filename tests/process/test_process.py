@@ -377,6 +377,18 @@ def test_hostile_bytes_are_the_callers_mistake_never_ours_and_run_nothing(
     assert "Traceback" not in "".join(shared_service.lines[at:])
 
 
+@pytest.mark.parametrize("pieces", [[b"\r\n" + get()], [b"\r\n", get()]])
+def test_an_empty_line_before_a_request_is_ignored(
+    shared_service: Service, pieces: list[bytes]
+) -> None:
+    """RFC 9112, 2.2. gunicorn refuses a second one."""
+    with connected(shared_service) as connection:
+        for piece in [*pieces, *pieces]:
+            connection.sendall(piece)
+        for _ in range(2):
+            assert one_answer(connection).startswith(b"HTTP/1.1 200 ")
+
+
 def test_requests_sent_at_once_are_answered_in_turn(shared_service: Service) -> None:
     body = b'{"code": "1"}'
     answer = answer_to(
