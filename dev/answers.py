@@ -16,7 +16,7 @@ import re
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import requests
 from launch import LOOPBACK
@@ -66,7 +66,12 @@ class Answer:
 # --- asking ---------------------------------------------------------------------------
 
 
-class Client(Protocol):
+class Client:
+    """Asks 127.0.0.1. How it does so is the business of each kind."""
+
+    def __init__(self, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
+
     def ask(
         self,
         method: str,
@@ -75,46 +80,63 @@ class Client(Protocol):
         headers: Mapping[str, str] | None = None,
     ) -> Answer:
         """Raises NoAnswer unless the whole answer comes within the client's limit."""
+        asked_at = time.monotonic()
+        answer = self._ask(method, path, body, dict(headers or {}))
+        took_s = time.monotonic() - asked_at
+        # The limit that each kind gives to its connection is for each piece that comes,
+        # this one is for all.
+        if took_s > self._timeout_s:
+            limit = f"more than {self._timeout_s:g} s"
+            raise TooLate(f"{answer.asked} took {took_s:.1f} s, {limit}")
+        return answer
 
-
-class RequestsClient:
-    """Asks 127.0.0.1 through `requests`. It keeps its connections."""
-
-    def __init__(self, port: int, timeout_s: float) -> None:
-        self._base = f"http://{LOOPBACK}:{port}"
-        self._timeout_s = timeout_s
-        self._session = requests.Session()
-        self._session.trust_env = False  # nothing here goes through a proxy
-
-    def ask(
+    def _ask(
         self,
         method: str,
         path: str,
-        body: bytes | Iterable[bytes] = b"",
-        headers: Mapping[str, str] | None = None,
+        body: bytes | Iterable[bytes],
+        headers: dict[str, str],
     ) -> Answer:
-        asked_at = time.monotonic()
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Close the connections. The next question opens a new one."""
+        raise NotImplementedError
+
+
+class RequestsClient(Client):
+    """Asks through `requests`. It keeps its connections."""
+
+    def __init__(self, port: int, timeout_s: float) -> None:
+        super().__init__(timeout_s)
+        self._base = f"http://{LOOPBACK}:{port}"
+        self._session = requests.Session()
+        self._session.trust_env = False  # nothing here goes through a proxy
+
+    def _ask(
+        self,
+        method: str,
+        path: str,
+        body: bytes | Iterable[bytes],
+        headers: dict[str, str],
+    ) -> Answer:
+        asked = f"{method} {path}"
         try:
             with self._session.request(
                 method,
                 self._base + path,
                 data=body,
-                headers=dict(headers or {}),
+                headers=headers,
                 timeout=self._timeout_s,
                 allow_redirects=False,
                 stream=True,
             ) as reply:
                 whole = b"".join(reply.iter_content(PIECE_BYTES))
         except requests.RequestException as exc:
-            raise _no_answer(f"{method} {path}", exc, _is_timeout(exc)) from exc
-        return _in_time(
-            Answer(f"{method} {path}", reply.status_code, reply.headers, whole),
-            time.monotonic() - asked_at,
-            self._timeout_s,
-        )
+            raise _no_answer(asked, exc, _is_timeout(exc)) from exc
+        return Answer(asked, reply.status_code, reply.headers, whole)
 
     def close(self) -> None:
-        """Close the connections. The next question opens a new one."""
         self._session.close()
 
 
@@ -129,38 +151,33 @@ def ask_once(
         client.close()
 
 
-class TimedClient:
-    """Asks 127.0.0.1 over one connection, for callers that measure how long it takes.
+class TimedClient(Client):
+    """Asks over one connection, for callers that measure how long it takes.
 
     By http.client: `requests` takes a quarter of a millisecond more for each call. That
     would count in the ratio to the bare SDK and in the runs a second.
     """
 
     def __init__(self, port: int, timeout_s: float) -> None:
+        super().__init__(timeout_s)
         self._connection = http.client.HTTPConnection(LOOPBACK, port, timeout=timeout_s)
-        self._timeout_s = timeout_s
 
-    def ask(
+    def _ask(
         self,
         method: str,
         path: str,
-        body: bytes | Iterable[bytes] = b"",
-        headers: Mapping[str, str] | None = None,
+        body: bytes | Iterable[bytes],
+        headers: dict[str, str],
     ) -> Answer:
-        asked_at = time.monotonic()
+        asked = f"{method} {path}"
         try:
-            self._connection.request(method, path, body, headers or {})
+            self._connection.request(method, path, body, headers)
             reply = self._connection.getresponse()
             whole = reply.read()
         except (OSError, http.client.HTTPException) as exc:
             self.close()
-            is_timeout = isinstance(exc, TimeoutError)
-            raise _no_answer(f"{method} {path}", exc, is_timeout) from exc
-        return _in_time(
-            Answer(f"{method} {path}", reply.status, _headers_of(reply), whole),
-            time.monotonic() - asked_at,
-            self._timeout_s,
-        )
+            raise _no_answer(asked, exc, isinstance(exc, TimeoutError)) from exc
+        return Answer(asked, reply.status, _headers_of(reply), whole)
 
     def close(self) -> None:
         self._connection.close()
@@ -168,13 +185,6 @@ class TimedClient:
 
 def _headers_of(reply: http.client.HTTPResponse) -> Mapping[str, str]:
     return CaseInsensitiveDict(reply.getheaders())
-
-
-def _in_time(answer: Answer, took_s: float, timeout_s: float) -> Answer:
-    """A client's own timeout is for each piece that comes, this one is for all."""
-    if took_s > timeout_s:
-        raise TooLate(f"{answer.asked} took {took_s:.1f} s, more than {timeout_s:g} s")
-    return answer
 
 
 def _no_answer(asked: str, exc: Exception, is_timeout: bool) -> NoAnswer:
