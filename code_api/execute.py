@@ -57,7 +57,7 @@ def _failures_noted(report: Report) -> Iterator[None]:
     try:
         yield
     except (Unavailable, StoreError) as exc:
-        report.notes.append(str(exc))
+        report.notes.append(f"Error: {exc}")
 
 
 class _Exec:

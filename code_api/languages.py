@@ -34,7 +34,7 @@ LANGUAGES = {
     "java": _interpreted("Java", "java", "Main.java"),
     "r": _interpreted("R", "Rscript", "script.R"),
     "c": _compiled("C", "gcc", "main.c", " -lm"),
-    "cpp": _compiled("C++", "g++", "main.cpp"),
+    "cpp": _compiled("C++", "g++", "main.cpp", " -std=gnu++20"),
     "f90": _compiled("Fortran", "gfortran", "main.f90"),
     "go": Language("Go", "go", "main.go", 'exec go run "$0" "$@"'),
     "rs": _compiled("Rust", "rustc", "main.rs"),

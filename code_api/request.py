@@ -53,7 +53,8 @@ def parse_exec(body: object, store: Store, run_timeout_s: int) -> ExecRequest:
     )
     if not language:
         known = ", ".join(LANGUAGES)
-        request.notes.append(f"language {printable(name)} is not known: {known}")
+        why = f"language {printable(name)} is not known: {known}"
+        request.notes.append(f"Error: {why}")
     for ref in _list(body, "files", dict):
         _mount(request, ref, store)
     return request

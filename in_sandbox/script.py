@@ -22,6 +22,7 @@ import subprocess
 import tempfile
 import time
 import zlib
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from threading import Lock, Thread
 from typing import Any, NamedTuple
@@ -31,6 +32,8 @@ Process = Any  # a subprocess.Popen
 
 DATA = "/mnt/data"
 MAX_NAMED = 1000  # files that were written and are reported by name
+MAX_NAMED_ELSEWHERE = 5  # files that were written where they are not kept
+MAX_SEEN_ELSEWHERE = 1000  # of all that lies there
 DRAIN_S = 1.0  # how long pipes are read that outlive the script
 KILL_ROUNDS = 50
 MAX_NAMED_CACHES = 20
@@ -106,8 +109,20 @@ ENVIRONMENT.update(
 )
 # The texts of startup.py and plots.py, by the names of the files that they become.
 PYTHON_FILES: dict[str, str] = {}
-# When memory runs out it is the script that ends, not this program.
-OOM_FIRST = "{ echo 1000 >/proc/self/oom_score_adj; } 2>/dev/null; "
+# A crash leaves no file `core`, of 50 MB and more, and when memory runs out it is the
+# script that ends, not this program.
+BEFORE_COMMAND = "ulimit -c 0; { echo 1000 >/proc/self/oom_score_adj; } 2>/dev/null; "
+# What a terminal would not show as text: colours and moves of the cursor, titles.
+NO_TEXT = re.compile(
+    rb"\x00|\x1b(?:"
+    rb"\[[0-?]*[ -/]*[@-~]"  # ESC [ 31 m
+    rb"|\][^\x07\x1b\n]*(?:\x07|\x1b\\)?"  # ESC ] 0;title BEL
+    rb"|[@-Z\\^_])"
+)
+# A line that is longer is passed on before its end has come.
+MAX_LINE_BYTES = 64 * 1024
+# What Python's tempfile makes is not meant to be kept.
+TEMPORARY = re.compile("tmp[a-z0-9_]{8}")
 ONE_LINE_AT_A_TIME = Lock()
 
 
@@ -196,21 +211,65 @@ def kill(process: Process) -> None:
         time.sleep(0.01)
 
 
+class PlainLines:
+    """Makes of the bytes of a stream what one would read there at the end.
+
+    There are no colours in it, and of a progress bar its last state only."""
+
+    def __init__(self) -> None:
+        self._line = b""  # the one that has not ended
+
+    def add(self, data: bytes, is_open: bool) -> bytes:
+        """The bytes that can be passed on, now that these have come."""
+        ended, newline, self._line = (self._line + data).rpartition(b"\n")
+        lines = [plain_line(line) for line in (ended + newline).split(b"\n")]
+        self._line = last_state(self._line)
+        if not is_open or len(self._line) > MAX_LINE_BYTES:
+            lines[-1] += plain_line(self._line)
+            self._line = b""
+        return b"\n".join(lines)
+
+
+def plain_line(line: bytes) -> bytes:
+    text = NO_TEXT.sub(b"", last_state(line).rstrip(b"\r"))
+    # A bar that is taken away at its end is written over with spaces.
+    return text if text.strip() or b"\r" not in line else b""
+
+
+def last_state(line: bytes) -> bytes:
+    """A line without what was written over, each time after a carriage return."""
+    states = line.rstrip(b"\r")
+    written_over = states.rfind(b"\r") + 1
+    return line[written_over:]
+
+
 def pass_on(pipe: Any, name: str, plan: Plan) -> None:
-    """Report one of the script's streams as text, to its end; count what is cut."""
+    """Report one of the script's streams as text, to its end; count what is cut.
+
+    stdout is passed on as it is: it may be a file's text."""
     left_bytes = plan["output_bytes"][name]
+    piece_bytes = plan["pipe_bytes"]
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    lines = PlainLines()
     is_open = True
     while is_open:
-        data = os.read(pipe.fileno(), plan["pipe_bytes"])
+        data = os.read(pipe.fileno(), piece_bytes)
         is_open = bool(data)
+        if name == "stderr":
+            data = lines.add(data, is_open)
         kept = data[: max(0, left_bytes)]
         left_bytes -= len(data)
-        text = decoder.decode(kept, final=not data)
-        if text:
-            report(**{name: text})
+        for start in range(0, len(kept), piece_bytes):
+            piece = kept[start : start + piece_bytes]
+            report_text(name, decoder.decode(piece))
+    report_text(name, decoder.decode(b"", final=True))
     if left_bytes < 0:
         report(note=f"{name} was cut: {-left_bytes:,} bytes more were not kept")
+
+
+def report_text(name: str, text: str) -> None:
+    if text:
+        report(**{name: text})
 
 
 def join(threads: list[Thread]) -> None:
@@ -239,7 +298,7 @@ def watch(process: Process, plan: Plan) -> None:
     kill(process)
     join(readers)
     if code is None:
-        report(note=f"stopped after {limit_s} s, its time limit")
+        report(note=f"Error: stopped after {limit_s} s, its time limit")
         report(ended="timeout")
     elif code:
         report(note=end_note(code))
@@ -249,11 +308,12 @@ def watch(process: Process, plan: Plan) -> None:
 
 
 def end_note(code: int) -> str:
+    """LibreChat shows an output in red where one of its lines begins so."""
     if code == -signal.SIGKILL:
-        return "killed by signal 9, perhaps because memory ran out"
+        return "Error: killed by signal 9, perhaps because memory ran out"
     if code < 0:
-        return f"killed by signal {-code}"
-    return f"exit code {code}"
+        return f"Error: killed by signal {-code}"
+    return f"Error: exit code {code}"
 
 
 def report_caches(files: dict[str, int]) -> None:
@@ -265,6 +325,116 @@ def report_caches(files: dict[str, int]) -> None:
     if others:
         count = sum(files[cache] for cache in others)
         report(note=f"{len(others):,} caches more: {count:,} files were left out")
+
+
+# --- files that are not kept ----------------------------------------------------------
+
+
+def written_elsewhere(code: str, since_ns: int, own_folder: str) -> list[str]:
+    """The paths of files in /tmp and in the user's home that a script has left there.
+
+    There is no file of that name in DATA. Other programs write to /tmp, too: it is
+    looked into only if the script names it, and folders there only if it names them."""
+    found: list[str] = []
+    home = ENVIRONMENT.get("HOME", "")
+    if home and not DATA.startswith(home):
+        found += new_files(home, since_ns, lambda name: True)
+    if "/tmp" in code or "gettempdir" in code:  # noqa: S108
+        is_named = code.__contains__
+        own_name = os.path.basename(own_folder)
+        found += new_files(
+            "/tmp",  # noqa: S108
+            since_ns,
+            lambda name: name != own_name and is_named(name),
+        )
+    kept = {os.path.basename(name) for name in data_files()}
+    return [path for path in found if os.path.basename(path) not in kept]
+
+
+def new_files(
+    top: str, since_ns: int, may_enter: Callable[[str], bool]
+) -> Iterator[str]:
+    """Files below a folder whose names look like a result's, written since then."""
+    seen = 0
+    for folder, folders, names in os.walk(top):
+        folders[:] = [
+            name
+            for name in sorted(folders)
+            if not name.startswith(".") and name not in CACHES and may_enter(name)
+        ]
+        for name in sorted(names):
+            path = os.path.join(folder, name)
+            seen += 1
+            if seen > MAX_SEEN_ELSEWHERE:
+                return
+            if looks_like_result(name) and was_written(path, since_ns):
+                yield path
+
+
+def looks_like_result(name: str) -> bool:
+    has_ending = "." in name[1:]
+    return has_ending and not name.startswith(".") and not TEMPORARY.match(name)
+
+
+def was_written(path: str, since_ns: int) -> bool:
+    with suppress(OSError):
+        status = os.lstat(path)
+        return stat.S_ISREG(status.st_mode) and status.st_ctime_ns >= since_ns
+    return False
+
+
+def report_elsewhere(paths: list[str]) -> None:
+    if not paths:
+        return
+    named = ", ".join(paths[:MAX_NAMED_ELSEWHERE])
+    others = len(paths) - MAX_NAMED_ELSEWHERE
+    more = f" and {others:,} more" if others > 0 else ""
+    report(note=f"not kept because not in {DATA}: {named}{more}")
+
+
+# --- Java -----------------------------------------------------------------------------
+
+# Comments, texts and characters of a Java source, in which braces mean nothing.
+JAVA_NO_CODE = re.compile(
+    r"//[^\n]*"
+    r"|/\*.*?\*/"
+    r'|"""(?:\\.|[^\\])*?"""'
+    r'|"(?:\\.|[^"\\\n])*"'
+    r"|'(?:\\.|[^'\\\n])*'",
+    re.DOTALL,
+)
+JAVA_TYPE = re.compile(r"\b(?:class|interface|enum|record)\s+(\w+)")
+JAVA_MAIN = re.compile(r"\bstatic\b[\w\s]*\bvoid\s+main\s*\(")
+
+
+def with_main_first(source: str) -> str:
+    """A Java source whose first class has a `main`, if any class has.
+
+    `java Main.java` runs the first class of the file, which may be a helper. Then a
+    class that calls the right one is put before it, on a line that is there already."""
+    code = JAVA_NO_CODE.sub(lambda found: " " * len(found[0]), source)
+    types: list[str] = []  # the names of those that lie in no other
+    has_main: list[str] = []
+    starts_at = 0  # after the imports, where the first type begins
+    depth = 0
+    done = 0
+    for brace in re.finditer("[{}]", code):
+        before = code[done : brace.start()]
+        if depth == 0:
+            if not types and ";" in before:
+                starts_at = done + before.rfind(";") + 1
+            types += JAVA_TYPE.findall(before)[:1]
+        elif depth == 1 and types and JAVA_MAIN.search(before):
+            has_main.append(types[-1])
+        depth += 1 if brace[0] == "{" else -1
+        done = brace.end()
+    if not has_main or has_main[0] == types[0]:
+        return source
+    caller = (
+        "class StartOfScript { public static void main(String[] args) throws Throwable"
+        f" {{ {has_main[0]}.main(args); }} }} "
+    )
+    return source[:starts_at] + caller + source[starts_at:]
 
 
 class Exec:
@@ -312,9 +482,18 @@ class Exec:
 
     def run(self) -> None:
         """Run the script and report its end, and its files where these are small."""
+        script = self.script
+        if self._plan["tool"] == "java":
+            script = with_main_first(script)
         with open(self._script_path, "w", encoding="utf-8", newline="") as file:
-            file.write(self.script)
+            file.write(script)
         user = self._sandbox_user()
+        home = ENVIRONMENT.setdefault("HOME", os.path.expanduser("~"))
+        # Where pip puts the programs that a script installs.
+        programs = os.path.join(home, ".local", "bin")
+        ENVIRONMENT["PATH"] = f"{programs}:{ENVIRONMENT.get('PATH', os.defpath)}"
+        # The clock of a file system may be some ms late.
+        started_ns = time.time_ns() - 20_000_000
         before = data_files()
         tool = self._plan["tool"]
         try:
@@ -322,10 +501,11 @@ class Exec:
                 raise OSError(f"{tool} is not part of this sandbox's template")
             process = self._start(user)
         except (OSError, ValueError, subprocess.SubprocessError) as exc:
-            report(note=f"the script could not be started: {exc}")
+            report(note=f"Error: the script could not be started: {exc}")
             report(ended="error")
             return
         watch(process, self._plan)
+        report_elsewhere(written_elsewhere(self.script, started_ns, self._folder))
         self._report_files(before)
 
     def _sandbox_user(self) -> list[str]:
@@ -345,7 +525,7 @@ class Exec:
 
     def _start(self, user: list[str]) -> Process:
         plan = self._plan
-        command = OOM_FIRST + plan["command"]
+        command = BEFORE_COMMAND + plan["command"]
         return subprocess.Popen(
             [*user, "sh", "-c", command, self._script_path, *plan["args"]],
             cwd=DATA,

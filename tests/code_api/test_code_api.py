@@ -71,11 +71,11 @@ def test_an_empty_output_is_an_empty_string(api: CodeApi) -> None:
 @pytest.mark.parametrize(
     ("code", "stderr"),
     [
-        ("exit 3", "exit code 3\n"),
-        ("kill -9 $$", "killed by signal 9, perhaps because memory ran out\n"),
-        ("kill -15 $$", "killed by signal 15\n"),
-        ("echo oh >&2; exit 1", "oh\nexit code 1\n"),
-        ("printf oh >&2; exit 1", "oh\nexit code 1\n"),
+        ("exit 3", "Error: exit code 3\n"),
+        ("kill -9 $$", "Error: killed by signal 9, perhaps because memory ran out\n"),
+        ("kill -15 $$", "Error: killed by signal 15\n"),
+        ("echo oh >&2; exit 1", "oh\nError: exit code 1\n"),
+        ("printf oh >&2; exit 1", "oh\nError: exit code 1\n"),
     ],
 )
 def test_stderr_says_how_a_script_failed(api: CodeApi, code: str, stderr: str) -> None:
@@ -85,7 +85,7 @@ def test_stderr_says_how_a_script_failed(api: CodeApi, code: str, stderr: str) -
 def test_a_run_over_its_limit_says_so_after_what_it_printed(api: CodeApi) -> None:
     reply = api.exec("echo begun; sleep 60", timeout=1000)
     assert reply["stdout"] == "begun\n"
-    assert reply["stderr"] == "stopped after 1 s, its time limit\n"
+    assert reply["stderr"] == "Error: stopped after 1 s, its time limit\n"
 
 
 def test_what_left_the_process_group_is_killed_at_the_limit(
@@ -134,9 +134,9 @@ def test_languages_get_their_arguments(
 @pytest.mark.parametrize(
     ("lang", "stderr"),
     [
-        ("d", "the script could not be started: dmd is not part of this"),
-        ("cobol", "language cobol is not known: bash, py, js,"),
-        ("", "language '' is not known"),
+        ("d", "Error: the script could not be started: dmd is not part of this"),
+        ("cobol", "Error: language cobol is not known: bash, py, js,"),
+        ("", "Error: language '' is not known"),
     ],
 )
 def test_what_cannot_run_is_a_line_in_stderr(
@@ -149,7 +149,8 @@ def test_what_cannot_run_is_a_line_in_stderr(
 
 def test_an_argument_that_no_process_can_have_is_a_line_in_stderr(api: CodeApi) -> None:
     reply = api.exec("true", args=["\0"])
-    assert reply["stderr"].startswith("the script could not be started: embedded null")
+    problem = "Error: the script could not be started: embedded null"
+    assert reply["stderr"].startswith(problem)
 
 
 def test_the_environment_is_no_notebooks(api: CodeApi) -> None:

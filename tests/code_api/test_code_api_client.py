@@ -187,7 +187,10 @@ def test_the_next_command_sees_the_files_of_the_last(
 ) -> None:
     assert results[REWRITES]["read"].startswith("stdout:\n1\n")
     assert results[REWRITES]["artifact"]["deleted_files"] == ["b.csv"]
-    assert results[FAILS]["read"] == "stdout:\n2\nout\nskills\n\nstderr:\nexit code 3"
+    assert (
+        results[FAILS]["read"]
+        == "stdout:\n2\nout\nskills\n\nstderr:\nError: exit code 3"
+    )
 
 
 def test_the_client_believes_in_what_can_be_downloaded(
@@ -205,7 +208,7 @@ def test_the_client_believes_in_what_can_be_downloaded(
 def test_a_run_over_its_limit_is_told_to_the_model(
     results: list[dict[str, Any]],
 ) -> None:
-    expected = "stdout:\nbegun\n\nstderr:\nstopped after 8 s, its time limit"
+    expected = "stdout:\nbegun\n\nstderr:\nError: stopped after 8 s, its time limit"
     assert results[TOO_LONG]["read"] == expected
 
 

@@ -180,7 +180,8 @@ def test_an_error_of_the_notebook_while_files_go_in_is_named(
     full = {"events": [{**error, "value": "[Errno 28] No space left on device"}]}
     script(run=full)
     stderr = api.exec("true", files=[ref])["stderr"]
-    assert stderr == "the sandbox failed: OSError: [Errno 28] No space left on device\n"
+    problem = "the sandbox failed: OSError: [Errno 28] No space left on device"
+    assert stderr == f"Error: {problem}\n"
     assert count("run") == 1
 
 
@@ -216,7 +217,7 @@ def test_a_sandbox_that_falls_silent_is_given_up_10_s_after_the_limit(
     reply, took_s = timed_exec(api, "echo begun; sleep 99")
     assert 11 < took_s < 16
     assert reply["stdout"] == "begun\n"
-    assert reply["stderr"] == "the sandbox did not answer in time\n"
+    assert reply["stderr"] == "Error: the sandbox did not answer in time\n"
     assert count("run") == 1
 
 
@@ -288,7 +289,7 @@ def test_a_report_without_an_end_is_said_so(
 ) -> None:
     script(run={"events": []})
     stderr = api.exec("true")["stderr"]
-    assert stderr == "the sandbox did not report the script's end\n"
+    assert stderr == "Error: the sandbox did not report the script's end\n"
 
 
 def test_a_huge_report_is_dropped_as_it_comes(

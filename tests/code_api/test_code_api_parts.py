@@ -748,7 +748,7 @@ def run_cells(python: str, tmp_path: Path) -> None:
         report.publish()
         [output] = report.delivered
     assert not report.problem
-    assert (report.outcome, report.notes) == ("error", ["exit code 3"])
+    assert (report.outcome, report.notes) == ("error", ["Error: exit code 3"])
     assert (text_of(report, "stdout"), text_of(report, "stderr")) == ("hi\n", "oh\n")
     given, came = store.find(*ids), store.find(session.id, output.id)
     assert given.path.read_bytes() == came.path.read_bytes()
