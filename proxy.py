@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any, BinaryIO
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from flask import Blueprint, Flask, Response, after_this_request, g, request
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -30,6 +30,7 @@ from werkzeug.exceptions import (
     Unauthorized,
     UnsupportedMediaType,
 )
+from werkzeug.http import dump_options_header
 
 from access import as_bearer, is_host_served, is_key_right, is_origin_own, session_mark
 from caller import Caller
@@ -562,7 +563,10 @@ def _code_api(service: _Service) -> Blueprint:
     def status(session_id: str, file_id: str) -> Response:
         """LibreChat asks before each turn whether it has to upload the file again."""
         stored = api.store.find(session_id, file_id)
-        return _json({"lastModified": stored.last_modified(), "size": stored.size})
+        fields = {"lastModified": stored.last_modified(), "size": stored.size}
+        if stored.original_name:
+            fields["originalFilename"] = stored.original_name
+        return _json(fields)
 
     @views.get("/download/<session_id>/<file_id>")
     def download(session_id: str, file_id: str) -> Response:
@@ -570,7 +574,7 @@ def _code_api(service: _Service) -> Blueprint:
         return _file(
             stored.open(),
             "application/octet-stream",
-            {"Content-Disposition": "attachment"},
+            {"Content-Disposition": _attachment(stored.original_name)},
             DOWNLOAD_BYTES.inc,
         )
 
@@ -601,6 +605,13 @@ def _code_api(service: _Service) -> Blueprint:
         return _json(body, 429, {"Retry-After": str(RETRY_AFTER_S)})
 
     return views
+
+
+def _attachment(name: str) -> str:
+    """A Content-Disposition, with the name if there is one (RFC 6266)."""
+    quoted = quote(name, safe="")
+    field = {"filename": name} if name.isascii() else {"filename*": f"UTF-8''{quoted}"}
+    return dump_options_header("attachment", field if name else {})
 
 
 # --- what a model is told

@@ -54,6 +54,7 @@ def _plan(request: ExecRequest) -> str:
         "args": request.args,
         "limit_s": request.limit_s,
         "read_only": [name for name, stored in inputs if stored.read_only],
+        "other_names": request.other_names(),
         "output_bytes": limits.OUTPUT_BYTES,
         "pipe_bytes": limits.PIPE_BYTES,
         "chunk_bytes": limits.CHUNK_BYTES,

@@ -13,7 +13,7 @@ def add_notes(report: "Report") -> None:
     stdout = report.streams["stdout"]
     if report.delivered and not stdout.size_bytes():
         # The model learns the names of files in no other way.
-        names = ", ".join(printable(file.name) for file in report.delivered)
+        names = ", ".join(printable(file.original_name) for file in report.delivered)
         stdout.add_lines([f"Files written: {names}"])
     report.streams["stderr"].add_lines(_notes(report))
 

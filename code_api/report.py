@@ -155,7 +155,9 @@ class Report(Clipped):
         if problem:
             self._leave_out(name, problem)
             return
-        file = self._session.new_file(name)
+        # LibreChat may have changed an input's name: that of the script stays.
+        original_name = (stored and stored.original_name) or name
+        file = self._session.new_file(name, original_name)
         self._outputs[name] = Written(size, file)
 
     def _size_problem(self, size: int) -> str:

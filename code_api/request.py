@@ -31,6 +31,17 @@ class ExecRequest:
     def input_bytes(self) -> int:
         return sum(stored.size for stored in self.inputs.values())
 
+    def other_names(self) -> dict[str, str]:
+        """The names under which inputs are there, too: those that scripts gave them.
+
+        Each has the name under which its file is mounted."""
+        names: dict[str, str] = {}
+        for name, stored in self.inputs.items():
+            original = stored.original_name
+            if original and original not in self.inputs and not stored.read_only:
+                names.setdefault(original, name)
+        return names
+
     def leave_out(self, name: object, why: str) -> None:
         self.notes.append(f"input {printable(name)} was left out: {why}")
 

@@ -55,6 +55,7 @@ class StoredFile:
     size: int  # bytes
     read_only: bool
     modified_at: float  # seconds since 1970
+    original_name: str = ""  # the one that a script gave it; "" of an upload
 
     def open(self) -> BinaryIO:
         """Open the file: from then on it can be read to its end. Raises NotStored."""
@@ -73,9 +74,10 @@ class StoredFile:
 class NewFile:
     """A file of a session that is being written. Its methods raise StoreError."""
 
-    def __init__(self, folder: Path, name: str) -> None:
+    def __init__(self, folder: Path, name: str, original_name: str) -> None:
         self.id = new_id()
         self.name = name
+        self.original_name = original_name
         self.size = 0  # bytes
         self._path = folder / self.id
         self.write(b"")
@@ -97,9 +99,9 @@ class NewSession:
         self._folder = root / self.id
 
     @as_store_error()
-    def new_file(self, name: str) -> NewFile:
+    def new_file(self, name: str, original_name: str = "") -> NewFile:
         self.hidden_folder.mkdir(mode=0o700, exist_ok=True)
-        return NewFile(self.hidden_folder, name)
+        return NewFile(self.hidden_folder, name, original_name)
 
     @as_store_error()
     def publish(self, files: list[NewFile], read_only: bool = False) -> None:
@@ -110,7 +112,8 @@ class NewSession:
         for path in self.hidden_folder.iterdir():
             if path.name not in sizes:
                 path.unlink()
-        index = {"sizes": sizes, "read_only": read_only}
+        names = {file.id: file.original_name for file in files if file.original_name}
+        index = {"sizes": sizes, "names": names, "read_only": read_only}
         path = self.hidden_folder / _INDEX
         path.write_text(json.dumps(index), "utf-8")
         self.hidden_folder.rename(self._folder)
@@ -143,12 +146,14 @@ class Store:
             index = json.loads((folder / _INDEX).read_bytes())
             size = index["sizes"][file_id]
             read_only = index["read_only"]
+            # A session of an earlier version has no names.
+            original_name = index.get("names", {}).get(file_id, "")
             status = path.stat()
-        except (OSError, ValueError, LookupError, TypeError):
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
             raise NotStored from None
         if owner != self._owner or status.st_size != size:
             raise NotStored
-        return StoredFile(path, size, read_only, modified_at=status.st_mtime)
+        return StoredFile(path, size, read_only, status.st_mtime, original_name)
 
     @as_store_error()
     def delete(self, session_id: str, file_id: str) -> None:

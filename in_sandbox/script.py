@@ -135,6 +135,13 @@ class Stamp(NamedTuple):
     changed_ns: int  # nothing can set it: `cp -p` over another file shows here only
 
 
+class Link(NamedTuple):
+    """A second name of an input."""
+
+    name: str  # the file's
+    inode: int  # the link's own, which it keeps when it is renamed
+
+
 def report(**line: Any) -> None:
     text = json.dumps(line, ensure_ascii=False)
     # A name that is not UTF-8 has lone surrogates, which JSON can escape.
@@ -160,6 +167,17 @@ def data_files() -> dict[str, Stamp]:
                         changed_ns=status.st_ctime_ns,
                     )
     return found
+
+
+def path_of_link(inode: int) -> str:
+    """Where in DATA a link is now; "" if it is gone."""
+    for folder, _, names in os.walk(DATA):
+        for name in names:
+            path = os.path.join(folder, name)
+            with suppress(OSError):
+                if os.path.islink(path) and os.lstat(path).st_ino == inode:
+                    return path
+    return ""
 
 
 def cache_of(name: str) -> str:
@@ -447,6 +465,7 @@ class Exec:
         self.script = ""
         self._plan = plan
         self._inputs: set[str] = set()  # their names
+        self._links: dict[str, Link] = {}  # by their own names
         # What the script writes has a later time.
         self._inputs_time = time.time() - 3600
         os.makedirs(DATA, exist_ok=True)
@@ -458,6 +477,37 @@ class Exec:
             # A hidden one, which `ls` does not show to the script.
             name = f".{secrets.token_hex(8)}-{name}"
         self._script_path = os.path.join(folder, name)
+
+    def _link_other_names(self) -> None:
+        """Let inputs be there under the names that scripts gave them, too."""
+        for other, name in self._plan["other_names"].items():
+            path = os.path.join(DATA, other)
+            target = os.path.join(DATA, name)
+            with suppress(OSError):  # a part of the name is a file, or it is there
+                os.makedirs(os.path.dirname(path), exist_ok=True)
+                os.symlink(os.path.relpath(target, os.path.dirname(path)), path)
+                self._links[other] = Link(name, os.lstat(path).st_ino)
+
+    def _do_to_files_what_was_done_to_links(self, before: dict[str, Stamp]) -> None:
+        """Where a script has renamed, removed or replaced a link, it meant the file.
+
+        A file that it has also changed, under its own name, is left as it is."""
+        after = data_files()
+        for other, (name, inode) in self._links.items():
+            path = os.path.join(DATA, other)
+            target = os.path.join(DATA, name)
+            is_unchanged = name in before and after.get(name) == before[name]
+            if os.path.islink(path) or not is_unchanged:
+                continue
+            with suppress(OSError):
+                if os.path.isfile(path):
+                    os.replace(path, target)
+                else:
+                    moved_to = path_of_link(inode)
+                    if moved_to:
+                        os.replace(target, moved_to)
+                    else:
+                        os.unlink(target)
 
     def _write_python_files(self) -> None:
         folder = os.path.join(self._folder, "python")
@@ -487,6 +537,7 @@ class Exec:
             script = with_main_first(script)
         with open(self._script_path, "w", encoding="utf-8", newline="") as file:
             file.write(script)
+        self._link_other_names()
         user = self._sandbox_user()
         home = ENVIRONMENT.setdefault("HOME", os.path.expanduser("~"))
         # Where pip puts the programs that a script installs.
@@ -505,6 +556,7 @@ class Exec:
             report(ended="error")
             return
         watch(process, self._plan)
+        self._do_to_files_what_was_done_to_links(before)
         report_elsewhere(written_elsewhere(self.script, started_ns, self._folder))
         self._report_files(before)
 
