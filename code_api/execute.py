@@ -7,9 +7,10 @@ from time import monotonic
 
 from caller import Caller
 from code_api.cells import exec_cells, send_cell
+from code_api.reading import file_to_read
 from code_api.report import Report
 from code_api.request import ExecRequest
-from code_api.store import Store, StoreError
+from code_api.store import NotStored, Store, StoreError
 from config import CARRIED_BYTES_PER_S, OVERHEAD_S, Config
 from in_flight import LARGE_BYTES
 from metrics import EXECS
@@ -33,8 +34,8 @@ def run_exec(
         assert config.files_dir  # noqa: S101 - no store without it
         report = Report(request, session, config.max_file_bytes, config.files_dir)
         on_error.callback(report.close)
-        if request.language:
-            with _failures_noted(report):
+        with _failures_noted(report):
+            if request.language and not _is_answered_from_store(request, report):
                 work = _Exec(request, report)
                 need = Need(work.limit_s, caller=caller)
                 pool.use(work.run_in, need, durations_s={})
@@ -50,6 +51,19 @@ def run_exec(
         on_error.pop_all()
     EXECS.labels(request.language_name, report.outcome).inc()
     return report
+
+
+def _is_answered_from_store(request: ExecRequest, report: Report) -> bool:
+    """Whether the script only prints a file, which is then its output."""
+    stored = file_to_read(request)
+    if not stored:
+        return False
+    try:
+        with stored.open() as file:
+            report.take_file_as_output(file)
+    except NotStored:
+        return False  # it is a missing file in the sandbox, too
+    return True
 
 
 @contextmanager

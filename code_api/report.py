@@ -3,12 +3,19 @@
 import json
 import zlib
 from base64 import b64decode
+from codecs import getincrementaldecoder
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from code_api.limits import CHUNK_BYTES, MAX_FILES, OUTPUT_BYTES, PIECE_BYTES
+from code_api.limits import (
+    CHUNK_BYTES,
+    MAX_FILES,
+    OUTPUT_BYTES,
+    PIECE_BYTES,
+    PIPE_BYTES,
+)
 from code_api.names import display_problem, escaped, name_problem, printable
 from code_api.output import Output
 from code_api.request import MAX_ENTRIES, ExecRequest
@@ -89,6 +96,14 @@ class Report(Clipped):
         except (ValueError, RecursionError, zlib.error) as exc:
             kind = type(exc).__name__
             self.problem = f"the sandbox's report is wrong ({kind})"
+
+    def take_file_as_output(self, file: BinaryIO) -> None:
+        """Do as a script that prints a file and nothing else. Raises StoreError."""
+        decoder = getincrementaldecoder("utf-8")("replace")
+        while data := file.read(PIPE_BYTES):
+            self._take_text("stdout", decoder.decode(data))
+        self._take_text("stdout", decoder.decode(b"", final=True))
+        self._take_end("ok")
 
     def _take(self, line: dict[str, Any]) -> None:
         match line:
