@@ -1,5 +1,6 @@
 # An exact version: every package of requirements.txt has wheels for it, on amd64 and arm64.
 FROM python:3.13.14-slim-bookworm AS build
+WORKDIR /build
 COPY requirements.txt .
 RUN python -m venv --without-pip /venv \
  && python -m pip --python /venv/bin/python install --no-cache-dir --disable-pip-version-check \

@@ -494,6 +494,25 @@ def test_f_makes_compose_ignore_compose_file_and_naming_all_helps(folder: Path) 
     assert "e2b-proxy" in resolved(folder, *named.split())
 
 
+def test_the_recipe_for_replicas_merges_and_shares_one_folder(folder: Path) -> None:
+    recipe = (ROOT / "deploy/compose.replicas.yaml").read_text()
+    [compose_file] = re.findall(r"COMPOSE_FILE=(\S+)", recipe)
+    (folder / "docker-compose.override.yml").write_text("services: {}\n")
+    (folder / "e2b-proxy/deploy").mkdir()
+    shutil.copy(ROOT / "deploy/compose.replicas.yaml", folder / "e2b-proxy/deploy")
+    write_env(folder, "E2B_API_KEY=x", compose_file=compose_file)
+    services = resolved(folder)
+    assert services["e2b-proxy"]["deploy"]["replicas"] == 3
+    [files] = services["e2b-proxy"]["volumes"]
+    assert (files["type"], files["target"]) == ("volume", "/files")
+    balancer = services["e2b-replicas"]
+    [conf] = balancer["volumes"]
+    assert conf["source"] == str(folder / "e2b-proxy/deploy/replicas.conf")
+    assert balancer["networks"] == services["api"]["networks"]
+    grace = services["e2b-proxy"]["stop_grace_period"]
+    assert balancer["stop_grace_period"] == grace
+
+
 def test_compose_in_the_clone_alone_says_what_it_wants(folder: Path) -> None:
     refused = docker_compose(folder / "e2b-proxy", "config")
     assert refused.returncode != 0
