@@ -22,6 +22,10 @@ ENV PATH=/venv/bin:$PATH \
     HOST=0.0.0.0
 # A new named volume becomes what its folder here is: whoever this runs as may write there.
 RUN mkdir --mode=1777 /files
+LABEL org.opencontainers.image.title="e2b-proxy" \
+      org.opencontainers.image.description="A code interpreter for LibreChat, in E2B's sandboxes" \
+      org.opencontainers.image.version="1.1.0" \
+      org.opencontainers.image.licenses="MIT"
 USER 65532:65532
 EXPOSE 3001
 # Short, as LibreChat waits for the first one. It asks /health alone: that makes no sandbox.

@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from run import Limits
 
-VERSION = "1.0.0"
+VERSION = "1.1.0"
 log = logging.getLogger("e2b_proxy")
 # It bounds memory. LibreChat's largest request, the code for one call, is far smaller.
 MAX_BODY_BYTES = 1024 * 1024
