@@ -1,4 +1,4 @@
-# make demo: see it draw a sine wave.  make test: the whole suite.  Needs Python 3.11 or newer.
+# make demo: see it draw and plot.  make test: the whole suite.  Needs Python 3.11 or newer.
 # Another Python: make demo PYTHON=python3.12 (after `make clean` when there is a .venv already).
 # Written for GNU make 3.81, which macOS has, and newer.
 

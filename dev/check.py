@@ -1,11 +1,13 @@
 """Is it working? Has a running e2b-proxy draw a sine wave; says what is wrong if not.
 
     python dev/check.py [--url http://127.0.0.1:3001] [--key KEY] [--out sine.png]
+                        [--table-out table.png]
 
 Needs nothing but Python, no `requests` either: it is piped into the container, and run
 by the Python of a VM. The service's API key, if it has one, is taken from --key,
 PROXY_API_KEY or the file that PROXY_API_KEY_FILE names. Exits 0 with the text of the
-reply and the picture in a file, else 1 with one line on stderr.
+reply and the picture in a file, else 1 with one line on stderr. With --table-out a
+small table is uploaded to the code interpreter too, and the plot of it saved.
 """
 
 from __future__ import annotations
@@ -50,6 +52,23 @@ MALFORMED = (
     "e2b-proxy itself?"
 )
 FILES_WORK = "LibreChat's code interpreter works too: a file went in, another came out."
+TABLE = b"""\
+month,shops,online
+January,120,80
+February,132,95
+March,101,134
+April,134,160
+May,190,182
+June,230,210
+"""
+PLOT_TABLE = """\
+import matplotlib.pyplot as plt
+import pandas as pd
+
+table = pd.read_csv("sales.csv", index_col="month")
+table.plot.bar(stacked=True, title="Sales by month", rot=0)
+plt.savefig("sales.png")
+"""
 EXAMPLE = "It looks like http://127.0.0.1:3001."
 
 
@@ -81,11 +100,16 @@ def main(arguments: Sequence[str] | None = None, patience: Patience = PATIENCE) 
     parser.add_argument(
         "--out", type=Path, default=Path("sine.png"), help="default: %(default)s"
     )
+    parser.add_argument(
+        "--table-out", type=Path, help="where to save the plot of an uploaded table"
+    )
     options = parser.parse_args(arguments)
     try:
         key = options.key or _key_of_environment()
         client = _client(options.url.rstrip("/"), key, patience)
         text, where = check(client, options.out)
+        if options.table_out:
+            where += f"\n{_plot_table(client, options.table_out)}"
     except NotWorking as problem:
         print("Not working: " + " ".join(str(problem).split()), file=sys.stderr)
         return 1
@@ -120,14 +144,20 @@ def check(client: Client, out: Path) -> tuple[str, str]:
         text += f"\n{FILES_WORK}"
     if png is None:
         return text, f"Picture published at {picture_url}, for LibreChat to serve."
+    return text, f"Picture saved: {_save(png, out, '--out')}"
+
+
+def _save(png: bytes, out: Path, option: str) -> str:
+    """Where the picture is now, as seen from the folder that this was started in."""
     try:
         out.write_bytes(png)
     except OSError as error:
         raise NotWorking(
             f"the picture cannot be written to {out}: {error.strerror}. Name another "
-            "with --out."
+            f"with {option}."
         ) from error
-    return text, f"Picture saved: {out.resolve()}"
+    path, here = out.resolve(), Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 @dataclass(frozen=True)
@@ -255,9 +285,28 @@ def _check_health(client: Client) -> dict[str, Any]:
 
 def _check_files(client: Client) -> None:
     """A file goes up, a script writes another, that comes back; or NotWorking."""
+    url, written = _run_with_file(
+        client, "in.txt", b"sine", "bash", "rev in.txt >out.txt"
+    )
+    if written.strip() != b"enis":
+        raise NotWorking(f"{url} answered 200, not with the file.")
+
+
+def _plot_table(client: Client, out: Path) -> str:
+    """Has the code interpreter plot a table, and says where the picture is now."""
+    url, png = _run_with_file(client, "sales.csv", TABLE, "py", PLOT_TABLE)
+    if not png.startswith(PNG):
+        raise NotWorking(f"{url} is no PNG: it begins with {png[:8]!r}.")
+    return f"A table was uploaded and plotted: {_save(png, out, '--table-out')}"
+
+
+def _run_with_file(
+    client: Client, name: str, data: bytes, language: str, code: str
+) -> tuple[str, bytes]:
+    """The address and the bytes of the one file that the code writes; or NotWorking."""
     form = (
-        b'--x\r\nContent-Disposition: form-data; name="file"; filename="in.txt"\r\n'
-        b"\r\nsine\r\n--x--\r\n"
+        b'--x\r\nContent-Disposition: form-data; name="file"; filename="%s"\r\n'
+        b"\r\n%s\r\n--x--\r\n" % (name.encode(), data)
     )
     media_type = "multipart/form-data; boundary=x"
     url = f"{client.url}/v1/upload"
@@ -266,11 +315,11 @@ def _check_files(client: Client) -> None:
     )
     match uploaded:
         case {"storage_session_id": session_id, "files": [{"fileId": file_id}]}:
-            file = {"name": "in.txt", "id": file_id, "storage_session_id": session_id}
+            file = {"name": name, "id": file_id, "storage_session_id": session_id}
         case _:
             raise NotWorking(f"{url} answered {uploaded}, not with the file's id.")
     url = f"{client.url}/v1/exec"
-    body = {"lang": "bash", "code": "rev in.txt >out.txt", "files": [file]}
+    body = {"lang": language, "code": code, "files": [file]}
     reply = _code_api_reply(url, client.ask(url, client.patience.run_s, body))
     match reply:
         case {"session_id": session_id, "files": [{"id": file_id}]}:
@@ -280,8 +329,9 @@ def _check_files(client: Client) -> None:
         case _:
             raise NotWorking(f"{url} answered {reply}, not with the file's id.")
     written = client.ask(url, client.patience.short_s)
-    if written.status != 200 or written.body.strip() != b"enis":
+    if written.status != 200:
         raise NotWorking(f"{url} answered {written.status}, not with the file.")
+    return url, written.body
 
 
 def _code_api_reply(url: str, answer: Answer) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """`make demo`: starts the service, has check.py draw a sine wave, serves until Ctrl-C.
 
 Without E2B_API_KEY a stand-in for E2B (local_e2b.py) is started too, and used. PORT and
-the other settings are the service's own; it listens on loopback only. The picture and
-the log have the port in their names. `--once` ends after the picture.
+the other settings are the service's own; it listens on loopback only. Without FILES_DIR
+the files of the code interpreter are in a temporary folder. The pictures and the log
+have the port in their names. `--once` ends after the pictures.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -139,23 +141,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, demo.on_signal)
     try:
-        _run(demo, options.out, once=options.once)
+        # Files would need a folder of the user's, who came to try it.
+        with tempfile.TemporaryDirectory(prefix="e2b-proxy-demo-") as files_dir:
+            try:
+                _run(demo, options.out, files_dir, once=options.once)
+            finally:
+                demo.stop_children()
     except Stopped:
         demo.say("\nStopping.")
     except DemoError as problem:
         with contextlib.suppress(OSError):
             print(f"\ndemo: {problem}", file=sys.stderr, flush=True)
         return 1
-    finally:
-        demo.stop_children()
     return 0
 
 
-def _run(demo: Demo, out: Path | None, *, once: bool) -> None:
+def _run(demo: Demo, out: Path | None, files_dir: str, *, once: bool) -> None:
     port = _free_port_from(os.environ.get("PORT") or "3001")
     picture = out.resolve() if out else ROOT / f"demo-{port}.png"
     log = ROOT / f"demo-{port}.log"
     environ = {**os.environ, "HOST": LOOPBACK, "PORT": str(port)}
+    if not environ.get("FILES_DIR"):
+        environ["FILES_DIR"] = files_dir
     if environ.get("E2B_API_KEY") or environ.get("E2B_API_KEY_FILE"):
         demo.say("E2B_API_KEY is set: code runs in E2B's sandboxes.")
     else:
@@ -170,8 +177,8 @@ def _run(demo: Demo, out: Path | None, *, once: bool) -> None:
     if once:
         return
     demo.say(
-        f"\nThe service listens at {url}: open that page to try it. Its log is {log}.\n"
-        "Ctrl-C stops it."
+        f"\nThe service listens at {url}: open that page to try it.\n"
+        f"Its log is {log.relative_to(ROOT)}. Ctrl-C stops it."
     )
     demo.wait_until(lambda: False)
 
@@ -200,10 +207,10 @@ def _start_stand_in(demo: Demo, environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def _check(demo: Demo, url: str, environ: Mapping[str, str], out: Path) -> None:
-    demo.say("Drawing a sine wave ...\n")
-    check = demo.start(
-        "check.py", ["dev/check.py", "--url", url, "--out", str(out)], environ
-    )
+    demo.say("Drawing a sine wave, and plotting a table that is uploaded ...\n")
+    table = out.with_stem(f"{out.stem}-table")
+    outs = ["--out", str(out), "--table-out", str(table)]
+    check = demo.start("check.py", ["dev/check.py", "--url", url, *outs], environ)
     demo.children.remove(check)
     try:
         demo.wait_until(lambda: check.process.poll() is not None)
@@ -211,7 +218,7 @@ def _check(demo: Demo, url: str, environ: Mapping[str, str], out: Path) -> None:
         check.process.kill()
         check.process.wait()
     if check.process.returncode:
-        raise DemoError(f"the sine wave did not come.{demo.children[-1].log_tail()}")
+        raise DemoError(f"the pictures did not come.{demo.children[-1].log_tail()}")
 
 
 def _free_port_from(text: str) -> int:

@@ -15,6 +15,7 @@ import json
 import os
 import signal
 import sys
+import tempfile
 from typing import Any
 
 import ipykernel.debugger  # noqa: F401 - each kernel does, at its start
@@ -134,6 +135,7 @@ def become_a_kernels_process(wanted: dict[str, Any]) -> None:
     # What has been read ahead is of the parent's.
     sys.stdin = open(0)  # noqa: SIM115
     os.environ.update(wanted["environment"])
+    tempfile.tempdir = None  # the parent may have looked for it already
     os.chdir(wanted["directory"])
     if wanted["mnt"]:
         mount_over_mnt(wanted["mnt"])

@@ -95,10 +95,13 @@ def _environment() -> dict[str, str]:
     }
 
 
-def _environment_of(home: Path, ipython_dir: Path) -> dict[str, str]:
-    """What is different in each kernel."""
+def _environment_of(root: Path, home: Path) -> dict[str, str]:
+    """What is different in each kernel, whose files are all below `root`."""
+    ipython_dir = root / "ipython"
     return {
         "HOME": str(home),
+        # What a run leaves in there goes with its sandbox.
+        "TMPDIR": str(root / "tmp"),
         "IPYTHONDIR": str(ipython_dir),
         "XDG_CONFIG_HOME": str(ipython_dir),
     }
@@ -309,6 +312,7 @@ class Kernel:
         self.home.mkdir(parents=True)
         self._mnt = root / "mnt"
         self._mnt.mkdir()
+        (root / "tmp").mkdir()
         try:
             while True:
                 await self._one_life(root)
@@ -337,7 +341,7 @@ class Kernel:
             connection_file=str(connection_file),
             directory=str(self.home),
             mnt=str(self._mnt) if self._forks.mount_command else "",
-            environment=_environment_of(self.home, root / "ipython"),
+            environment=_environment_of(root, self.home),
             log=str(root / "log"),
         )
         client = AsyncKernelClient()

@@ -234,7 +234,7 @@ def test_a_service_that_works_leaves_its_text_and_the_picture(
     code, out, err = check_played()
     assert (code, err) == (0, "")
     assert check.PRINTED in out
-    assert str(tmp_path / "sine.png") in out
+    assert out.endswith("Picture saved: sine.png\n")
     assert (tmp_path / "sine.png").read_bytes() == PNG
     health, run = played.asked
     assert health.path == "/health"
@@ -565,6 +565,17 @@ def test_files_are_tried_where_the_code_api_is_served(
     assert keys == {"Bearer k"}
     file = json.loads(with_files.asked[3].body)["files"][0]
     assert file == {"name": "in.txt", "id": "f1", "storage_session_id": "s1"}
+
+
+def test_a_plot_of_the_table_that_is_no_png_is_said(
+    with_files: Played, check_played: RunCheck, tmp_path: Path
+) -> None:
+    """That one comes is shown with a real service, in test_demo.py."""
+    checked = check_played("--table-out", "table.png")
+    assert_one_line(checked, "/v1/download/s2/f2 is no PNG: it begins with b'enis")
+    assert not (tmp_path / "table.png").exists()
+    [_, asked] = [each for each in with_files.asked if each.path == "/v1/upload"]
+    assert check.TABLE in asked.body
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,6 @@ import demo as demo_command
 import install
 import psutil
 import pytest
-from builders import answer_with, figure, picture, stdout
 from local_e2b import LocalE2B
 
 from conftest import E2B_KEY, e2b_at, free_port
@@ -36,9 +35,6 @@ PROXIES = {
 }
 
 
-PICTURE = picture()
-
-
 class Started:
     """A demo that runs, and everything that it has said so far."""
 
@@ -48,6 +44,7 @@ class Started:
         self.process = process
         self.temporary = temporary
         self.out = out
+        self.table = out.with_stem(f"{out.stem}-table")
         self.said = ""
 
     def wait_for(self, words: str) -> None:
@@ -64,11 +61,12 @@ class Started:
         return self.process.wait()
 
     def family(self) -> list[psutil.Process]:
-        """Every process of this demo, kernels too: they share its TMPDIR."""
+        """Every process of this demo, kernels too: their TMPDIR is in its own."""
         found = []
         for process in psutil.process_iter():
             try:
-                is_ours = process.environ().get("TMPDIR") == str(self.temporary)
+                folder = process.environ().get("TMPDIR", "")
+                is_ours = folder.startswith(str(self.temporary))
                 if is_ours and process.status() != psutil.STATUS_ZOMBIE:
                     found.append(process)
             except psutil.Error:
@@ -114,10 +112,10 @@ def demo(tmp_path: Path, *arguments: str, **environ: str) -> Iterator[Started]:
 
 
 @pytest.fixture
-def drawing_e2b(scripted_e2b: LocalE2B) -> LocalE2B:
-    """E2B for a demo with a key: every run prints and draws what check.py looks for."""
-    answer_with(scripted_e2b, stdout(f"{check.PRINTED}\n"), figure(PICTURE))
-    return scripted_e2b
+def drawing_e2b() -> Iterator[LocalE2B]:
+    """E2B for a demo with a key: one that has its own address, and real kernels."""
+    with LocalE2B() as e2b:
+        yield e2b
 
 
 def key_for(e2b: LocalE2B) -> dict[str, str]:
@@ -138,8 +136,10 @@ def test_the_demo_draws_a_sine_wave_whatever_the_proxy_variables_say(
     with demo(tmp_path, "--once", **PROXIES) as started:
         assert started.end() == 0, started.said
         assert check.PRINTED in started.said
-        assert str(started.out) in started.said
-        assert started.out.read_bytes().startswith(check.PNG)
+        for picture in (started.out, started.table):
+            assert str(picture) in started.said
+            assert picture.read_bytes().startswith(check.PNG)
+        assert started.out.read_bytes() != started.table.read_bytes()
         assert "UNISOLATED" in started.said
         started.assert_nothing_is_left()
 
@@ -153,9 +153,10 @@ def test_with_a_key_the_demo_uses_e2b_and_no_stand_in_and_serves_until_ctrl_c(
         started.wait_for("Ctrl-C stops it")
         assert url in started.said
         assert "UNISOLATED" not in started.said
-        assert started.out.read_bytes() == PICTURE
+        assert started.out.read_bytes().startswith(check.PNG)
         assert check.main(["--url", url, "--out", str(tmp_path / "again.png")]) == 0
-        assert drawing_e2b.state()["created"] == 2
+        # A sine wave, a file and a table; the second time no table.
+        assert drawing_e2b.state()["created"] == 5
         started.process.send_signal(signal.SIGINT)
         assert started.end() == 0, started.said
         started.assert_nothing_is_left()
@@ -251,7 +252,8 @@ def test_the_port_that_the_demo_suggests_is_free_and_open_to_everyone(
 
 def test_two_demos_at_once_keep_their_files_apart(drawing_e2b: LocalE2B) -> None:
     ports = [free_port(), free_port()]
-    files = [ROOT / f"demo-{port}.{end}" for port in ports for end in ("log", "png")]
+    ends = (".log", ".png", "-table.png")
+    files = [ROOT / f"demo-{port}{end}" for port in ports for end in ends]
     command = [sys.executable, str(ROOT / "dev/demo.py"), "--once"]
     environ = clean_environ() | key_for(drawing_e2b)
     demos = [
@@ -262,7 +264,7 @@ def test_two_demos_at_once_keep_their_files_apart(drawing_e2b: LocalE2B) -> None
     ]
     try:
         assert [demo.wait(DEMO_TIMEOUT_S) for demo in demos] == [0, 0]
-        assert [file.stat().st_size > 0 for file in files] == [True] * 4
+        assert [file.stat().st_size > 0 for file in files] == [True] * 6
     finally:
         for demo in demos:
             demo.kill()
@@ -287,7 +289,7 @@ def test_the_demo_fails_when_the_sine_wave_does_not_come(
         assert started.end() == 1
         started.assert_nothing_is_left()
     assert "X-Run-Outcome unavailable" in started.said
-    assert "the sine wave did not come" in started.said
+    assert "the pictures did not come" in started.said
     assert not started.out.exists()
 
 
