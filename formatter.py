@@ -6,8 +6,9 @@ in them is ever rendered."""
 import re
 
 from pictures.picture import Picture, size_in_pixels
-from run import Clipped, Run
-from texts.folding import fold_always, fold_logged, fold_printed, fold_traceback
+from run import Run
+from texts.clipped import Clipped
+from texts.folding import callers_frame, fold_logged, fold_printed, fold_traceback
 
 # Commands to a terminal.
 _ANSI = (
@@ -58,16 +59,14 @@ def format_plain(run: Run, max_output_chars: int) -> str:
     picture to load in the text."""
     parts = _parts(run, max_output_chars)
     failure = _failure(run)
-    texts = [failure]
-    error = parts.get("Execution Error")
-    if error and error.text() == failure:
-        del parts["Execution Error"]
-    has_labels = len(parts) > 1
-    for name, part in parts.items():
-        text = part.text()
-        if has_labels:
-            text = f"{name}:\n{text}"
-        texts.append(text)
+    shown = {name: part.text() for name, part in parts.items()}
+    first, _, rest = shown.get("Execution Error", "").partition("\n")
+    if first == failure:
+        shown["Execution Error"] = rest
+    shown = {name: text for name, text in shown.items() if text}
+    if len(shown) > 1:
+        shown = {name: f"{name}:\n{text}" for name, text in shown.items()}
+    texts = [failure, *shown.values()]
     notes = _notes(run, parts)
     if run.pictures:
         notes.append(_drawn(run.pictures))
@@ -92,12 +91,12 @@ def _parts(run: Run, max_chars: int) -> dict[str, Clipped]:
     usage_error = f"UsageError: {run.error_value}"  # a magic prints it on stderr too
     stderr = stderr.map(lambda text: text.removesuffix(usage_error))
     values = run.values
-    if not run.pictures and not values.kept:
+    if not (run.pictures or run.is_mixed or values.kept):
         values = run.drawings
     parts = {
         "Console Output": run.stdout.map(_clean).map(fold_printed),
         "Stderr": stderr.map(fold_logged),
-        "Result": values.map(_clean).map(fold_always),
+        "Result": values.map(_clean),
         "Execution Error": Clipped(max_chars, error),
     }
     shown = {}
@@ -177,8 +176,10 @@ def _error_text(run: Run) -> str:
     traceback = run.traceback
     value = re.sub(_LINE_OF_ERROR, "", run.error_value)
     is_quoted = name in traceback and value in traceback
-    folded = fold_traceback(traceback.rstrip())
-    lines = [folded]
+    lines = []
+    if frame := callers_frame(traceback):
+        lines.append(f"{_failure(run)}\n{frame}\n")
+    lines.append(fold_traceback(traceback.rstrip()))
     if name and not is_quoted:
         lines.append(f"{name}: {run.error_value}")
     lines.append(run.problem)

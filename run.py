@@ -1,19 +1,25 @@
 """The value `Run`: all that one run produced, in bounded memory. Pure."""
 
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
-from pictures.picture import BadPicture, Picture, decode, picture_from
-from texts.folding import fold_always
+from pictures.picture import (
+    BadPicture,
+    Picture,
+    decode,
+    is_whole,
+    may_be_figure,
+    picture_from,
+    size_in_pixels,
+)
+from texts.clipped import Clipped, Printed
+from texts.encoded import begins_picture
 from texts.results import is_drawing, is_lost, value_text
 from texts.tracebacks import split_notes
 
 # A run can lead to any number of different notes; nobody reads more than this.
 _MAX_NOTES = 20
-# Small texts are collected up to this, before they are joined to a long one.
-_COLLECTED_CHARS = 64 * 1024
 # The most that a reply may show. Reading 8 million line by line takes seconds.
 _MAX_TRACEBACK_CHARS = 1_000_000
 # Of an animation a picture is shown: in_sandbox/figures.py says so in this format.
@@ -32,87 +38,6 @@ class Limits:
     all_image_bytes: int = 0
 
 
-class Clipped:
-    """Text whose middle is dropped as it grows: `limit` characters of it are kept.
-
-    What is added is collected first: joining each small piece to a long text would copy
-    that text each time."""
-
-    def __init__(self, limit: int, head: str = "", tail: str = "", missing: int = 0):
-        self.limit = limit
-        self._head = head  # all of the text, until something is missing
-        self._tail = tail
-        self._missing = missing  # characters between head and tail
-        self._new: list[str] = []
-        self._new_chars = 0
-
-    @property
-    def head(self) -> str:
-        self._join_new()
-        return self._head
-
-    @property
-    def tail(self) -> str:
-        self._join_new()
-        return self._tail
-
-    @property
-    def missing(self) -> int:
-        """How many characters between head and tail were dropped."""
-        self._join_new()
-        return self._missing
-
-    @property
-    def kept(self) -> int:
-        """How many characters there are."""
-        return len(self.head) + len(self.tail)
-
-    def add(self, text: str) -> None:
-        self._new.append(text)
-        self._new_chars += len(text)
-        if self._new_chars > min(self.limit, _COLLECTED_CHARS):
-            self._join_new()
-
-    def _join_new(self) -> None:
-        if not self._new:
-            return
-        text = "".join(self._new)
-        self._new.clear()
-        self._new_chars = 0
-        if self._missing:
-            self._tail += text
-        else:
-            self._head += text
-        self.cut(self.limit)
-
-    def cut(self, limit: int) -> None:
-        """Drop the middle of what is more than `limit` characters."""
-        kept = self.kept
-        if kept <= limit:
-            return
-        half = limit // 2
-        end = self._tail if self._missing else self._head
-        self._head = self._head[:half]
-        self._tail = end[len(end) - half :]
-        self._missing += kept - len(self._head) - len(self._tail)
-
-    def map(self, change: Callable[[str], str]) -> "Clipped":
-        """A copy in which head and tail are changed."""
-        return Clipped(self.limit, change(self.head), change(self.tail), self.missing)
-
-    def text(self) -> str:
-        if not self.missing:
-            return self.head
-        return f"{self.head}\n[… {self.missing:,} characters cut …]\n{self.tail}"
-
-
-class Printed(Clipped):
-    """Text that is folded before it is cut, so that folded parts take no room in it."""
-
-    def add(self, text: str) -> None:
-        super().add(fold_always(text))
-
-
 @dataclass
 class Run:
     """The result of a run; `problem` says in our words why it was not a normal one."""
@@ -122,6 +47,10 @@ class Run:
     stderr: Clipped
     values: Clipped
     drawings: Clipped  # values that say nothing beside a picture
+    # Something was printed after a value: since then stdout has the values, too, each
+    # in its place.
+    is_mixed: bool = False
+    _is_at_line_start: bool = True  # in stdout
     outcome: Literal["ok", "error", "timeout", "unavailable", "cancelled"] = (
         "unavailable"
     )
@@ -132,19 +61,23 @@ class Run:
     began_anew: bool = False  # the kernel had ended, with what earlier runs had made
     note: str = ""  # about the sandbox, for the caller
     pictures: list[Picture] = field(default_factory=list)
+    _has_shown_picture: bool = False  # one that came as a result
     # How often something was not shown, by (what, why).
     left_out: Counter[tuple[str, str]] = field(default_factory=Counter)
     durations_s: dict[str, float] = field(default_factory=dict)
 
     @classmethod
     def empty(cls, limits: Limits) -> Self:
-        return cls(
-            limits,
-            stdout=Printed(limits.output_chars),
-            stderr=Printed(limits.output_chars),
-            values=Clipped(limits.output_chars),
-            drawings=Clipped(limits.output_chars),
-        )
+        nothing = Clipped(limits.output_chars)
+        run = cls(limits, nothing, nothing, nothing, drawings=nothing)
+        run.stdout = run._printed()
+        run.stderr = run._printed()
+        run.values = run._printed()
+        return run
+
+    def _printed(self) -> Printed:
+        limits = self.limits
+        return Printed(limits.output_chars, self._stand_in_for, limits.image_bytes)
 
     def add_result(self, formats: dict[str, Any]) -> None:
         """Add a result of the code, in E2B's formats: `text`, `png`, `html` and so on.
@@ -168,13 +101,40 @@ class Run:
                 continue
             try:
                 data = decode(label, str(formats[label]))
-                self.keep(picture_from(data))
+                picture = picture_from(data)
+                self._forget_printed_figures()
+                self.keep(picture)
                 return True
             except BadPicture as exc:
                 reason = reason or str(exc)
         if reason:
             self.leave_out("picture", reason)
         return bool(reason)
+
+    def _forget_printed_figures(self) -> None:
+        """Once a picture has come as a result, those that were printed may be it."""
+        if not self._has_shown_picture:
+            self._has_shown_picture = True
+            self.pictures = [one for one in self.pictures if not may_be_figure(one)]
+
+    def _stand_in_for(self, kind: str, word: str) -> str:
+        """What is shown in place of a long word; a picture that it holds is shown."""
+        size = f"{len(word):,} characters of {kind}"
+        if not begins_picture(word):
+            return f"[{size}]"
+        try:
+            data = bytes.fromhex(word) if kind == "hex" else decode("png", word)
+            picture = picture_from(data)
+            if not is_whole(picture):
+                return f"[{size}, the start of a picture]"
+            # The kernel shows each figure that was saved, also those saved to memory.
+            if not (self._has_shown_picture and may_be_figure(picture)):
+                self.keep(picture)
+        except BadPicture as exc:
+            self.leave_out("picture", str(exc))
+            return f"[{size}]"
+        width, height = size_in_pixels(picture)
+        return f"[{size}: a picture of {width} x {height} pixels]"
 
     def add_error(self, name: str, value: str, traceback: str) -> None:
         """Note the exception that ended the code."""
@@ -188,11 +148,37 @@ class Run:
         clipped.add(text)
         self.traceback = clipped.text()
 
+    def add_printed(self, stream: str, text: str) -> None:
+        """Add a text that came on "stdout" or "stderr"."""
+        if stream == "stderr":
+            self.stderr.add(text)
+            return
+        if not self.is_mixed and self.values.kept and text.strip():
+            self._mix()
+        self.stdout.add(text)
+        if text:
+            self._is_at_line_start = text.endswith("\n")
+
+    def _mix(self) -> None:
+        self.is_mixed = True
+        if not self._is_at_line_start:
+            self.stdout.add("\n")
+        self.stdout.add_clipped(self.values)
+        self.stdout.add("\n")
+        self.values = self._printed()
+
     def add_value(self, text: str) -> None:
         """Add the text of a result, on a line of its own."""
-        values = self.drawings if is_drawing(text) else self.values
-        separator = "\n" if values.head else ""
-        values.add(separator + text)
+        if is_drawing(text):
+            separator = "\n" if self.drawings.kept else ""
+            self.drawings.add(separator + text)
+        elif self.is_mixed:
+            separator = "" if self._is_at_line_start else "\n"
+            self.stdout.add(f"{separator}{text}\n")
+            self._is_at_line_start = True
+        else:
+            separator = "\n" if self.values.kept else ""
+            self.values.add(separator + text)
 
     def keep(self, picture: Picture) -> None:
         """Keep a picture within the limits, the same one once. Raises BadPicture."""

@@ -175,13 +175,13 @@ def test_the_parts_of_the_text_stand_in_one_order_separated_by_a_blank_line(
 ) -> None:
     answer_with(
         e2b,
+        stdout("a "),
+        error("ValueError", "no"),
+        stdout("line\n\n"),
         result("first value", html="<b>1</b>"),
         result(None, pdf="JVBERg=="),
-        error("ValueError", "no"),
         stderr("a warning\n"),
         result("<IPython.core.display.Markdown object>", markdown="*second*"),
-        stdout("a "),
-        stdout("line\n\n"),
     )
     assert text_of(execute(open_service, "the code")) == "\n\n".join(
         [
@@ -193,6 +193,26 @@ def test_the_parts_of_the_text_stand_in_one_order_separated_by_a_blank_line(
             "ValueError: no\n```",
             "Note: 1 figure left out: only png, jpeg and svg can be shown,"
             " so draw it with matplotlib.",
+            "**Executed Code:**\n```python\nthe code\n```",
+        ]
+    )
+
+
+def test_what_is_printed_after_a_value_comes_after_it_under_one_heading(
+    open_service: Service, e2b: LocalE2B
+) -> None:
+    answer_with(
+        e2b,
+        stdout("first\n"),
+        result("   a\n0  1", html="<b>1</b>"),
+        stderr("a warning\n"),
+        stdout("second\n"),
+        result("   b\n0  2"),
+    )
+    assert text_of(execute(open_service, "the code")) == "\n\n".join(
+        [
+            "**Console Output:**\n```\nfirst\n   a\n0  1\nsecond\n   b\n0  2\n```",
+            "**Stderr:**\n```\na warning\n```",
             "**Executed Code:**\n```python\nthe code\n```",
         ]
     )

@@ -21,7 +21,7 @@ from code_api.output import Output
 from code_api.request import MAX_ENTRIES, ExecRequest
 from code_api.store import NewFile, NewSession, StoreError
 from config import MAX_CARRIED_BYTES
-from run import Clipped
+from texts.clipped import Clipped
 
 # The runner's longest line is shorter: 32 KiB of control characters, six bytes each.
 _MAX_LINE_CHARS = 256 * 1024

@@ -13,6 +13,8 @@ MAX_PIXELS = 50_000_000  # decoded by a viewer they take 200 MB
 _SVG_START = rb"\s*(?:<\?xml|<!--|<!DOCTYPE svg|<svg)"
 _PNG_START = b"\x89PNG\r\n\x1a\n\0\0\0\x0dIHDR"
 _JPEG_START = b"\xff\xd8\xff"
+_PNG_END = b"IEND\xaeB`\x82"
+_JPEG_END = b"\xff\xd9"
 _SIZES = {
     PNG: rb"(?s)\A.{12}IHDR(?P<width>.{0,4})(?P<height>.{0,4})",
     # A "start of frame": ff c0, a length of 11 to 20, 8 bits a sample, its size.
@@ -74,3 +76,15 @@ def size_in_pixels(picture: Picture) -> tuple[int, int]:
         sizes.append((width, height))
     # A viewer may take any of them: the largest counts.
     return max(sizes, key=math.prod, default=(0, 0))
+
+
+def is_whole(picture: Picture) -> bool:
+    """Whether a PNG or a JPEG has its end."""
+    return picture.data.endswith((_PNG_END, _JPEG_END))
+
+
+def may_be_figure(picture: Picture) -> bool:
+    """Whether matplotlib may have made it.
+
+    It names itself in the first bytes of its PNGs. A JPEG does not say who made it."""
+    return picture.media_type == JPEG or b"Matplotlib" in picture.data[:1000]

@@ -30,7 +30,7 @@ _LABEL = rb'"(stdout|stderr|error|text|png|jpeg|svg|pdf|html)"'
 
 
 class StreamReader:
-    """Reads a stream into `run`; of its stdout and stderr only `add(text)` is used.
+    """Reads a stream into `run`, in the order in which its parts arrive.
 
     A line of output is read in parts, however long it is. Any other line that is over
     every limit is dropped."""
@@ -86,7 +86,7 @@ class StreamReader:
             text, size = text_so_far(self._line[start:])
         except ValueError:
             return  # the text has ended already, and something else follows it
-        getattr(self.run, kind).add(text)
+        self.run.add_printed(kind, text)
         del self._line[start : start + size]
 
     def _end_line(self) -> None:
@@ -128,7 +128,7 @@ class StreamReader:
         match event["type"]:
             case "stdout" | "stderr" as kind:
                 text = str(event["text"])
-                getattr(self.run, kind).add(text)
+                self.run.add_printed(kind, text)
             case "result":
                 extra = event.get("extra") or {}
                 self.run.add_result(extra | event)

@@ -5,7 +5,7 @@ for equal lines in a row, of which the number is given. Texts are read line by l
 each line once."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import groupby
 from typing import NamedTuple
 
@@ -14,17 +14,14 @@ _LEAST_PRINTED = 20
 # The same for the lines of a log, which may differ in their time: `03:29:02,164`.
 _LEAST_LOGGED = 3
 _TIME = r"(?:\d{4}-\d\d-\d\d[ T])?\d\d:\d\d:\d\d(?:[.,]\d+)?"
-# `data:image/png;base64,iVBORw0K…`, if it is so long that nobody reads it.
-_DATA_URI = (
-    r"(data:\w{1,40}/[\w.+-]{1,80};base64,)"
-    r"([A-Za-z0-9+/]{200,}={0,2})"
-)
+# How many lines of a log, or frames of a traceback, a repeated block may have.
+_LONGEST_BLOCK = 6
 
 # The heading of a frame in a traceback: `Cell In[1], line 2`, `File /a/b.py:3, in f`.
 _HEADINGS = ("Cell In[", "File ")
-# The code in a frame: `   3804 try:`, `-> 3805     return x`, and a gap, `   (...)`.
-_ROW = r" *(?:-*> )?\d+(?: .*)?"
-_GAP = r" *\(\.\.\.\)"
+# The code in a frame: `   3804 try:`, `-> 3805     return x`, and a gap, `   (...)`,
+# to which E2B's server joins the line after it: `   (...)     70     """`.
+_CODE = r" *(?:(?:-*> )?\d+(?: .*)?|\(\.\.\.\)(?: .*)?)"
 _FIRST_OF_CODE = " -(0123456789"
 # The heading of a frame in a library, up to the library's name.
 _LIBRARY = (
@@ -36,62 +33,93 @@ _LIBRARY = (
     r"|(?=\w+/[\w/]*\.px[id]:)"  # `File pandas/_libs/x.pxi:7`
     r")(\w+)"
 )
-# Of this many frames of libraries in a row, only the first and the last are kept.
-_LEAST_LIBRARY_FRAMES = 4
-# How many frames a repeated group may have, and how often it has to come to be folded.
-_LONGEST_GROUP = 6
-_LEAST_REPEATED = 3
+# What stands between an error and one that came of it.
+_CHAIN = ("\nThe above exception was the ", "\nDuring handling of the above exception,")
+# How often frames have to come in a row to be folded.
+_LEAST_FRAMES = 3
 
 
 def fold_printed(text: str) -> str:
     """Fold text that a program printed."""
-    lines = fold_always(text).split("\n")
-    return "\n".join(_counted(lines, _LEAST_PRINTED))
+    lines = text.split("\n")
+    return "\n".join(_counted(lines, lines, _LEAST_PRINTED, longest=1))
 
 
 def fold_logged(text: str) -> str:
     """Fold text that came on stderr: warnings and logs."""
-    lines = fold_always(text).split("\n")
-    return "\n".join(_counted(lines, _LEAST_LOGGED, _without_time))
-
-
-def fold_always(text: str) -> str:
-    """Fold text that nobody reads, wherever it comes from."""
-    if ";base64," in text:
-        text = re.sub(_DATA_URI, _measured, text)
-    return text
+    lines = text.split("\n")
+    keys = [_without_time(line) for line in lines]
+    return "\n".join(_counted(lines, keys, _LEAST_LOGGED, _LONGEST_BLOCK))
 
 
 def fold_traceback(traceback: str) -> str:
-    """Fold frames of libraries, except the first and the last, and repeated frames."""
-    frames = _frames(traceback.split("\n"))
-    frames = _without_library_frames(frames)
-    return "\n".join(_without_repeated(frames))
+    """Fold frames of libraries and repeated frames.
+
+    Of the first and the last frame of a library in a row the code is shown; of those of
+    an error that has none of the caller's, and led to one that has, nothing is."""
+    *earlier, last = _errors(traceback)
+    is_last_callers = _callers_frame(last) != ""
+    texts: list[str] = []
+    for error in earlier:
+        has_ends = not is_last_callers or _callers_frame(error) != ""
+        texts += _without_library_frames(error, has_ends)
+    texts += _without_library_frames(last, has_ends=True)
+    return "\n".join(_counted(texts, texts, _LEAST_FRAMES, _LONGEST_BLOCK))
 
 
-# --- what is printed and logged -------------------------------------------------------
+def callers_frame(traceback: str) -> str:
+    """The first frame of the caller's own code in the last error, if another error
+    stands before that; else ""."""
+    *earlier, last = _errors(traceback)
+    return _callers_frame(last) if earlier else ""
+
+
+# --- lines and blocks of them ---------------------------------------------------------
 
 
 def _counted(
-    lines: list[str], least: int, key: Callable[[str], str] | None = None
+    texts: list[str], keys: list[str], least: int, longest: int
 ) -> Iterator[str]:
-    """The lines. If `least` or more in a row are equal by `key`, the first stands for
-    all, with their number."""
-    for _, group in groupby(lines, key):
-        equal = list(group)
-        # Blank lines divide a log into parts, so more of them are kept.
-        if len(equal) < (least if equal[0] else _LEAST_PRINTED):
-            yield from equal
+    """The texts. Of a block of up to `longest` that comes `least` times in a row, equal
+    by its keys, the first stands for all, with their number."""
+    start = 0
+    while start < len(texts):
+        length, times = _repetition(keys, start, least, longest)
+        block = "\n".join(texts[start : start + length])
+        lines = block.count("\n") + 1
+        if times == 1:
+            yield block
+        elif lines == 1:
+            yield f"{block} (× {times:,})"
         else:
-            yield f"{equal[0]} (× {len(equal):,})"
+            yield f"{block}\n[the same {lines} lines {times - 1:,} more times]"
+        start += length * times
+
+
+def _repetition(
+    keys: list[str], start: int, least: int, longest: int
+) -> tuple[int, int]:
+    """How many keys from `start` on are a block that is repeated, and how often it
+    comes: 1 that comes once, if none is repeated."""
+    if not keys[start]:
+        # Blank lines divide a log into parts: no block begins with one, and more of
+        # them are kept.
+        least = _LEAST_PRINTED
+        longest = 1
+    for length in range(1, longest + 1):
+        block = keys[start : start + length]
+        times = 1
+        end = start + length
+        while keys[end : end + length] == block:
+            times += 1
+            end += length
+        if times >= least:
+            return length, times
+    return 1, 1
 
 
 def _without_time(line: str) -> str:
     return re.sub(_TIME, "", line, count=1) if ":" in line else line
-
-
-def _measured(uri: re.Match[str]) -> str:
-    return f"{uri[1]}[{len(uri[2]):,} characters of base64]"
 
 
 # --- frames ---------------------------------------------------------------------------
@@ -103,6 +131,22 @@ class _Frame(NamedTuple):
     text: str
     is_frame: bool = False
     library: str | None = None  # the name of the library that a frame is in
+
+
+def _errors(traceback: str) -> list[list[_Frame]]:
+    """The frames of each error in a chain, with the lines between them."""
+    errors: list[list[_Frame]] = [[]]
+    for frame in _frames(traceback.split("\n")):
+        errors[-1].append(frame)
+        if not frame.is_frame and any(words in frame.text for words in _CHAIN):
+            errors.append([])
+    return errors
+
+
+def _callers_frame(error: list[_Frame]) -> str:
+    """The text of the first frame that is in no library, "" if there is none."""
+    own = (each.text for each in error if each.is_frame and each.library is None)
+    return next(own, "")
 
 
 def _frames(lines: list[str]) -> list[_Frame]:
@@ -129,48 +173,22 @@ def _frames(lines: list[str]) -> list[_Frame]:
 def _is_code(line: str) -> bool:
     if not line or line[0] not in _FIRST_OF_CODE:
         return False  # quickly: a traceback may have a million lines
-    return bool(re.fullmatch(_ROW, line) or re.fullmatch(_GAP, line))
+    return re.fullmatch(_CODE, line) is not None
 
 
-def _without_library_frames(frames: list[_Frame]) -> list[_Frame]:
-    kept = []
-    for is_library, group in groupby(frames, lambda frame: frame.library is not None):
+def _without_library_frames(error: list[_Frame], has_ends: bool) -> Iterator[str]:
+    """The frames' texts. Of those of libraries in a row, only the ends are shown, or
+    none."""
+    for is_library, group in groupby(error, lambda frame: frame.library is not None):
         same = list(group)
-        if is_library and len(same) >= _LEAST_LIBRARY_FRAMES:
-            first, *others, last = same
-            names = {frame.library or "" for frame in others}
-            listed = ", ".join(sorted(names))
-            left_out = f"[{len(others):,} frames of {listed} left out]"
-            same = [first, _Frame(left_out), last]
-        kept += same
-    return kept
-
-
-def _without_repeated(frames: list[_Frame]) -> Iterator[str]:
-    """The frames' texts. A group that is repeated is given once, with a count."""
-    start = 0
-    while start < len(frames):
-        length, times = _repetition(frames, start)
-        group = [frame.text for frame in frames[start : start + length]]
-        yield from group
-        if times > 1:
-            lines = "\n".join(group).count("\n") + 1
-            yield f"[the same {lines} lines {times - 1:,} more times]"
-        start += length * times
-
-
-def _repetition(frames: list[_Frame], start: int) -> tuple[int, int]:
-    """How many frames from `start` on are a group that is repeated, and how often it
-    comes: 1 frame that comes once, if none is repeated."""
-    for length in range(1, _LONGEST_GROUP + 1):
-        group = frames[start : start + length]
-        if not group[-1].is_frame:
-            break
-        times = 1
-        end = start + length
-        while frames[end : end + length] == group:
-            times += 1
-            end += length
-        if times >= _LEAST_REPEATED:
-            return length, times
-    return 1, 1
+        ends = int(has_ends)
+        others = same[ends : len(same) - ends]
+        if not is_library or len(others) <= ends:
+            yield from (frame.text for frame in same)
+            continue
+        names = {frame.library or "" for frame in others}
+        plural = "s" if len(others) > 1 else ""
+        listed = ", ".join(sorted(names))
+        yield from (frame.text for frame in same[:ends])
+        yield f"[{len(others):,} frame{plural} of {listed} left out]"
+        yield from (frame.text for frame in same[len(same) - ends :])

@@ -14,7 +14,6 @@ _PLACEHOLDER = (
     r"<(?:Figure size|PIL\.|IPython\.)[^\n]*>"
     r"|<[\w.]+(?: object| at 0x\w+| object at 0x\w+)>"
 )
-_EMPTY_FIGURE = r"<Figure size \d+x\d+ with 0 Axes>"
 # Values that drawing functions return: `Text(0.5, 1.0, 'x')`, `<Axes: xlabel='x'>`,
 # `[<matplotlib.lines.Line2D at 0x7f…>]`, `(array([1., 2.]), <BarContainer object of …`.
 _DRAWING = r"""(?sx) Text\(-?[\d.]+,[ ]-?[\d.]+,[ ]['"][^\n]*['"]\)
@@ -46,12 +45,10 @@ _DATA = r"vnd\.(?!\S{0,100}load)"
 
 
 def value_text(formats: dict[str, Any], has_picture: bool) -> str:
-    """The text of a result; empty if it says nothing, or only stands for a picture."""
+    """The text of a result; empty if it only stands for something that is shown."""
     if _STRING in formats:
         return str(formats[_STRING])
     text = str(formats.get("text", ""))
-    if re.fullmatch(_EMPTY_FIGURE, text):
-        return ""
     if text and not re.fullmatch(_PLACEHOLDER, text):
         return text
     if has_picture:

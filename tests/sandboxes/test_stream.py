@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import tracemalloc
 from typing import Any
 
 import pytest
 from builders import (
     END,
+    FIGURE,
     RED_SVG,
     TIMESTAMP,
     Event,
@@ -29,6 +31,7 @@ from builders import (
     stdout,
 )
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from config import MAX_REPLY_IMAGE_BYTES, Config
 from pictures.picture import JPEG, MAX_PIXELS, PNG, SVG, BadPicture, picture_from
@@ -336,7 +339,7 @@ class TestPictures:
     def test_what_is_none_is_left_out_with_the_reason(
         self, text: str, reason: str
     ) -> None:
-        run = run_of(result(text="<Figure>", png=text), stdout("after"))
+        run = run_of(result(text=FIGURE, png=text), stdout("after"))
         assert run.pictures == []
         assert run.left_out == {("picture", reason): 1}
         assert run.stdout.head == "after"
@@ -349,7 +352,7 @@ class TestPictures:
 
     def test_an_svg_that_cannot_be_encoded_is_left_out_for_that_reason(self) -> None:
         svg = RED_SVG.replace("<rect", "<desc>\ud800</desc><rect")
-        run = run_of(result("<Figure>", svg=svg), stdout("after"))
+        run = run_of(result(FIGURE, svg=svg), stdout("after"))
         reason = "an SVG with a lone surrogate, which is no character"
         assert run.left_out == {("picture", reason): 1}
         assert run.stdout.head == "after"
@@ -532,6 +535,173 @@ class TestValues:
             result(png=encoded(picture()), html="x"),
         )
         assert not run.left_out
+
+
+class TestOrder:
+    """stdout and values come as they arrived."""
+
+    @pytest.mark.parametrize(
+        ("events", "printed", "values"),
+        [
+            ([stdout("a\n"), result("1")], "a\n", "1"),
+            ([stdout("a"), stderr("e"), result("1"), result("2")], "a", "1\n2"),
+            ([result("1"), stderr("e"), stdout("\n"), stdout(" ")], "\n ", "1"),
+            ([result("1"), stdout(""), result("2")], "", "1\n2"),
+            ([result("1"), stdout("a\n")], "1\na\n", ""),
+            ([stdout("a"), result("1"), stdout("b")], "a\n1\nb", ""),
+            (
+                [*(stdout("a\n"), result("1\n2")), *(stdout("b\n"), result("3"))],
+                "a\n1\n2\nb\n3\n",
+                "",
+            ),
+            (
+                [*(result("1"), result("2"), stdout("a")), *(result("3"), stdout("b"))],
+                "1\n2\na\n3\nb",
+                "",
+            ),
+            ([result("1"), stdout("a\n"), stdout(""), result("2")], "1\na\n2\n", ""),
+        ],
+    )
+    def test_a_value_before_which_nothing_is_printed_stays_where_it_was(
+        self, events: list[Event], printed: str, values: str
+    ) -> None:
+        run = run_of(*events)
+        assert (run.stdout.text(), run.values.text()) == (printed, values)
+        assert run.is_mixed == (values == "")
+
+    def test_pictures_and_what_drawing_returned_change_no_order(self) -> None:
+        run = run_of(
+            *(figure(picture()), result("Text(0, 1, 'x')"), stdout("a\n")),
+            *(result("3"), figure(picture(colour="blue"))),
+        )
+        assert (run.stdout.text(), run.values.text()) == ("a\n", "3")
+
+    def test_what_is_cut_of_a_value_is_missing_in_the_whole(self) -> None:
+        run = run_of(stdout("a" * 20_000), result("b" * 50_000), stdout("c" * 10_000))
+        assert run.stdout.head == "a" * 15_000
+        assert run.stdout.tail == "b" * 4_999 + "\n" + "c" * 10_000
+        kept = len(run.stdout.head) + len(run.stdout.tail)
+        assert run.stdout.missing == 20_000 + 1 + 50_000 + 1 + 10_000 - kept
+
+    def test_many_changes_are_held_in_bounded_memory(self) -> None:
+        reader = read(max_output_chars=LIMIT)
+        piece = lines(stdout("a" * 500 + "\n"), result("b" * 500))
+        tracemalloc.start()
+        try:
+            for _ in range(20_000):  # 20 MB
+                reader.feed(piece)
+            peak_bytes = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        assert peak_bytes < 2_000_000
+        assert reader.run.stdout.kept == LIMIT
+
+
+def png_by(software: str, size: tuple[int, int] = (20, 20)) -> bytes:
+    """A PNG of more than 200 characters of base64, made by this program."""
+    file = io.BytesIO()
+    noise = Image.effect_noise(size, 90)
+    about = PngInfo()
+    about.add_text("Software", software)
+    noise.save(file, "PNG", pnginfo=about)
+    return file.getvalue()
+
+
+def jpeg() -> bytes:
+    file = io.BytesIO()
+    Image.effect_noise((20, 20), 90).save(file, "JPEG")
+    return file.getvalue()
+
+
+OURS = png_by("Pillow")
+MATPLOTLIBS = png_by("Matplotlib version3.10.9, https://matplotlib.org/")
+
+
+class TestPrintedPictures:
+    @pytest.mark.parametrize("data", [OURS, MATPLOTLIBS, jpeg()])
+    @pytest.mark.parametrize(
+        ("kind", "form"),
+        [
+            ("base64", "{}\n"),
+            ("base64", "{}"),
+            ("base64", "<img src='data:image/png;base64,{}'>\n"),
+            ("base64", "{{'image': b'{}'}}\n"),
+            ("hex", "0 {}\n"),
+        ],
+    )
+    @pytest.mark.parametrize("event", [stdout, stderr, result])
+    def test_one_is_shown_and_measured_in_its_place(
+        self, data: bytes, kind: str, form: str, event: Any
+    ) -> None:
+        word = encoded(data) if kind == "base64" else data.hex()
+        run = run_of(event(form.format(word)))
+        text = "".join(part.text() for part in (run.stdout, run.stderr, run.values))
+        size = f"[{len(word):,} characters of {kind}: a picture of 20 x 20 pixels]"
+        assert text == form.format(size)
+        assert [kept.data for kept in run.pictures] == [data]
+
+    def test_in_the_order_in_which_all_pictures_came_and_once(self) -> None:
+        shown = figure(picture(colour="blue"))
+        printed = stdout(encoded(OURS) + "\n")
+        run = run_of(printed, shown, printed, stdout(jpeg().hex()))
+        assert [kept.data for kept in run.pictures] == [OURS, picture(colour="blue")]
+        run = run_of(shown, printed)
+        assert [kept.data for kept in run.pictures] == [picture(colour="blue"), OURS]
+
+    @pytest.mark.parametrize("data", [MATPLOTLIBS, jpeg()])
+    def test_a_figure_that_is_shown_is_not_there_again_because_it_was_printed(
+        self, data: bytes
+    ) -> None:
+        """The kernel shows all that was saved, as it looks on a screen."""
+        shown = figure(picture(colour="blue"))
+        printed = stdout(encoded(data) + "\n")
+        for events in ((printed, shown), (shown, printed)):
+            run = run_of(*events)
+            assert [kept.data for kept in run.pictures] == [picture(colour="blue")]
+
+    def test_the_start_of_one_is_none(self) -> None:
+        word = encoded(OURS)[:240]
+        run = run_of(stdout(f"{word}\n"))
+        assert run.stdout.text() == (
+            "[240 characters of base64, the start of a picture]\n"
+        )
+        assert not run.pictures and not run.left_out
+
+    def test_one_that_is_too_large_is_noted(self) -> None:
+        png = padded_png(9_000)
+        run = run_of(stdout(encoded(png)), max_image_bytes=8_000)
+        assert run.stdout.text() == "[12,000 characters of base64]"
+        assert run.left_out == {("picture", "9,000 bytes (the limit is 8,000)"): 1}
+
+    @pytest.mark.parametrize("step", [1, 7, 1_000, 300_000])
+    def test_one_that_comes_in_pieces_is_whole(self, step: int) -> None:
+        png = padded_png(2_000_000 if step > 100 else 3_000)
+        text = f"a data:image/png;base64,{encoded(png)} b\n"
+        pieces = [text[at : at + step] for at in range(0, len(text), step)]
+        run = run_of(*map(stdout, pieces))
+        assert [kept.data for kept in run.pictures] == [png]
+        assert run.stdout.text().startswith("a data:image/png;base64,[")
+        assert run.stdout.text().endswith(
+            " characters of base64: a picture of 8 x 6 pixels] b\n"
+        )
+
+    def test_one_in_a_long_line_is_whole(self) -> None:
+        png = padded_png(3_000_000)
+        stream = lines(stdout(f"a {encoded(png)}\n"))
+        chunks = [stream[at : at + 65_536] for at in range(0, len(stream), 65_536)]
+        run = run_of(*chunks)
+        assert [kept.data for kept in run.pictures] == [png]
+        assert run.stdout.text() == (
+            "a [4,000,000 characters of base64: a picture of 8 x 6 pixels]\n"
+        )
+
+    def test_much_base64_is_measured_in_parts(self) -> None:
+        word = "aB3+" + encoded(bytes(range(256)) * 6_000)
+        run = run_of(stdout(word[: len(word) // 4 * 4]))
+        parts = re.findall(r"\[([\d,]+) characters of base64\]", run.stdout.text())
+        assert 1 < len(parts) < 10
+        total = sum(int(part.replace(",", "")) for part in parts)
+        assert total == len(word) // 4 * 4
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,17 @@ def run(**fields: Any) -> Run:
     return made
 
 
+def in_order(*parts: str | list[str]) -> Run:
+    """A run in which these came: a text was printed, one in a list is a value."""
+    made = run(outcome="ok")
+    for part in parts:
+        if isinstance(part, str):
+            made.add_printed("stdout", part)
+        else:
+            made.add_value(*part)
+    return made
+
+
 def shown(text: str) -> str:
     """What is shown of a text that was printed."""
     reply = format_run(run(stdout=text), LIMIT)
@@ -68,6 +79,25 @@ class TestGoldenTexts:
             "Note: 1 figure left out: only png, jpeg and svg can be shown.\n"
             "Note: 2 pictures left out: not valid base64."
         )
+
+    def test_what_was_printed_after_a_value_comes_after_it_in_one_output(self) -> None:
+        made = in_order("first\n", ["   a\n0  1"], "second\n", ["   b\n0  2"])
+        made.stderr.add("err\n")
+        assert format_run(made, LIMIT) == (
+            "**Console Output:**\n```\nfirst\n   a\n0  1\nsecond\n   b\n0  2\n```\n\n"
+            "**Stderr:**\n```\nerr\n```"
+        )
+
+    def test_the_headings_stay_where_the_order_is_theirs(self) -> None:
+        made = in_order("first\n", "second\n", ["1"], ["2"])
+        assert format_run(made, LIMIT) == (
+            "**Console Output:**\n```\nfirst\nsecond\n```\n\n"
+            "**Result:**\n```\n1\n2\n```"
+        )
+
+    def test_what_drawing_returned_is_not_shown_beside_other_values(self) -> None:
+        made = in_order(["1"], "printed\n", ["Text(0.5, 1.0, 'x')"])
+        assert format_run(made, LIMIT) == ("**Console Output:**\n```\n1\nprinted\n```")
 
     def test_nothing_to_show(self) -> None:
         assert format_run(run(outcome="ok"), LIMIT) == NO_OUTPUT
@@ -323,6 +353,10 @@ class TestPlain:
             "[1 picture left out: not valid base64]"
         )
 
+    def test_what_came_in_another_order_is_one_text_without_a_label(self) -> None:
+        made = in_order("first\n", ["1"], "second\n", ["2"])
+        assert format_plain(made, LIMIT) == "first\n1\nsecond\n2"
+
     def test_what_was_cut_is_a_note(self) -> None:
         text = format_plain(run(stdout="x" * 9_000, outcome="ok"), 1_000)
         assert text.endswith("\n\n[8,000 characters of Console Output are not shown]")
@@ -356,6 +390,32 @@ class TestPlain:
     def test_a_problem_is_told_once(self) -> None:
         made = run(problem="The run was stopped.", outcome="timeout")
         assert format_plain(made, LIMIT) == "The run was stopped."
+
+    def test_the_error_and_the_callers_line_come_before_those_of_a_library(
+        self,
+    ) -> None:
+        frames = "".join(
+            f"File /usr/lib/python3/dist-packages/a/b.py:{n}, in f()\n      {n} f()\n"
+            for n in range(5)
+        )
+        heading = "KeyError        Traceback (most recent call last)\n"
+        cause = "The above exception was the direct cause of the following exception:\n"
+        own = "Cell In[1], line 1\n----> 1 a['b']\n"
+        first = f"{heading}{frames}KeyError: 'b'\n{cause}"
+        rest = (
+            f"{heading}[5 frames of a left out]\nKeyError: 'b'\n{cause}"
+            f"{heading}{own}KeyError: 'c'"
+        )
+        made = run(
+            outcome="error",
+            error_name="KeyError",
+            error_value="'c'",
+            traceback=f"{first}{heading}{own}KeyError: 'c'",
+        )
+        text = f"KeyError: 'c'\n\n{own}\n{rest}"
+        assert format_plain(made, LIMIT) == text
+        text = f"KeyError: 'c'\n{own}\n{rest}"
+        assert format_run(made, LIMIT) == f"**Execution Error:**\n```\n{text}\n```"
 
     def test_the_first_line_of_a_long_message_is_enough(self) -> None:
         made = run(outcome="error", error_name="E", error_value="a" * 999 + "\nb")

@@ -20,8 +20,9 @@ from markdown_it.token import Token
 from formatter import echo, format_plain, format_run
 from mcp_server import handle
 from pictures.picture import PNG, Picture
-from run import Clipped, Limits, Run
+from run import Limits, Run
 from sandboxes.stream import StreamReader
+from texts.clipped import Clipped
 from texts.tracebacks import split_headings
 
 LIMIT = 1_000  # the lowest that can be set

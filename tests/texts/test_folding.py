@@ -3,12 +3,11 @@ same again is counted; near misses stay."""
 
 from __future__ import annotations
 
-import base64
 import time
 
 import pytest
 
-from texts.folding import fold_always, fold_logged, fold_printed, fold_traceback
+from texts.folding import callers_frame, fold_logged, fold_printed, fold_traceback
 
 FINDFONT = "findfont: Generic family 'sans-serif' not found\n"
 AT = "2026-11-24 03:29:{:02},{:03} WARNING x\n"
@@ -26,6 +25,7 @@ AT = "2026-11-24 03:29:{:02},{:03} WARNING x\n"
             "2026-11-24 03:29:00,000 WARNING x (× 9)\n",
         ),
         ("".join(f"[03:29:0{n}] x\n" for n in range(3)), "[03:29:00] x (× 3)\n"),
+        ("\n" * 30 + "a", " (× 30)\na"),
     ],
 )
 def test_equal_lines_of_a_log_are_counted(text: str, folded: str) -> None:
@@ -37,7 +37,10 @@ def test_equal_lines_of_a_log_are_counted(text: str, folded: str) -> None:
     [
         2 * FINDFONT,
         "a\n\n\n\n\nb\n",
-        "a\nb\n" * 20,
+        "a\nb\n" * 2,
+        "1\n2\n3\n4\n5\n6\n7\n" * 9,  # longer than a block
+        "a\nb\na\nc\na\nd\na\ne\n",
+        "x 1\n  y\nx 2\n  y\nx 3\n  y\n",
         "loss 0.1\nloss 0.2\nloss 0.3\nloss 0.4\n",
         "b\nbb\nbbb\nbbbb\nb",
         "2026-11-24 x 1\n2026-11-24 x 2\n2026-11-24 x 3\n",
@@ -61,33 +64,48 @@ def test_what_is_printed_is_counted_only_if_it_is_equal_and_often() -> None:
         assert fold_printed(text) == text
 
 
-IN_BASE64 = base64.b64encode(bytes(range(256)) * 30).decode()
-
-
-def test_what_follows_a_data_uri_is_measured() -> None:
-    text = f"<img src='data:image/png;base64,{IN_BASE64}'> ok"
-    assert fold_printed(text) == (
-        "<img src='data:image/png;base64,[10,240 characters of base64]'> ok"
-    )
-    assert fold_always(f"data:application/vnd.a-b+json;base64,{IN_BASE64}").endswith(
-        "base64,[10,240 characters of base64]"
-    )
+XKCD = "".join(
+    f"findfont: Font family {name!r} not found.\n"
+    for name in ("xkcd", "xkcd Script", "Comic Neue", "Comic Sans MS")
+)
+SKLEARN = (
+    "/usr/lib/python3/dist-packages/sklearn/base.py:1: UserWarning: X has no names\n"
+    "  warnings.warn(\n"
+)
 
 
 @pytest.mark.parametrize(
-    "text",
+    ("text", "folded"),
     [
-        str(2**2000),
-        "ACGT" * 500,
-        IN_BASE64,
-        f"eyJhbGciOiJIUzI1NiJ9.{IN_BASE64}.{IN_BASE64}",
-        "data:image/png;base64,iVBORw0KGgo=",
-        f"data:text/plain,{IN_BASE64}",
-        f"metadata base64,{IN_BASE64}",
+        (30 * XKCD, f"{XKCD}[the same 4 lines 29 more times]\n"),
+        (3 * SKLEARN, f"{SKLEARN}[the same 2 lines 2 more times]\n"),
+        ("a\n" + 9 * SKLEARN, f"a\n{SKLEARN}[the same 2 lines 8 more times]\n"),
+        (
+            5 * "1\n2\n3\n4\n5\n6\n",
+            "1\n2\n3\n4\n5\n6\n[the same 6 lines 4 more times]\n",
+        ),
+        (3 * "a\n\n", "a\n\n[the same 2 lines 2 more times]\n"),
+        (
+            "".join(f"03:29:0{n} a\nb\n" for n in range(4)),
+            "03:29:00 a\nb\n[the same 2 lines 3 more times]\n",
+        ),
+        (4 * "a\nb\n" + "a\n", "a\nb\n[the same 2 lines 3 more times]\na\n"),
+        (3 * "a\na\nb\n", "a\na\nb\n[the same 3 lines 2 more times]\n"),
     ],
 )
-def test_a_long_text_that_is_no_data_uri_stays(text: str) -> None:
-    assert fold_printed(text) == text
+def test_equal_blocks_of_a_log_are_counted(text: str, folded: str) -> None:
+    assert fold_logged(text) == folded
+
+
+def test_blocks_that_are_printed_stay_for_they_may_be_data_or_a_drawing() -> None:
+    for text in (
+        "   a  b\n0  1  2\n" * 30,
+        "- id: 1\n  name: x\n" * 40,
+        "|  |  |\n+--+--+\n" * 20,
+        "1 2 3\n" * 19,
+        XKCD * 30,
+    ):
+        assert fold_printed(text) == text
 
 
 # --- tracebacks -----------------------------------------------------------------------
@@ -162,6 +180,54 @@ def test_frames_of_the_callers_own_and_errors_stay(text: str) -> None:
     assert fold_traceback(text) == text
 
 
+JOINED = (
+    f"File {PACKAGES}/requests/api.py:73, in get(url)\n"
+    '     63     r"""Sends a GET request.\n     64 \n'
+    "   (...)     70     :rtype: requests.Response\n"
+    "---> 73     return request(url)\n"
+)
+
+
+def test_a_gap_to_which_the_next_row_is_joined_is_code() -> None:
+    text = HEADING + OWN + 2 * JOINED + "".join(PANDAS[:3]) + JOINED + ERROR
+    assert fold_traceback(text) == (
+        f"{HEADING}{OWN}{JOINED}[4 frames of pandas, requests left out]\n"
+        f"{JOINED}{ERROR}"
+    )
+
+
+CAUSE = "The above exception was the direct cause of the following exception:\n"
+DURING = "During handling of the above exception, another exception occurred:\n"
+
+
+@pytest.mark.parametrize("words", [CAUSE, DURING])
+def test_of_an_error_that_led_to_the_callers_no_frame_of_a_library_is_shown(
+    words: str,
+) -> None:
+    first = HEADING + "".join(PANDAS[:5]) + "KeyError: 1\n" + words
+    second = HEADING + PANDAS[0] + "KeyError: 2\n" + words
+    last = HEADING + OWN + PANDAS[6] + ERROR
+    assert fold_traceback(first + second + last) == (
+        f"{HEADING}[5 frames of pandas left out]\nKeyError: 1\n{words}"
+        f"{HEADING}[1 frame of pandas left out]\nKeyError: 2\n{words}{last}"
+    )
+
+
+def test_the_callers_frame_is_found_behind_an_error_that_came_first() -> None:
+    first = HEADING + PANDAS[0] + "KeyError: 1\n" + CAUSE
+    assert callers_frame(first + HEADING + OWN + PANDAS[1] + ERROR) == OWN[:-1]
+    module = first + HEADING + PANDAS[1] + OWN_MODULE + OWN + ERROR
+    assert callers_frame(module) == OWN_MODULE[:-1]
+    for text in ("", HEADING + OWN + ERROR, first + PANDAS[1] + ERROR, ERROR):
+        assert callers_frame(text) == ""
+
+
+def test_an_error_of_the_callers_that_led_to_another_keeps_its_frames() -> None:
+    first = HEADING + OWN + PANDAS[0] + PANDAS[1] + "KeyError: 1\n" + DURING
+    text = first + HEADING + OWN + PANDAS[2] + ERROR
+    assert fold_traceback(text) == text
+
+
 def test_endless_recursion_is_folded() -> None:
     again = (
         "Cell In[1], line 6, in f(n)\n      5 def f(n):\n----> 6     return f(n+1)\n"
@@ -208,6 +274,8 @@ HOSTILE = [
         PANDAS[0] + PANDAS[1],
     ),
     *("Cell In[1\n" * 3 + "File x\n", "File " + "/lib/python3" * 50),
+    *("\n" * 19 + "x\n", "a\n" * 19 + "b\n", "a\nb\na\nb\nc\n"),
+    *(f"x\n{CAUSE}", f"{PANDAS[0]}x\n{CAUSE}", f"{OWN}x\n{CAUSE}"),
 ]
 
 

@@ -81,6 +81,7 @@ def error(text: str) -> str:
         ("print(1)\nraise SystemExit", printed("1")),
         ("'line1\\nline2'", value("line1\nline2")),
         ("if True:\n    1 + 1", NO_OUTPUT),
+        ("import matplotlib.pyplot as plt\nplt.figure()", NO_OUTPUT),
         ("for _ in range(50): print('same')", printed("same (× 50)")),
         (
             "import logging\nfor _ in range(50): logging.warning('x')",
@@ -90,6 +91,23 @@ def error(text: str) -> str:
             "import base64\nprint('data:image/png;base64,'"
             "+ base64.b64encode(bytes(3 * 9000)).decode())",
             printed("data:image/png;base64,[36,000 characters of base64]"),
+        ),
+        (
+            "import base64, random\nprint(base64.b64encode(random.randbytes(9000)))",
+            printed("b'[12,000 characters of base64]'"),
+        ),
+        (
+            "import pandas as pd\ndf = pd.DataFrame({'a': [1, 2]})\nprint('first')\n"
+            "display(df)\nprint('second')\ndisplay(df * 10)",
+            printed("first\n   a\n0  1\n1  2\nsecond\n    a\n0  10\n1  20"),
+        ),
+        (
+            "for n in range(3):\n    print(n, end=' ')\n    display(n * n)\n'last'",
+            printed("0 \n0\n1 \n1\n2 \n4\nlast"),
+        ),
+        (
+            "import sys\nfor n in range(9): sys.stderr.write('a\\nb\\nc\\n')",
+            "**Stderr:**\n```\na\nb\nc\n[the same 3 lines 8 more times]\n```",
         ),
         (
             "import pandas as pd\npd.DataFrame({'a': [1, 2]}).style",
@@ -233,3 +251,47 @@ def test_a_gif_is_shown_as_a_still_and_it_says_so(sandbox: Sandbox) -> None:
     assert (
         shown(sandbox, code) == "Note: 1 animation left out: a picture of it is shown."
     )
+
+
+PRINTED_PICTURES = [
+    (
+        "import base64, io\nfrom PIL import Image\nbuffer = io.BytesIO()\n"
+        "Image.effect_noise((50, 40), 90).save(buffer, 'PNG')\n"
+        "print(base64.b64encode(buffer.getvalue()).decode())",
+        1,
+    ),
+    (
+        f"import base64, io\n{PLOT}buffer = io.BytesIO()\nplt.savefig(buffer)\n"
+        "plt.close()\nprint(base64.b64encode(buffer.getvalue()).decode())",
+        1,
+    ),
+    (
+        f"import base64, io\n{PLOT}buffer = io.BytesIO()\nplt.savefig(buffer)\n"
+        "text = base64.b64encode(buffer.getvalue()).decode()\n"
+        "print('data:image/png;base64,' + text)\nplt.show()",
+        1,
+    ),
+    (
+        f"import base64, io\n{PLOT}buffer = io.BytesIO()\n"
+        "plt.savefig(buffer, format='jpg')\nplt.show()\n"
+        "base64.b64encode(buffer.getvalue()).decode()",
+        1,
+    ),
+    (
+        f"import base64, io\nfrom PIL import Image\n{PLOT}plt.show()\n"
+        "buffer = io.BytesIO()\nImage.effect_noise((50, 40), 90).save(buffer, 'PNG')\n"
+        "buffer.getvalue().hex()",
+        2,
+    ),
+]
+
+
+@pytest.mark.parametrize(("code", "count"), PRINTED_PICTURES)
+def test_a_picture_that_is_printed_is_shown_once(
+    sandbox: Sandbox, code: str, count: int
+) -> None:
+    run = run_in(sandbox, code)
+    assert len(run.pictures) == count
+    text = format_run(run, CONFIG.max_output_chars)
+    assert re.search(r"\[[\d,]+ characters of (base64|hex): a picture of \d+ x", text)
+    assert len(text) < 150

@@ -1,4 +1,4 @@
-"""The value of a run: its text is cut in the middle, exactly."""
+"""A text in bounded memory: it is cut in the middle, exactly."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from run import Clipped
+from texts.clipped import Clipped
 
 
 class TestClipped:
