@@ -412,13 +412,14 @@ def report_elsewhere(paths: list[str]) -> None:
 
 # --- Java -----------------------------------------------------------------------------
 
-# Comments, texts and characters of a Java source, in which braces mean nothing.
+# Comments, texts and characters of a Java source, in which braces mean nothing. Each
+# may lack its end, so that none is looked for again from every quote on.
 JAVA_NO_CODE = re.compile(
     r"//[^\n]*"
-    r"|/\*.*?\*/"
-    r'|"""(?:\\.|[^\\])*?"""'
-    r'|"(?:\\.|[^"\\\n])*"'
-    r"|'(?:\\.|[^'\\\n])*'",
+    r"|/\*.*?(?:\*/|\Z)"
+    r'|"""(?:\\.|[^\\])*?(?:"""|\Z)'
+    r'|"(?:\\.|[^"\\\n])*"?'
+    r"|'(?:\\.|[^'\\\n])*'?",
     re.DOTALL,
 )
 JAVA_TYPE = re.compile(r"\b(?:class|interface|enum|record)\s+(\w+)")
