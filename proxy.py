@@ -171,8 +171,17 @@ def _open_pool(config: Config) -> Pool:
     if config.session_idle_s or config.warm_sandboxes:
         from sandboxes.keeping import KeepingPool
 
-        return KeepingPool(config)
+        return KeepingPool(config, prepare_code=_prepare_code(config))
     return Pool(config)
+
+
+def _prepare_code(config: Config) -> str:
+    """What sandboxes made ahead run beforehand for scripts of the code interpreter."""
+    if not config.files_dir or not config.warm_imports:
+        return ""
+    from code_api.cells import start_early_code
+
+    return start_early_code(config.warm_imports)
 
 
 # --- before and after each request

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from code_api import limits
+from code_api.languages import LANGUAGES
 from code_api.request import ExecRequest
 from code_api.store import NotStored
 
@@ -20,6 +21,25 @@ _PYTHON_FILES = {
 }
 _SCRIPT_PY = (_IN_SANDBOX / "script.py").read_text("ascii")
 _PROGRAM = f"{_SCRIPT_PY}\nPYTHON_FILES.update({_PYTHON_FILES!r})\n"
+# The program is a module of its own, which may be there already: a sandbox that was
+# made ahead has started a Python with it.
+_LOAD_PROGRAM = f"""\
+import sys, types
+if "exec_program" not in sys.modules:
+    sys.modules["exec_program"] = types.ModuleType("exec_program")
+    exec({_PROGRAM!r}, sys.modules["exec_program"].__dict__)
+"""
+_START_EARLY = """
+def start_early():
+    import contextlib, types
+    program = types.ModuleType("exec_program")
+    with contextlib.suppress(Exception):
+        exec({program!r}, program.__dict__)
+        program.start_early(*{arguments!r})
+        __import__("sys").modules["exec_program"] = program
+start_early()
+del start_early
+"""
 # E2B's server refuses cells above 10 MiB as JSON, and the kernel keeps each cell.
 _CELL_CHARS = 2_000_000
 _PIECE_BYTES = 768 * 1024  # 1 MiB as base64: one that does not shrink fills a cell
@@ -31,13 +51,26 @@ def exec_cells(request: ExecRequest) -> Iterator[str]:
 
     An input that is gone by now becomes a note."""
     plan = _plan(request)
-    cell = f"exec({_PROGRAM!r})\nthe_exec = Exec(json.loads({plan!r}))\n"
+    new_exec = f"program.Exec(program.json.loads({plan!r}))"
+    cell = f"{_LOAD_PROGRAM}program = sys.modules['exec_program']\n"
+    cell += f"the_exec = {new_exec}\n"
     for line in _carrying_lines(request):
         if len(cell) + len(line) > _CELL_CHARS:
             yield cell
             cell = ""
         cell += line
     yield cell + "the_exec.run()"
+
+
+def start_early_code(imports: str) -> str:
+    """Code, for a cell, that starts a Python for the script of an exec that may come.
+
+    It does the imports, whose names are separated by commas, and leaves no name behind
+    in the kernel. A failure is none of the cell's."""
+    names = [name.strip() for name in imports.split(",")]
+    python = LANGUAGES["py"]
+    arguments = (python.command, python.script_name, names)
+    return _START_EARLY.format(program=_PROGRAM, arguments=arguments)
 
 
 def send_cell(name: str, start: int) -> str:

@@ -32,7 +32,7 @@ from answers import (
     check_ran,
     is_refused_as_full,
 )
-from bench_files import file_rows
+from bench_files import file_rows, script_rows
 from bench_load import REQUEST_TIMEOUT_S, Generator
 from bench_table import Row, against, below, median, percentile, spread_ms, table
 from launch import POLL_S, clean_environ
@@ -357,6 +357,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             with ExitStack() as stack:
                 rows = Bench(scale, stack).rows()
             rows += kernel_rows(1 if options.quick else 10)
+            rows += script_rows(1 if options.quick else 10)
             rows += file_rows(
                 scale.create_s, scale.kill_s, scale.execs, scale.megabytes
             )

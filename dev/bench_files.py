@@ -1,4 +1,4 @@
-"""The rows of `make bench` for LibreChat's code interpreter: an exec, and files.
+"""The rows of `make bench` for LibreChat's code interpreter: execs, and files.
 
 Kernels are real here, so that what runs in them counts; creating a sandbox takes as
 long as in the other rows. Between two calls a kernel is started ahead, which is not
@@ -30,8 +30,8 @@ from answers import (
     check_size,
     ref_of,
 )
-from bench_load import Generator
-from bench_table import Row, against, below
+from bench_load import Generator, timed_run, wait_until_warm
+from bench_table import Row, against, below, median, spread_ms
 from launch import clean_environ
 from processes import Service, StandIn
 
@@ -43,6 +43,11 @@ BARE = (
     "print(done.stdout, end='')"
 )
 EXEC_LIMIT = 1.3
+PLOT = """import matplotlib.pyplot as plt, pandas as pd
+pd.DataFrame({"a": [1, 3, 2]}).plot()
+plt.show()"""
+# How much longer a script may take for it than a kernel that has imported all.
+SCRIPT_MORE_S = 0.25
 # Of any one answer, the largest of which takes 20 s.
 REQUEST_TIMEOUT_S = 240.0
 FORM_HEAD = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
@@ -59,9 +64,9 @@ class Measured:
 
 
 def exec_script(
-    client: Client, code: str, files: Sequence[dict[str, Any]] = ()
+    client: Client, code: str, files: Sequence[dict[str, Any]] = (), lang: str = "bash"
 ) -> Answer:
-    body = json.dumps({"lang": "bash", "code": code, "files": list(files)})
+    body = json.dumps({"lang": lang, "code": code, "files": list(files)})
     return client.ask("POST", "/v1/exec", body.encode(), JSON_TYPE)
 
 
@@ -179,6 +184,46 @@ def file_rows(
             for size_mb in megabytes:
                 rows += _rows_of_size(files, size_mb)
     return rows
+
+
+def script_rows(calls: int) -> list[Row]:
+    """A plot by a script, in sandboxes made ahead, against the same by a kernel."""
+    job = {"code": PLOT, "pictures": 1, "warm": True}
+    with tempfile.TemporaryDirectory() as folder, StandIn({}) as e2b:
+        environ = {**clean_environ(e2b.url), "FILES_DIR": folder}
+        with Service({**environ, "WARM_SANDBOXES": "1"}) as service:
+            client = TimedClient(service.port, REQUEST_TIMEOUT_S)
+            kernels_s = [timed_run(client, job, JSON_TYPE) for _ in range(calls)]
+            warm_s = []
+            for _ in range(calls):
+                wait_until_warm(client)
+                # Its Python, started with it, may still import.
+                time.sleep(PAUSE_S)
+                warm_s.append(plot_s(client))
+        with Service(environ) as service:
+            client = TimedClient(service.port, REQUEST_TIMEOUT_S)
+            cold_s = [plot_s(client) for _ in range(calls)]
+    more_s = median(warm_s) - median(kernels_s)
+    return [
+        Row(
+            "a pandas plot by a script, warm; left: by /execute, warm (real kernels)",
+            spread_ms(kernels_s),
+            spread_ms(warm_s),
+            f"{more_s:+.2f} s",
+            f"≤ +{SCRIPT_MORE_S:.2f} s",
+            missed=more_s > SCRIPT_MORE_S,
+        ),
+        against("the same; left: by a script, cold (real kernels)", cold_s, warm_s),
+    ]
+
+
+def plot_s(client: Client) -> float:
+    """How long a script takes that draws a plot, s."""
+    started_at = time.monotonic()
+    answer = exec_script(client, PLOT, lang="py")
+    took_s = time.monotonic() - started_at
+    check_exec(answer, "Files written: plot-1.png\n", files=1)
+    return took_s
 
 
 def _rows_of_size(files: FilesBench, size_mb: int) -> list[Row]:

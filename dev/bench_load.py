@@ -196,7 +196,7 @@ def timed_run(client: Client, job: Job, headers: Mapping[str, str]) -> float:
     """
     body = json.dumps({"code": job["code"]}).encode()
     if job.get("warm"):
-        _wait_until_warm(client)
+        wait_until_warm(client)
     started_at = time.monotonic()
     answer = client.ask("POST", "/execute", body, headers)
     took_s = time.monotonic() - started_at
@@ -210,7 +210,7 @@ def timed_run(client: Client, job: Job, headers: Mapping[str, str]) -> float:
     return took_s
 
 
-def _wait_until_warm(client: Client) -> None:
+def wait_until_warm(client: Client) -> None:
     give_up_at = time.monotonic() + WARM_TIMEOUT_S
     while not health_of(client.ask("GET", "/health"))["warm_ready"]:
         if time.monotonic() > give_up_at:

@@ -456,6 +456,135 @@ def with_main_first(source: str) -> str:
     return source[:starts_at] + caller + source[starts_at:]
 
 
+# --- how a script is started ----------------------------------------------------------
+
+
+def new_folder() -> str:
+    """A folder for a script, with what each Python that it starts runs first."""
+    folder = tempfile.mkdtemp(prefix="exec-")
+    os.mkdir(python_folder(folder))
+    for name, text in PYTHON_FILES.items():
+        path = os.path.join(python_folder(folder), name)
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(text)
+    return folder
+
+
+def python_folder(folder: str) -> str:
+    return os.path.join(folder, "python")
+
+
+def command_as_user(folder: str) -> list[str]:
+    """The prefix that runs a command as E2B's `user`, after giving it all files.
+
+    Empty if this program is not root, or may not do so, in a container. What the
+    environment says of the user is true from then on.
+    """
+    home = os.path.expanduser("~user")
+    prefix = []
+    if home != "~user" and os.getuid() == 0:
+        chown = ["chown", "-R", "user:", DATA, folder]
+        cannot_chown = subprocess.call(chown, stderr=subprocess.DEVNULL)
+        if not cannot_chown and shutil.which("setpriv"):
+            ENVIRONMENT.update(HOME=home, USER="user", LOGNAME="user")
+            prefix = ["setpriv", "--reuid=user", "--regid=user", "--clear-groups"]
+    home = ENVIRONMENT.setdefault("HOME", os.path.expanduser("~"))
+    # Where pip puts the programs that a script installs.
+    programs = os.path.join(home, ".local", "bin")
+    path = ENVIRONMENT.get("PATH", os.defpath)
+    if programs not in path.split(":"):
+        ENVIRONMENT["PATH"] = f"{programs}:{path}"
+    return prefix
+
+
+def start_command(command: str, user: list[str], *arguments: str) -> list[str]:
+    """A command for sh, whose $0 is the first of the arguments."""
+    return [*user, "sh", "-c", BEFORE_COMMAND + command, *arguments]
+
+
+def start(command: list[str], folder: str, stdin: int, **environment: str) -> Process:
+    path = f"{python_folder(folder)}:{DATA}"
+    return subprocess.Popen(
+        command,
+        cwd=DATA,
+        env={**ENVIRONMENT, "PYTHONPATH": path, **environment},
+        stdin=stdin,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+
+
+class EarlyPython:
+    """The command of a Python script, started before there is a script.
+
+    It imports modules and waits for the script's arguments: startup.py does so. Only
+    then does Python itself open the script. So all is as in a plain start, but for
+    modules that are there already; `fits` says for which scripts that is the same."""
+
+    def __init__(self, command: str, script_name: str, imports: list[str]) -> None:
+        os.makedirs(DATA, exist_ok=True)
+        self.folder = new_folder()
+        self.script_path = os.path.join(self.folder, script_name)
+        self._command = command
+        self._imports = imports
+        user = command_as_user(self.folder)
+        self.process = start(
+            start_command(command, user, self.script_path),
+            self.folder,
+            stdin=subprocess.PIPE,
+            EXEC_IMPORTS=",".join(imports),
+        )
+
+    def fits(self, command: str, script: str) -> bool:
+        """Whether this script would run in the same way, and gain by it."""
+        names = {name.partition(".")[0] for name in self._imports}
+        return (
+            command == self._command
+            and self.process.poll() is None
+            and any(re.search(rf"\b{re.escape(name)}\b", script) for name in names)
+            # What it changes there may count only before an import.
+            and "environ" not in script
+            and "putenv" not in script
+            and not self._is_any_hidden()
+        )
+
+    def _is_any_hidden(self) -> bool:
+        """Whether DATA has a module of the name of one that was imported, or settings.
+
+        While it still imports, any module may be of such a name."""
+        names = set()
+        for entry in os.scandir(DATA):
+            stem, ending = os.path.splitext(entry.name)
+            if entry.is_dir() or ending in (".py", ".pyc", ".so"):
+                names.add(stem.partition(".")[0])
+            elif entry.name == "matplotlibrc":
+                return True
+        if not names:
+            return False
+        try:
+            with open(os.path.join(python_folder(self.folder), "imported")) as file:
+                imported = file.read().split()
+        except OSError:
+            return True
+        return not names.isdisjoint(imported)
+
+    def begin(self, arguments: list[str]) -> Process:
+        """Let it run its script, which is there now."""
+        self.process.stdin.write(json.dumps(arguments).encode())
+        self.process.stdin.close()
+        return self.process
+
+
+EARLY: EarlyPython | None = None
+
+
+def start_early(command: str, script_name: str, imports: list[str]) -> None:
+    """Start a Python for the exec that may come."""
+    global EARLY
+    EARLY = EarlyPython(command, script_name, imports)
+
+
 class Exec:
     """One exec, which is all that this sandbox ever runs."""
 
@@ -470,8 +599,7 @@ class Exec:
         # What the script writes has a later time.
         self._inputs_time = time.time() - 3600
         os.makedirs(DATA, exist_ok=True)
-        self._folder = tempfile.mkdtemp(prefix="exec-")
-        self._write_python_files()
+        self._folder = new_folder()
         folder = DATA if plan["beside_data"] else self._folder
         name = plan["script_name"]
         if plan["beside_data"]:
@@ -510,14 +638,6 @@ class Exec:
                     else:
                         os.unlink(target)
 
-    def _write_python_files(self) -> None:
-        folder = os.path.join(self._folder, "python")
-        os.mkdir(folder)
-        for name, text in PYTHON_FILES.items():
-            with open(os.path.join(folder, name), "w", encoding="utf-8") as file:
-                file.write(text)
-        ENVIRONMENT.update(PYTHONPATH=f"{folder}:{DATA}")
-
     def receive(self, name: str, packed: str) -> None:
         """Append a piece to an input."""
         self._inputs.add(name)
@@ -533,25 +653,11 @@ class Exec:
 
     def run(self) -> None:
         """Run the script and report its end, and its files where these are small."""
-        script = self.script
-        if self._plan["tool"] == "java":
-            script = with_main_first(script)
-        with open(self._script_path, "w", encoding="utf-8", newline="") as file:
-            file.write(script)
         self._link_other_names()
-        user = self._sandbox_user()
-        home = ENVIRONMENT.setdefault("HOME", os.path.expanduser("~"))
-        # Where pip puts the programs that a script installs.
-        programs = os.path.join(home, ".local", "bin")
-        ENVIRONMENT["PATH"] = f"{programs}:{ENVIRONMENT.get('PATH', os.defpath)}"
         # The clock of a file system may be some ms late.
         started_ns = time.time_ns() - 20_000_000
-        before = data_files()
-        tool = self._plan["tool"]
         try:
-            if not shutil.which(tool):
-                raise OSError(f"{tool} is not part of this sandbox's template")
-            process = self._start(user)
+            process, before = self._start()
         except (OSError, ValueError, subprocess.SubprocessError) as exc:
             report(note=f"Error: the script could not be started: {exc}")
             report(ended="error")
@@ -561,33 +667,29 @@ class Exec:
         report_elsewhere(written_elsewhere(self.script, started_ns, self._folder))
         self._report_files(before)
 
-    def _sandbox_user(self) -> list[str]:
-        """The prefix that runs a command as E2B's `user`, after giving it all files.
-
-        Empty if this program is not root, or may not do so, in a container.
-        """
-        home = os.path.expanduser("~user")
-        if home == "~user" or os.getuid() != 0:
-            return []
-        chown = ["chown", "-R", "user:", DATA, self._folder]
-        cannot_chown = subprocess.call(chown, stderr=subprocess.DEVNULL)
-        if cannot_chown or not shutil.which("setpriv"):
-            return []
-        ENVIRONMENT.update(HOME=home, USER="user", LOGNAME="user")
-        return ["setpriv", "--reuid=user", "--regid=user", "--clear-groups"]
-
-    def _start(self, user: list[str]) -> Process:
+    def _start(self) -> tuple[Process, dict[str, Stamp]]:
+        """The script's process, and the files that were there before it."""
         plan = self._plan
-        command = BEFORE_COMMAND + plan["command"]
-        return subprocess.Popen(
-            [*user, "sh", "-c", command, self._script_path, *plan["args"]],
-            cwd=DATA,
-            env=ENVIRONMENT,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
-        )
+        if not shutil.which(plan["tool"]):
+            raise OSError(f"{plan['tool']} is not part of this sandbox's template")
+        early = EARLY
+        if early and not early.fits(plan["command"], self.script):
+            kill(early.process)
+            early = None
+        if early:
+            self._folder = early.folder
+            self._script_path = early.script_path
+        script = self.script
+        if plan["tool"] == "java":
+            script = with_main_first(script)
+        with open(self._script_path, "w", encoding="utf-8", newline="") as file:
+            file.write(script)
+        user = command_as_user(self._folder)
+        before = data_files()
+        if early:
+            return early.begin(plan["args"]), before
+        command = start_command(plan["command"], user, self._script_path, *plan["args"])
+        return start(command, self._folder, stdin=subprocess.DEVNULL), before
 
     def _report_files(self, before: dict[str, Stamp]) -> None:
         """Report what was deleted and written, and what that holds if it is small."""

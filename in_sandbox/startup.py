@@ -66,5 +66,46 @@ def add_site_folder() -> None:
         sys.path.insert(place, folder)
 
 
+def wait_for_script(imports: str) -> None:
+    """Import these while there is no script yet, then wait for its arguments.
+
+    A caller who goes away without one ends this Python. Nothing that it says while it
+    imports is shown: it would be said before the script began."""
+    stderr = os.dup(2)
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 2)
+    for name in imports.split(","):
+        quietly(__import__, name)
+    note_imported()
+    arguments = b""
+    while True:
+        piece = os.read(0, 65536)
+        if not piece:
+            break
+        arguments += piece
+    if not arguments:
+        os._exit(0)
+    sys.argv[1:] = __import__("json").loads(arguments)
+    os.dup2(null, 0)
+    os.dup2(stderr, 2)
+    os.close(stderr)
+    os.close(null)
+    # What they knew of folders is old by now.
+    sys.path_importer_cache.clear()
+
+
+def note_imported() -> None:
+    """Say in a file which modules, by their first names, are imported."""
+    path = os.path.join(os.path.dirname(__file__), "imported")
+    names = {name.partition(".")[0] for name in sys.modules}
+    with open(f"{path}.new", "w") as file:
+        file.write(" ".join(sorted(names)))
+    os.rename(f"{path}.new", path)
+
+
 sys.meta_path.insert(0, Watcher)
 quietly(add_site_folder)
+# Set for the script's own Python only, where it is started before there is a script.
+IMPORTS = os.environ.pop("EXEC_IMPORTS", "")
+if IMPORTS:
+    wait_for_script(IMPORTS)

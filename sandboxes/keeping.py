@@ -172,8 +172,15 @@ class KeepingPool(Pool):
 
     _timing: KeepingTiming
 
-    def __init__(self, config: Config, timing: KeepingTiming = KEEPING_TIMING) -> None:
+    def __init__(
+        self,
+        config: Config,
+        timing: KeepingTiming = KEEPING_TIMING,
+        prepare_code: str = "",
+    ) -> None:
+        """`prepare_code` is run in each sandbox that is made ahead, with its set-up."""
         super().__init__(config, timing)
+        self._prepare_code = prepare_code
         # Half as many calls may wait for their turn as run at once, but one at least.
         self._sessions = _Sessions(max(1, config.max_concurrent_runs // 2))
         self._back_off = _BackOff(timing.first_back_off_s, timing.longest_back_off_s)
@@ -308,7 +315,8 @@ class KeepingPool(Pool):
         try:
             self._make(slot.sandbox, Need(self._config.run_timeout_s))
             imports = import_cell(self._config.warm_imports)
-            slot.sandbox.prime(SET_UP + imports, self._timing.priming_s)
+            code = SET_UP + self._prepare_code + imports
+            slot.sandbox.prime(code, self._timing.priming_s)
             self._slots.keep(slot)
             self._back_off.note_success()
         except BaseException as exc:  # whatever it was, the slot is not left `making`
