@@ -428,6 +428,7 @@ def _add_open_views(app: Flask, service: _Service, document: JsonObject) -> None
     e2b_host = urlsplit(config.e2b_api_url or "https://e2b.dev").netloc
     is_e2b_local = bool(_LOOPBACK.fullmatch(e2b_host))
     page_template = (_HERE / "index.html").read_text("utf-8")
+    documents = {path.name: path.read_bytes() for path in _HERE.glob("docs/*.md")}
 
     @app.get("/health")
     def health() -> Response:
@@ -493,6 +494,13 @@ def _add_open_views(app: Flask, service: _Service, document: JsonObject) -> None
             mimetype="text/html",
         )
 
+    @app.get("/docs/<name>")
+    def documentation(name: str) -> Response:
+        """A page of the documentation, as it is written: the page at / links to it."""
+        if name not in documents:
+            raise NotFound("There is no such page.")
+        return Response(documents[name], content_type="text/plain; charset=utf-8")
+
     @app.get("/images/<name>")
     def image(name: str) -> Response:
         """A picture that was published here."""
@@ -542,7 +550,7 @@ def _code_api(service: _Service) -> Blueprint:
         _when_sent(report.close)
         _hold(0)
         g.fields |= fields_to_log(given, report)
-        return _json(api.reply(report))
+        return _json(api.reply(report), headers={"X-Run-Outcome": report.outcome})
 
     @views.post("/exec/programmatic")
     def run_program() -> Response:

@@ -46,7 +46,7 @@ SVG = (
 
 
 # What needs no key, besides published pictures.
-OPEN_PATHS = ["/", "/health", "/ready", "/openapi.json"]
+OPEN_PATHS = ["/", "/health", "/ready", "/openapi.json", "/docs/faq.md"]
 
 
 # --- services -------------------------------------------------------------------------
@@ -830,7 +830,8 @@ def test_everything_else_needs_the_key(keyed_service: Service, tmp_path: Path) -
     app = create_app(Config(e2b_api_key=E2B_KEY, files_dir=tmp_path))
     rules = list(app.url_map.iter_rules())
     app.extensions["pool"].close()
-    others = [r for r in rules if r.rule not in [*OPEN_PATHS, "/images/<name>"]]
+    open_rules = {*OPEN_PATHS, "/docs/<name>", "/images/<name>"}
+    others = [rule for rule in rules if rule.rule not in open_rules]
     assert {"/execute", "/mcp", "/metrics"} <= {rule.rule for rule in others}
     for rule in others:
         path = re.sub("<.*?>", "x", rule.rule)

@@ -286,7 +286,8 @@ def data_files() -> set[str]:
 def test_the_image_holds_what_the_service_needs_and_nothing_else() -> None:
     assert arguments_of("COPY")[-1] == ". ."
     needed = loaded_modules() | data_files()
-    assert files_in_context() == needed | {"LICENSE", "requirements.txt"}
+    documents = {path.relative_to(ROOT).as_posix() for path in ROOT.glob("docs/*.md")}
+    assert files_in_context() == needed | documents | {"LICENSE", "requirements.txt"}
     assert {"openapi.json", "index.html", "config.py"} <= needed
 
 
