@@ -47,7 +47,7 @@ def test_base64_and_hex_are_replaced(text: str, with_note: str | None) -> None:
     assert shown(text) == with_note
 
 
-PATH = "/home/User1/projects2/" + "/".join(f"Folder{n}/lib" for n in range(40))
+PATH = "/data/User1/projects2/" + "/".join(f"Folder{n}/lib" for n in range(40))
 LETTERS = "".join(SOURCE.choices(string.ascii_letters, k=4_000))
 
 
