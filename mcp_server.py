@@ -1,47 +1,97 @@
 """One MCP message in, one out: a stateless server with one tool.
 
-https://modelcontextprotocol.io/specification/2025-11-25. LibreChat takes a JSON-RPC
-error for a call or a login that failed. So all that the model should read is sent as a
-result.
+Two kinds of clients ask, and each request alone tells which one it is from. Old ones
+begin with `initialize` and agree on a version:
+https://modelcontextprotocol.io/specification/2025-11-25. New ones have no handshake:
+each of their requests says its version, in `_meta` and in a header:
+https://modelcontextprotocol.io/specification/2026-07-28.
+
+LibreChat takes a JSON-RPC error for a call or a login that failed. So all that the
+model should read is sent as a result.
 """
 
+import re
+from base64 import b64decode
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from config import VERSION
 
+NEW_VERSIONS = ("2026-07-28",)
 # LibreChat 0.8.8's client asks for the first of these, and accepts any of them.
-PROTOCOL_VERSIONS = (
-    "2025-11-25",
-    "2025-06-18",
-    "2025-03-26",
-    "2024-11-05",
-    "2024-10-07",
-)
+OLD_VERSIONS = ("2025-11-25", "2025-06-18", "2025-03-26", "2024-11-05", "2024-10-07")
 # JSON-RPC's own numbers: https://www.jsonrpc.org/specification#error_object
 PARSE_ERROR = -32700
 INVALID_REQUEST = -32600
 UNKNOWN_METHOD = -32601
 INVALID_PARAMS = -32602
+# MCP's numbers.
+HEADER_MISMATCH = -32020
+UNSUPPORTED_VERSION = -32022
+# The HTTP status of an error. To old clients it is 200: they asked, and are answered.
+_NEW_STATUSES = {
+    INVALID_REQUEST: 400,
+    UNKNOWN_METHOD: 404,
+    INVALID_PARAMS: 400,
+    HEADER_MISMATCH: 400,
+    UNSUPPORTED_VERSION: 400,
+}
 
+# The names of what a new request and its answer have in `_meta`.
+_VERSION_KEY = "io.modelcontextprotocol/protocolVersion"
+_CAPABILITIES_KEY = "io.modelcontextprotocol/clientCapabilities"
+_SERVER_KEY = "io.modelcontextprotocol/serverInfo"
+# How a header carries a text that is not plain ASCII: `=?base64?ZcOp?=`.
+_ENCODED_HEADER = r"=\?base64\?([A-Za-z0-9+/]*={0,2})\?="
+
+_SERVER_INFO = {"name": "e2b-proxy", "version": VERSION}
+_CAPABILITIES: dict[str, Any] = {"tools": {}}
+# A new client may keep the tool and the instructions for so long, whoever it asks for.
+# They change when the service is started with other settings.
+_CACHING = {"ttlMs": 60_000, "cacheScope": "public"}
 # LibreChat ignores isError. It shows a result in red, and in full, only if its text
 # begins with this.
 _FAILED = "Error: tool call failed: "
 
 JsonObject = dict[str, Any]
+# Returns a header's value by its name in any case, None if there is none.
+Header = Callable[[str], str | None]
 
 
-def error(message_id: object, code: int, text: str) -> JsonObject:
+@dataclass(frozen=True)
+class Server:
+    """What is served: the tool, what a model is told of it, and what a call does."""
+
+    tool: JsonObject
+    instructions: str
+    call: Callable[[JsonObject], JsonObject]
+
+
+class _Refused(Exception):
+    """A request that is answered with a JSON-RPC error."""
+
+    def __init__(self, code: int, text: str, data: JsonObject | None = None) -> None:
+        super().__init__(text)
+        self.code = code
+        self.data = data
+
+
+def error(
+    message_id: object, code: int, text: str, data: JsonObject | None = None
+) -> JsonObject:
     """A JSON-RPC error: the message with that id could not be answered."""
-    return {
-        "jsonrpc": "2.0",
-        "id": message_id,
-        "error": {"code": code, "message": text},
-    }
+    problem: JsonObject = {"code": code, "message": text}
+    if data:
+        problem["data"] = data
+    return {"jsonrpc": "2.0", "id": message_id, "error": problem}
 
 
 def tool_result(text: str, images: list[JsonObject], *, is_error: bool) -> JsonObject:
-    """The result of a call of the tool: a text part, then the image parts."""
+    """The result of a call of the tool: a text part, then the image parts.
+
+    It has no `structuredContent`: several clients would give that to the model, and
+    neither the text nor the pictures."""
     if is_error:
         text = _FAILED + text
     content = [{"type": "text", "text": text}, *images]
@@ -49,39 +99,30 @@ def tool_result(text: str, images: list[JsonObject], *, is_error: bool) -> JsonO
 
 
 def handle(
-    message: object,
-    tool: JsonObject,
-    instructions: str,
-    call: Callable[[JsonObject], JsonObject],
-) -> JsonObject | None:
-    """The answer to a message, or None if it wants none; `call` runs the tool."""
-    if isinstance(message, list):
-        return error(None, INVALID_REQUEST, "Send one message at a time.")
+    message: object, header: Header, server: Server
+) -> tuple[int, JsonObject | None]:
+    """The HTTP status and the answer to a message; None if it wants no answer."""
     request = _as_object(message)
     if _is_response(request):
-        return None  # it answers a request that was never made
-    if not _is_request(request):
-        return error(None, INVALID_REQUEST, "Expected one JSON-RPC 2.0 request.")
-    message_id = request.get("id")
-    if message_id is None:
-        return None  # a notification
-    params = _as_object(request.get("params"))
-    match request["method"]:
-        case "initialize":
-            result = _initialize(params, instructions)
-        case "ping":
-            result = {}
-        case "tools/list":
-            result = {"tools": [tool]}
-        case "tools/call":
-            if params.get("name") != tool["name"]:
-                text = f"The only tool is {tool['name']}."
-                return error(message_id, INVALID_PARAMS, text)
-            result = call(_as_object(params.get("arguments")))
-        case _:
-            text = "This server has no such method."
-            return error(message_id, UNKNOWN_METHOD, text)
-    return {"jsonrpc": "2.0", "id": message_id, "result": result}
+        return 202, None  # it answers a request that was never made
+    is_request = _is_request(request)
+    message_id = request.get("id") if is_request else None
+    is_new = _is_new(request, header)
+    try:
+        if isinstance(message, list):
+            raise _Refused(INVALID_REQUEST, "Send one message at a time.")
+        if not is_request:
+            raise _Refused(INVALID_REQUEST, "Expected one JSON-RPC 2.0 request.")
+        if message_id is None:
+            return 202, None  # a notification
+        if is_new:
+            result = _answer_new(request, header, server)
+        else:
+            result = _answer_old(request, server)
+    except _Refused as exc:
+        status = _NEW_STATUSES[exc.code] if is_new else 200
+        return status, error(message_id, exc.code, str(exc), exc.data)
+    return 200, {"jsonrpc": "2.0", "id": message_id, "result": result}
 
 
 def _as_object(value: object) -> JsonObject:
@@ -89,24 +130,140 @@ def _as_object(value: object) -> JsonObject:
     return value if isinstance(value, dict) else {}
 
 
+def _params_and_meta(request: JsonObject) -> tuple[JsonObject, JsonObject]:
+    params = _as_object(request.get("params"))
+    return params, _as_object(params.get("_meta"))
+
+
+def _is_new(request: JsonObject, header: Header) -> bool:
+    """Whether it is to be answered as a new client's.
+
+    A version in the header that nobody knows is a newer one, but for `initialize`: that
+    agrees on a version by itself."""
+    _, meta = _params_and_meta(request)
+    if _VERSION_KEY in meta:
+        return True
+    if request.get("method") == "initialize":
+        return False
+    # Older clients do not send the header.
+    return header("MCP-Protocol-Version") not in (None, *OLD_VERSIONS)
+
+
 def _is_response(message: JsonObject) -> bool:
     return not message.get("method") and ("result" in message or "error" in message)
 
 
 def _is_request(message: JsonObject) -> bool:
-    has_id_or_none = type(message.get("id")) in (int, str, type(None))
+    """Whether it is a request or, without an id, a notification."""
+    has_id_or_none = "id" not in message or type(message["id"]) in (int, str)
     has_method = isinstance(message.get("method"), str)
     return message.get("jsonrpc") == "2.0" and has_method and has_id_or_none
 
 
-def _initialize(params: JsonObject, instructions: str) -> JsonObject:
-    """Agree to the version that the client asks for, or offer the newest."""
+# --- old clients ----------------------------------------------------------------------
+
+
+def _answer_old(request: JsonObject, server: Server) -> JsonObject:
+    params, _ = _params_and_meta(request)
+    match request["method"]:
+        case "initialize":
+            return _initialize(params, server)
+        case "ping":
+            return {}
+        case "tools/list":
+            return {"tools": [server.tool]}
+        case "tools/call":
+            return _call(params, server)
+    raise _unknown_method()
+
+
+def _initialize(params: JsonObject, server: Server) -> JsonObject:
+    """Agree to the version that the client asks for, or offer the newest old one."""
     asked = params.get("protocolVersion")
     return {
-        "protocolVersion": asked
-        if asked in PROTOCOL_VERSIONS
-        else PROTOCOL_VERSIONS[0],
-        "capabilities": {"tools": {}},
-        "serverInfo": {"name": "e2b-proxy", "version": VERSION},
-        "instructions": instructions,
+        "protocolVersion": asked if asked in OLD_VERSIONS else OLD_VERSIONS[0],
+        "capabilities": _CAPABILITIES,
+        "serverInfo": _SERVER_INFO,
+        "instructions": server.instructions,
     }
+
+
+# --- new clients ----------------------------------------------------------------------
+
+
+def _answer_new(request: JsonObject, header: Header, server: Server) -> JsonObject:
+    _check_version(request, header)
+    _check_names(request, header)
+    params, _ = _params_and_meta(request)
+    match request["method"]:
+        case "server/discover":
+            result = {
+                "supportedVersions": [*NEW_VERSIONS, *OLD_VERSIONS],
+                "capabilities": _CAPABILITIES,
+                "instructions": server.instructions,
+                **_CACHING,
+            }
+        case "tools/list":
+            result = {"tools": [server.tool], **_CACHING}
+        case "tools/call":
+            result = _call(params, server)
+        case _:
+            raise _unknown_method()
+    meta = {_SERVER_KEY: _SERVER_INFO}
+    return {**result, "resultType": "complete", "_meta": meta}
+
+
+def _check_version(request: JsonObject, header: Header) -> None:
+    """Raises _Refused unless header and `_meta` name one version that is served.
+
+    The order of the checks decides which error is sent."""
+    version = header("MCP-Protocol-Version")
+    _, meta = _params_and_meta(request)
+    asked = meta.get(_VERSION_KEY)
+    is_named = isinstance(asked, str)
+    if version is None or (is_named and asked != version):
+        text = "The header MCP-Protocol-Version must name the version in _meta."
+        raise _Refused(HEADER_MISMATCH, text)
+    if version not in NEW_VERSIONS:
+        served = [*NEW_VERSIONS, *OLD_VERSIONS]
+        text = f"MCP-Protocol-Version must be one of {', '.join(served)}."
+        data = {"supported": served, "requested": version}
+        raise _Refused(UNSUPPORTED_VERSION, text, data)
+    if not is_named or not isinstance(meta.get(_CAPABILITIES_KEY), dict):
+        text = f"params._meta must have {_VERSION_KEY} and {_CAPABILITIES_KEY}."
+        raise _Refused(INVALID_PARAMS, text)
+
+
+def _check_names(request: JsonObject, header: Header) -> None:
+    """Raises _Refused unless the headers name the method, and of a call the tool."""
+    if header("Mcp-Method") != request["method"]:
+        raise _Refused(HEADER_MISMATCH, "The header Mcp-Method must name the method.")
+    params, _ = _params_and_meta(request)
+    name = params.get("name", "")
+    is_call = request["method"] == "tools/call"
+    if is_call and _decoded(header("Mcp-Name") or "") != name:
+        raise _Refused(HEADER_MISMATCH, "The header Mcp-Name must name the tool.")
+
+
+def _decoded(value: str) -> str | None:
+    """The text of a header's value; None if it cannot be decoded."""
+    encoded = re.fullmatch(_ENCODED_HEADER, value)
+    if not encoded:
+        return value
+    try:
+        return b64decode(encoded[1], validate=True).decode()
+    except ValueError:
+        return None
+
+
+# --- both -----------------------------------------------------------------------------
+
+
+def _call(params: JsonObject, server: Server) -> JsonObject:
+    if params.get("name") != server.tool["name"]:
+        raise _Refused(INVALID_PARAMS, f"The only tool is {server.tool['name']}.")
+    return server.call(_as_object(params.get("arguments")))
+
+
+def _unknown_method() -> _Refused:
+    return _Refused(UNKNOWN_METHOD, "This server has no such method.")

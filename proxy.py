@@ -38,14 +38,7 @@ from config import MAX_BODY_BYTES, VERSION, Config, log
 from formatter import echo, format_plain, format_run
 from in_flight import LARGE_BYTES, Hold, InFlight, NoRoom
 from json_body import PARSE_FACTOR, BadBody, JsonBody, parse_json
-from mcp_server import (
-    PARSE_ERROR,
-    PROTOCOL_VERSIONS,
-    JsonObject,
-    error,
-    handle,
-    tool_result,
-)
+from mcp_server import PARSE_ERROR, JsonObject, Server, error, handle, tool_result
 from metrics import (
     DOWNLOAD_BYTES,
     IDLE_SESSIONS,
@@ -299,20 +292,15 @@ def _guarded_views(service: _Service, tool: JsonObject, instructions: str) -> Bl
     @views.post("/mcp")
     def mcp() -> Response:
         """Answer one MCP message; one that wants no answer gets 202 without a body."""
-        # Older clients do not send this header, nor does any with its first message.
-        version = request.headers.get("MCP-Protocol-Version", PROTOCOL_VERSIONS[0])
-        if version not in PROTOCOL_VERSIONS:
-            known = ", ".join(PROTOCOL_VERSIONS)
-            raise BadRequest(f"MCP-Protocol-Version must be one of {known}.")
         try:
             message = _json_body()
         except BadRequest as exc:
             failure = error(None, PARSE_ERROR, str(exc.description))
             return _json(failure, 400)
-        reply = handle(message, tool, instructions, call_tool)
+        status, reply = handle(message, request.headers.get, server)
         if reply is None:
-            return Response(status=202)
-        return _json(reply)
+            return Response(status=status)
+        return _json(reply, status)
 
     def call_tool(arguments: JsonObject) -> JsonObject:
         try:
@@ -321,6 +309,8 @@ def _guarded_views(service: _Service, tool: JsonObject, instructions: str) -> Bl
         except (BadRequest, ServiceUnavailable) as exc:
             return tool_result(str(exc.description), [], is_error=True)
         return tool_result(text, delivery.parts, is_error=run.outcome != "ok")
+
+    server = Server(tool, instructions, call_tool)
 
     @views.get("/metrics")
     def metrics() -> Response:
@@ -660,8 +650,14 @@ def _load_document(config: Config) -> tuple[JsonObject, JsonObject]:
     }
     tool = {
         "name": operation["operationId"],
+        "title": "Run Python code",
         "description": _with_sessions(operation["description"], config),
         "inputSchema": {**schema, "properties": offered},
+        "annotations": {
+            "readOnlyHint": False,
+            "idempotentHint": False,
+            "openWorldHint": config.allow_internet,
+        },
     }
     return document, tool
 

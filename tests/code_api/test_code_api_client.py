@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import json
 import os
 import shutil
@@ -15,12 +13,11 @@ from typing import Any
 import pytest
 from code_api_client import CodeApi
 from local_e2b_kernels import own_mount_command
+from node_packages import install_packages
 
 from conftest import Service
 
 CLIENT_DIR = Path(__file__).parent / "librechat_agents"
-# Where no network answers, npm would try for minutes.
-NPM_TIMEOUT_S = 240
 UPLOADS = {"skills/s/run.sh": "echo from the skill\n", "skills/s/отчёт 1.csv": "a\n"}
 COMMANDS: list[Any] = [
     "bash skills/s/run.sh; cat 'skills/s/отчёт 1.csv'",
@@ -49,40 +46,13 @@ COMMANDS: list[Any] = [
 ) = range(len(COMMANDS))
 
 
-def install_packages() -> None:
-    """`npm ci`, unless what the lock names is there already; else a visible skip."""
-    missing = [name for name in ("node", "npm") if shutil.which(name) is None]
-    if missing or not own_mount_command():
-        what = " and ".join(missing) or "a mount namespace"
-        pytest.skip(f"no {what}: LibreChat's own code tools were NOT run")
-    lock = CLIENT_DIR / "package-lock.json"
-    installed = CLIENT_DIR / "node_modules" / ".installed-lock"
-    wanted = hashlib.sha256(lock.read_bytes()).hexdigest()
-    with lock.open() as held:
-        # npm ci empties the folder under another test run's feet.
-        fcntl.flock(held, fcntl.LOCK_EX)
-        if installed.is_file() and installed.read_text() == wanted:
-            return
-        command = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
-        try:
-            subprocess.run(
-                command,
-                cwd=CLIENT_DIR,
-                check=True,
-                capture_output=True,
-                timeout=NPM_TIMEOUT_S,
-            )
-        except subprocess.SubprocessError as exc:
-            kind = type(exc).__name__
-            pytest.skip(f"npm ci: {kind}: LibreChat's own code tools were NOT run")
-        installed.write_text(wanted)
-
-
 @pytest.fixture(scope="module")
 def api(
     start_shared: Callable[..., Service], tmp_path_factory: pytest.TempPathFactory
 ) -> CodeApi:
-    install_packages()
+    if not own_mount_command():
+        pytest.skip("no mount namespace: LibreChat's own code tools were NOT run")
+    install_packages(CLIENT_DIR, "LibreChat's own code tools were")
     folder = tmp_path_factory.mktemp("files")
     return CodeApi(start_shared(FILES_DIR=str(folder), RUN_TIMEOUT_S="8"))
 
@@ -127,7 +97,9 @@ def full_api(
     start_shared: Callable[..., Service], tmp_path_factory: pytest.TempPathFactory
 ) -> CodeApi:
     """One with a key, whose folder takes no upload of more than 5 MB."""
-    install_packages()
+    if not own_mount_command():
+        pytest.skip("no mount namespace: LibreChat's own code tools were NOT run")
+    install_packages(CLIENT_DIR, "LibreChat's own code tools were")
     folder = tmp_path_factory.mktemp("files")
     return CodeApi(
         start_shared(

@@ -18,7 +18,7 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 from formatter import echo, format_plain, format_run
-from mcp_server import handle
+from mcp_server import Server, handle
 from pictures.picture import PNG, Picture
 from run import Limits, Run
 from sandboxes.stream import StreamReader
@@ -346,8 +346,10 @@ TOOL: dict[str, Any] = {
     "description": "",
     "inputSchema": {},
 }
+VERSIONS = ["2026-07-28", "2025-06-18", "2099-01-01", ""]
 METHODS = [
     "initialize",
+    "server/discover",
     "ping",
     "tools/list",
     "tools/call",
@@ -364,6 +366,25 @@ params = st.fixed_dictionaries(
         "name": st.just("run_python") | json_values,
         "arguments": st.fixed_dictionaries({"code": json_values}) | json_values,
         "protocolVersion": st.sampled_from(["2025-06-18", 1, [], ["x"], {}, {"a": 1}]),
+        "_meta": st.fixed_dictionaries(
+            {},
+            optional={
+                "io.modelcontextprotocol/protocolVersion": st.sampled_from(
+                    [*VERSIONS, 1, None, []]
+                ),
+                "io.modelcontextprotocol/clientCapabilities": st.sampled_from([{}, 1]),
+            },
+        ),
+    },
+)
+headers = st.fixed_dictionaries(
+    {},
+    optional={
+        "MCP-Protocol-Version": st.sampled_from(VERSIONS),
+        "Mcp-Method": st.sampled_from(METHODS),
+        "Mcp-Name": st.sampled_from(
+            ["run_python", "=?base64?cnVu?=", "=?base64?/?=", ""]
+        ),
     },
 )
 messages = st.fixed_dictionaries(
@@ -382,40 +403,53 @@ messages = st.fixed_dictionaries(
 
 
 @settings(always, max_examples=200)
-@given(messages)
+@given(messages, headers)
 @example(
     {
         "jsonrpc": "2.0",
         "id": 1,
         "method": "initialize",
         "params": {"protocolVersion": []},
-    }
+    },
+    {},
 )
-@example({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": {}}})
-def test_any_message_has_an_answer_or_wants_none(message: object) -> None:
-    check_answer(message)
+@example(
+    {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": {}}}, {}
+)
+def test_any_message_has_an_answer_or_wants_none(
+    message: object, headers: dict[str, str]
+) -> None:
+    check_answer(message, headers)
 
 
 @always
-@given(json_values)
-def test_any_json_is_answered_as_a_message_is(message: object) -> None:
-    check_answer(message)
+@given(json_values, headers)
+def test_any_json_is_answered_as_a_message_is(
+    message: object, headers: dict[str, str]
+) -> None:
+    check_answer(message, headers)
 
 
-def check_answer(message: object) -> None:
+def check_answer(message: object, headers: dict[str, str]) -> None:
     def call(arguments: dict[str, Any]) -> dict[str, Any]:
         assert isinstance(arguments, dict)
         return {"content": []}
 
-    answer = handle(message, TOOL, "instructions", call)
+    status, answer = handle(message, headers.get, Server(TOOL, "instructions", call))
     if answer is None:
+        assert status == 202
         return
+    assert status in (200, 400, 404)
     assert answer["jsonrpc"] == "2.0"
     assert set(answer) in ({"jsonrpc", "id", "result"}, {"jsonrpc", "id", "error"})
     json.dumps(answer)
     if "error" in answer:
-        assert set(answer["error"]) == {"code", "message"}
+        assert set(answer["error"]) in (
+            {"code", "message"},
+            {"code", "message", "data"},
+        )
         assert isinstance(answer["error"]["code"], int)
         assert not CREDENTIALS.search(answer["error"]["message"])
     elif isinstance(message, dict):
+        assert status == 200
         assert answer["id"] == message["id"] or answer["id"] != answer["id"]  # NaN

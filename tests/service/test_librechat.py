@@ -9,16 +9,12 @@ prints what one picture adds to what the model reads, by each way.
 
 from __future__ import annotations
 
-import asyncio
 import base64
-import fcntl
-import hashlib
 import io
 import json
 import os
 import random
 import re
-import shutil
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
@@ -31,6 +27,7 @@ from urllib.parse import urlsplit
 import pytest
 from builders import RED_SVG, decoded, error, figure, result, stdout
 from local_e2b import LocalE2B
+from node_packages import install_packages
 from PIL import Image
 
 from conftest import Service, http
@@ -101,41 +98,10 @@ class Node:
 def node(start_shared: Callable[..., Service]) -> Iterator[Node]:
     """Closed before the services are stopped: they
     wait for connections that are kept alive."""
-    missing = [name for name in ("node", "npm") if shutil.which(name) is None]
-    if missing:
-        pytest.skip(
-            f"{' and '.join(missing)} not found: LibreChat's own packages were NOT run"
-        )
-    install_packages()
+    install_packages(CLIENT_DIR, "LibreChat's own packages were")
     client = Node()
     yield client
     client.close()
-
-
-def install_packages() -> None:
-    """`npm ci`, unless what the lock names is there already."""
-    lock = CLIENT_DIR / "package-lock.json"
-    installed = CLIENT_DIR / "node_modules" / ".installed-lock"
-    wanted = hashlib.sha256(lock.read_bytes()).hexdigest()
-    with lock.open() as held:
-        fcntl.flock(
-            held, fcntl.LOCK_EX
-        )  # npm ci empties the folder under another test run's feet
-        if installed.is_file() and installed.read_text() == wanted:
-            return
-        finished = subprocess.run(
-            ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"],
-            cwd=CLIENT_DIR,
-            check=False,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        if finished.returncode:
-            pytest.fail(
-                f"npm ci failed in {CLIENT_DIR.name}:\n{finished.stderr[-2000:]}"
-            )
-        installed.write_text(wanted)
 
 
 # --- what the sandbox answers ---------------------------------------------------------
@@ -571,42 +537,6 @@ def test_mcp_with_the_api_key_is_served_and_without_is_refused(
     assert refused["error"]["code"] == 401
     assert "tools" not in refused
     assert count_runs(e2b.state()) == runs_before
-
-
-@pytest.mark.parametrize("mode", ["auto", "legacy"])
-def test_the_python_mcp_client_lists_and_calls_the_tool(
-    mode: str, keyed_serving_service: Service, e2b: LocalE2B, noise_png: bytes
-) -> None:
-    sandbox_prints(e2b, stdout("Hello, World!\n"), figure(noise_png))
-
-    # Not with the other imports: these are heavy,
-    # and whoever collects tests would wait for them.
-    import httpx2
-    from mcp import Client
-    from mcp.client.streamable_http import streamable_http_client
-    from mcp_types import CallToolResult, ImageContent, ListToolsResult, TextContent
-
-    async def talk() -> tuple[str, ListToolsResult, CallToolResult]:
-        headers = {"Authorization": f"Bearer {API_KEY}"}
-        async with httpx2.AsyncClient(
-            headers=headers, trust_env=False, timeout=30
-        ) as web:
-            transport = streamable_http_client(
-                f"{keyed_serving_service.url}/mcp", http_client=web
-            )
-            async with Client(transport, mode=mode) as client:
-                tools = await client.list_tools()
-                called = await client.call_tool("execute_python", {"code": CODE})
-                return client.protocol_version, tools, called
-
-    version, listed, called = asyncio.run(talk())
-    assert version == "2025-11-25"
-    assert [tool.name for tool in listed.tools] == ["execute_python"]
-    assert not called.is_error
-    text, image = called.content
-    assert isinstance(text, TextContent) and "Hello, World!" in text.text
-    assert isinstance(image, ImageContent) and image.mime_type == "image/png"
-    assert base64.b64decode(image.data, validate=True) == noise_png
 
 
 # --- what one picture costs -----------------------------------------------------------

@@ -28,12 +28,15 @@ pytestmark = pytest.mark.usefixtures("runs_print_ok")
 
 API_KEY = "a-key-that-is-long-enough-to-be-one"
 VERSIONS = ["2025-11-25", "2025-06-18", "2025-03-26", "2024-11-05", "2024-10-07"]
+NEW = "2026-07-28"
+ALL_VERSIONS = [NEW, *VERSIONS]
 PARSE_ERROR, INVALID_REQUEST, UNKNOWN_METHOD, INVALID_PARAMS = (
     -32700,
     -32600,
     -32601,
     -32602,
 )
+HEADER_MISMATCH, UNSUPPORTED_VERSION = -32020, -32022
 # LibreChat takes an error with one of these in it for a failed login.
 LOGIN_WORDS = re.compile("401|oauth|authentication", re.IGNORECASE)
 
@@ -108,7 +111,7 @@ def error_of(response: requests.Response) -> dict[str, Any]:
     body = response.json()
     assert body.keys() == {"jsonrpc", "id", "error"}, body
     assert body["jsonrpc"] == "2.0"
-    assert body["error"].keys() == {"code", "message"}
+    assert body["error"].keys() - {"data"} == {"code", "message"}
     assert not LOGIN_WORDS.search(response.text)
     return dict(body["error"])
 
@@ -272,17 +275,245 @@ def test_each_version_that_is_served_may_stand_in_the_header(
 
 
 @pytest.mark.parametrize("version", ["2026-01-01", "1.0", "2025-11-25, 2025-06-18", ""])
-def test_a_version_in_the_header_that_is_not_served_is_400(
+def test_a_version_in_the_header_that_is_not_served_is_told_which_are(
     roomy_service: Service, e2b: LocalE2B, version: str
 ) -> None:
     created_before = e2b.state()["created"]
     params = {"name": "execute_python", "arguments": {"code": "1"}}
-    asked = message("tools/call", params)
+    asked = message("tools/call", params, 7)
     response = send(roomy_service, asked, **{"MCP-Protocol-Version": version})
     assert response.status_code == 400
-    assert VERSIONS[0] in response.json()["error"]["message"]
-    assert not LOGIN_WORDS.search(response.json()["error"]["message"])
+    assert response.json()["id"] == 7
+    problem = error_of(response)
+    assert problem["code"] == UNSUPPORTED_VERSION
+    assert problem["data"] == {"supported": ALL_VERSIONS, "requested": version}
+    assert all(each in problem["message"] for each in ALL_VERSIONS)
     assert e2b.state()["created"] == created_before
+
+
+@pytest.mark.parametrize("version", [NEW, "2099-01-01", "1.0"])
+def test_initialize_agrees_whatever_version_its_header_names(
+    roomy_service: Service, version: str
+) -> None:
+    asked = message("initialize", {"protocolVersion": "2099-01-01"})
+    response = send(roomy_service, asked, **{"MCP-Protocol-Version": version})
+    assert response.json()["result"]["protocolVersion"] == VERSIONS[0]
+
+
+def test_an_address_with_a_slash_at_its_end_is_the_same(roomy_service: Service) -> None:
+    """No client follows a redirect here; the old ones need 405 to a GET."""
+    url = f"{roomy_service.url}/mcp/"
+    asked = http.post(url, json=message("ping"), allow_redirects=False, timeout=30)
+    assert asked.json()["result"] == {}
+    assert http.get(url, allow_redirects=False, timeout=30).status_code == 405
+
+
+# --- 2026-07-28: no handshake, each request says its version --------------------------
+
+PREFIX = "io.modelcontextprotocol/"
+SERVER_INFO = {"name": "e2b-proxy", "version": VERSION}
+META = {
+    f"{PREFIX}protocolVersion": NEW,
+    f"{PREFIX}clientCapabilities": {},
+    f"{PREFIX}clientInfo": {"name": "client", "version": "1"},
+}
+CALL = {"name": "execute_python", "arguments": {"code": "1"}}
+
+
+def new_message(method: str, params: dict[str, Any] | None = None) -> dict[str, Any]:
+    return message(method, {**(params or {}), "_meta": META}, 7)
+
+
+def new_headers(method: str, name: str = "") -> dict[str, str]:
+    headers = {"MCP-Protocol-Version": NEW, "Mcp-Method": method}
+    return headers | {"Mcp-Name": name} if name else headers
+
+
+def ask_new(service: Service, method: str, **params: Any) -> dict[str, Any]:
+    """The result of a new client's request, without what each of them has."""
+    headers = new_headers(method, params.get("name", ""))
+    response = send(service, new_message(method, params), **headers)
+    assert response.status_code == 200, response.text
+    body = response.json()
+    assert body.keys() == {"jsonrpc", "id", "result"}
+    assert (body["jsonrpc"], body["id"]) == ("2.0", 7)
+    assert body["result"].pop("resultType") == "complete"
+    assert body["result"].pop("_meta") == {f"{PREFIX}serverInfo": SERVER_INFO}
+    return dict(body["result"])
+
+
+def test_a_new_client_is_told_all_versions_and_the_instructions(
+    roomy_service: Service,
+) -> None:
+    result = ask_new(roomy_service, "server/discover")
+    assert result.keys() == {
+        *("supportedVersions", "capabilities", "instructions", "ttlMs", "cacheScope")
+    }
+    assert result["supportedVersions"] == ALL_VERSIONS
+    assert result["capabilities"] == {"tools": {}}
+    assert "Nothing is kept between calls" in result["instructions"]
+
+
+def test_old_and_new_clients_are_given_the_same_tool(roomy_service: Service) -> None:
+    result = ask_new(roomy_service, "tools/list")
+    assert result.pop("tools") == ask(roomy_service, "tools/list")["tools"]
+    assert result == {"ttlMs": 60_000, "cacheScope": "public"}
+
+
+def test_the_tool_says_what_it_may_do(
+    roomy_service: Service, start_shared: Callable[..., Service]
+) -> None:
+    """It has no output schema: clients would then want `structuredContent`."""
+    offline = start_shared(ALLOW_INTERNET="false")
+    for service, is_online in ((roomy_service, True), (offline, False)):
+        [tool] = ask(service, "tools/list")["tools"]
+        assert tool.keys() == {
+            *("name", "title", "description", "inputSchema", "annotations")
+        }
+        assert tool["annotations"] == {
+            "readOnlyHint": False,
+            "idempotentHint": False,
+            "openWorldHint": is_online,
+        }
+
+
+def test_a_new_call_gives_what_an_old_one_gives(
+    roomy_service: Service, e2b: LocalE2B
+) -> None:
+    answer_with(e2b, stdout("Hello\n"), result_event(png=encoded(picture("PNG"))))
+    result = ask_new(roomy_service, "tools/call", **CALL)
+    assert result == call(roomy_service, code="1")
+    assert len(images_of(result)) == 1
+
+
+def test_wrong_arguments_of_a_new_call_are_a_result_too(roomy_service: Service) -> None:
+    result = ask_new(roomy_service, "tools/call", name="execute_python", arguments={})
+    assert error_text(result).startswith("code")
+
+
+@pytest.mark.parametrize(
+    "name", ["=?base64?ZXhlY3V0ZV9weXRob24=?=", "execute_python \t"]
+)
+def test_a_tools_name_may_be_encoded_or_have_space_around_it(
+    roomy_service: Service, name: str
+) -> None:
+    headers = new_headers("tools/call", name)
+    response = send(roomy_service, new_message("tools/call", CALL), **headers)
+    assert response.json()["result"]["isError"] is False
+
+
+def without(name: str) -> dict[str, Any]:
+    return {key: value for key, value in META.items() if key != PREFIX + name}
+
+
+LISTED = new_headers("tools/list")
+CALLED = new_headers("tools/call", "execute_python")
+# A method, its params, its headers; the status and the code of the error.
+REFUSED: dict[str, tuple[str, dict[str, Any], dict[str, str], int, int]] = {
+    "no header": ("tools/list", {"_meta": META}, {}, 400, HEADER_MISMATCH),
+    "an old version in the header": (
+        *(
+            "tools/list",
+            {"_meta": META},
+            LISTED | {"MCP-Protocol-Version": VERSIONS[0]},
+        ),
+        *(400, HEADER_MISMATCH),
+    ),
+    "two headers": (
+        *("tools/list", {"_meta": META}),
+        *(LISTED | {"MCP-Protocol-Version": f"{NEW}, {NEW}"}, 400, HEADER_MISMATCH),
+    ),
+    "a newer version": (
+        *("tools/list", {"_meta": META | {f"{PREFIX}protocolVersion": "2099-01-01"}}),
+        *(LISTED | {"MCP-Protocol-Version": "2099-01-01"}, 400, UNSUPPORTED_VERSION),
+    ),
+    "a newer version in the header alone": (
+        *("tools/list", {}, LISTED | {"MCP-Protocol-Version": "v999"}),
+        *(400, UNSUPPORTED_VERSION),
+    ),
+    "no _meta": ("tools/list", {}, LISTED, 400, INVALID_PARAMS),
+    "_meta a list": ("tools/list", {"_meta": [1]}, LISTED, 400, INVALID_PARAMS),
+    "no version in _meta": (
+        *("tools/list", {"_meta": without("protocolVersion")}, LISTED),
+        *(400, INVALID_PARAMS),
+    ),
+    "a version that is a number": (
+        *("tools/list", {"_meta": META | {f"{PREFIX}protocolVersion": 3}}, LISTED),
+        *(400, INVALID_PARAMS),
+    ),
+    "no capabilities": (
+        *("tools/list", {"_meta": without("clientCapabilities")}, LISTED),
+        *(400, INVALID_PARAMS),
+    ),
+    "capabilities that are a list": (
+        *("tools/list", {"_meta": META | {f"{PREFIX}clientCapabilities": []}}, LISTED),
+        *(400, INVALID_PARAMS),
+    ),
+    "no method in the header": (
+        *("tools/list", {"_meta": META}, {"MCP-Protocol-Version": NEW}),
+        *(400, HEADER_MISMATCH),
+    ),
+    "another method in the header": (
+        *("tools/list", {"_meta": META}, new_headers("Tools/list")),
+        *(400, HEADER_MISMATCH),
+    ),
+    "no tool in the header": (
+        *("tools/call", {**CALL, "_meta": META}, new_headers("tools/call")),
+        *(400, HEADER_MISMATCH),
+    ),
+    "another tool in the header": (
+        *("tools/call", {**CALL, "_meta": META}, new_headers("tools/call", "x")),
+        *(400, HEADER_MISMATCH),
+    ),
+    "a tool in the header that cannot be decoded": (
+        *("tools/call", {**CALL, "_meta": META}),
+        *(new_headers("tools/call", "=?base64?/?="), 400, HEADER_MISMATCH),
+    ),
+    "another tool": (
+        *("tools/call", {"name": "x", "_meta": META}, new_headers("tools/call", "x")),
+        *(400, INVALID_PARAMS),
+    ),
+    "no tool": (*("tools/call", {"_meta": META}, CALLED), *(400, HEADER_MISMATCH)),
+    **{
+        method: (method, {"_meta": META}, new_headers(method), 404, UNKNOWN_METHOD)
+        for method in ("initialize", "ping", "resources/list", "tasks/get", "401")
+    },
+}
+
+
+@pytest.mark.parametrize("row", REFUSED)
+def test_what_is_wrong_with_a_new_request_is_told_by_status_and_code(
+    roomy_service: Service, e2b: LocalE2B, row: str
+) -> None:
+    method, params, headers, status, code = REFUSED[row]
+    created_before = e2b.state()["created"]
+    response = send(roomy_service, message(method, params, 7), **headers)
+    assert (response.status_code, error_of(response)["code"]) == (status, code)
+    assert response.json()["id"] == 7
+    assert e2b.state()["created"] == created_before
+
+
+@pytest.mark.parametrize("message_id", [None, True, [1], 1.5])
+def test_an_id_that_is_none_is_not_sent_back_to_a_new_client(
+    roomy_service: Service, message_id: object
+) -> None:
+    asked = new_message("tools/list") | {"id": message_id}
+    response = send(roomy_service, asked, **LISTED)
+    assert (response.status_code, error_of(response)["code"]) == (400, INVALID_REQUEST)
+    assert response.json()["id"] is None
+
+
+def test_a_notification_of_a_new_client_is_202(roomy_service: Service) -> None:
+    asked = new_message("notifications/cancelled")
+    del asked["id"]
+    response = send(roomy_service, asked, **LISTED)
+    assert (response.status_code, response.content) == (202, b"")
+
+
+def test_an_old_request_may_have_a_meta_of_its_own(roomy_service: Service) -> None:
+    params = {"_meta": {"progressToken": 1}}
+    assert ask(roomy_service, "tools/list", params).keys() == {"tools"}
+    assert ask(roomy_service, "ping", params) == {}
 
 
 # --- what is malformed or unknown -----------------------------------------------------
@@ -312,6 +543,7 @@ MALFORMED = {
     "method null": ('{"jsonrpc": "2.0", "id": 1, "method": null}', INVALID_REQUEST),
     "method a number": ('{"jsonrpc": "2.0", "id": 1, "method": 3}', INVALID_REQUEST),
     "id a list": ('{"jsonrpc": "2.0", "id": [1], "method": "ping"}', INVALID_REQUEST),
+    "id null": ('{"jsonrpc": "2.0", "id": null, "method": "ping"}', INVALID_REQUEST),
     "id an object": ('{"jsonrpc": "2.0", "id": {}, "method": "ping"}', INVALID_REQUEST),
 }
 
