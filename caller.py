@@ -1,4 +1,4 @@
-"""The value `Caller`: whether the client that asked for a run is still there."""
+"""Whether the client that asked for a run is still there, and still wants it."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from threading import Lock
 class Caller:
     """A client that waits for the reply to one request, until it hangs up.
 
-    The worker notices that it has, and says so by `hang_up`, in a thread of its own.
+    The worker, or a message of the client, says so by `hang_up`, in another thread.
     Whoever does something for the caller registers what is to be done about it then.
     """
 
@@ -45,3 +45,32 @@ class Caller:
         finally:
             with self._lock:
                 self._acts.remove(act)
+
+
+class Calls:
+    """Calls that are under way, which a message on another connection may cancel.
+
+    Each client numbers its calls from 0 on. So a call is known by its session, too,
+    which is a text that nobody else knows."""
+
+    def __init__(self) -> None:
+        self._callers: dict[tuple[str, int | str], Caller] = {}
+
+    @contextmanager
+    def under_way(
+        self, session: str, number: int | str, caller: Caller
+    ) -> Iterator[None]:
+        if not session:
+            yield
+            return
+        self._callers[(session, number)] = caller
+        try:
+            yield
+        finally:
+            del self._callers[(session, number)]
+
+    def cancel(self, session: str, number: int | str) -> None:
+        """Does nothing if no such call is under way."""
+        caller = self._callers.get((session, number))
+        if caller:
+            caller.hang_up()

@@ -65,7 +65,8 @@ class Server:
 
     tool: JsonObject
     instructions: str
-    call: Callable[[JsonObject], JsonObject]
+    call: Callable[[JsonObject, int | str], JsonObject]  # arguments, the request's id
+    cancel: Callable[[int | str], None]  # the id of a call that may be under way
 
 
 class _Refused(Exception):
@@ -114,7 +115,8 @@ def handle(
         if not is_request:
             raise _Refused(INVALID_REQUEST, "Expected one JSON-RPC 2.0 request.")
         if message_id is None:
-            return 202, None  # a notification
+            _take_notification(request, server)
+            return 202, None
         if is_new:
             result = _answer_new(request, header, server)
         else:
@@ -163,6 +165,22 @@ def _is_request(message: JsonObject) -> bool:
 # --- old clients ----------------------------------------------------------------------
 
 
+def begins_session(answer: JsonObject) -> bool:
+    """Whether it agrees on a version with an old client. From then on the client sends
+    the Mcp-Session-Id that it is given, which only tells what it may cancel."""
+    return "protocolVersion" in _as_object(answer.get("result"))
+
+
+def _take_notification(notification: JsonObject, server: Server) -> None:
+    """Old clients cancel a call by a message; new ones close the call's connection."""
+    params, _ = _params_and_meta(notification)
+    call_id = params.get("requestId")
+    if notification["method"] != "notifications/cancelled":
+        return
+    if isinstance(call_id, (int, str)) and not isinstance(call_id, bool):
+        server.cancel(call_id)
+
+
 def _answer_old(request: JsonObject, server: Server) -> JsonObject:
     params, _ = _params_and_meta(request)
     match request["method"]:
@@ -173,7 +191,7 @@ def _answer_old(request: JsonObject, server: Server) -> JsonObject:
         case "tools/list":
             return {"tools": [server.tool]}
         case "tools/call":
-            return _call(params, server)
+            return _call(params, request["id"], server)
     raise _unknown_method()
 
 
@@ -206,7 +224,7 @@ def _answer_new(request: JsonObject, header: Header, server: Server) -> JsonObje
         case "tools/list":
             result = {"tools": [server.tool], **_CACHING}
         case "tools/call":
-            result = _call(params, server)
+            result = _call(params, request["id"], server)
         case _:
             raise _unknown_method()
     meta = {_SERVER_KEY: _SERVER_INFO}
@@ -259,10 +277,10 @@ def _decoded(value: str) -> str | None:
 # --- both -----------------------------------------------------------------------------
 
 
-def _call(params: JsonObject, server: Server) -> JsonObject:
+def _call(params: JsonObject, message_id: int | str, server: Server) -> JsonObject:
     if params.get("name") != server.tool["name"]:
         raise _Refused(INVALID_PARAMS, f"The only tool is {server.tool['name']}.")
-    return server.call(_as_object(params.get("arguments")))
+    return server.call(_as_object(params.get("arguments")), message_id)
 
 
 def _unknown_method() -> _Refused:

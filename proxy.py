@@ -33,12 +33,20 @@ from werkzeug.exceptions import (
 from werkzeug.http import dump_options_header
 
 from access import as_bearer, is_host_served, is_key_right, is_origin_own, session_mark
-from caller import Caller
+from caller import Caller, Calls
 from config import MAX_BODY_BYTES, VERSION, Config, log
 from formatter import echo, format_plain, format_run
 from in_flight import LARGE_BYTES, Hold, InFlight, NoRoom
 from json_body import PARSE_FACTOR, BadBody, JsonBody, parse_json
-from mcp_server import PARSE_ERROR, JsonObject, Server, error, handle, tool_result
+from mcp_server import (
+    PARSE_ERROR,
+    JsonObject,
+    Server,
+    begins_session,
+    error,
+    handle,
+    tool_result,
+)
 from metrics import (
     DOWNLOAD_BYTES,
     IDLE_SESSIONS,
@@ -300,17 +308,27 @@ def _guarded_views(service: _Service, tool: JsonObject, instructions: str) -> Bl
         status, reply = handle(message, request.headers.get, server)
         if reply is None:
             return Response(status=status)
-        return _json(reply, status)
+        new_session = {"Mcp-Session-Id": secrets.token_hex(16)}
+        return _json(reply, status, new_session if begins_session(reply) else {})
 
-    def call_tool(arguments: JsonObject) -> JsonObject:
+    calls = Calls()
+
+    def session() -> str:
+        return request.headers.get("Mcp-Session-Id", "")
+
+    def cancel(call_id: int | str) -> None:
+        calls.cancel(session(), call_id)
+
+    def call_tool(arguments: JsonObject, call_id: int | str) -> JsonObject:
         try:
-            run = _run(arguments, service)
+            with calls.under_way(session(), call_id, _caller()):
+                run = _run(arguments, service)
             text, delivery = _reply_parts(run, service, over_mcp=True)
         except (BadRequest, ServiceUnavailable) as exc:
             return tool_result(str(exc.description), [], is_error=True)
         return tool_result(text, delivery.parts, is_error=run.outcome != "ok")
 
-    server = Server(tool, instructions, call_tool)
+    server = Server(tool, instructions, call_tool, cancel)
 
     @views.get("/metrics")
     def metrics() -> Response:

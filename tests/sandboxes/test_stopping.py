@@ -17,7 +17,7 @@ import requests
 from builders import is_running
 from local_e2b import LocalE2B
 from pools import MakePool, answered, requests_of, session_pool, wait_until
-from raw_http import all_of, connected, get
+from raw_http import all_of, connected, get, one_answer
 
 from caller import Caller
 from conftest import OK_RUN, Service, e2b_at
@@ -166,6 +166,56 @@ def test_an_exec_that_was_stopped_leaves_no_file(
         e2b.wait_for(is_running)
     service.wait_for_log('"outcome": "cancelled"')
     assert [path for path in tmp_path.iterdir() if path.is_dir()] == []
+
+
+# --- by a message of MCP --------------------------------------------------------------
+
+SESSION = "a-session-that-nobody-else-knows"
+
+
+def cancel(service: Service, call_id: object, session: str) -> None:
+    message = {
+        "jsonrpc": "2.0",
+        "method": "notifications/cancelled",
+        "params": {"requestId": call_id},
+    }
+    headers = {"Mcp-Session-Id": session} if session else {}
+    reply = requests.post(
+        f"{service.url}/mcp", json=message, headers=headers, timeout=30
+    )
+    assert (reply.status_code, reply.content) == (202, b"")
+
+
+def test_a_message_cancels_the_call_of_its_session_and_of_its_number(
+    service: Service, scripted_e2b: LocalE2B
+) -> None:
+    scripted_e2b.set_script(LONG)
+    path, body = WAYS["mcp"]
+    with connected(service) as mine, connected(service) as other:
+        mine.sendall(sent((path, body), **{"Mcp-Session-Id": SESSION}))
+        other.sendall(sent((path, body), **{"Mcp-Session-Id": "another session"}))
+        scripted_e2b.wait_for(lambda state: len(requests_of(state, "run")) == 2)
+        for wrong in ("1", 2, True, None, [1], {}):
+            cancel(service, wrong, SESSION)
+        for session in ("", "no such session"):
+            cancel(service, 1, session)
+        assert scripted_e2b.state()["alive"] == 2
+        cancel(service, 1, SESSION)
+        assert CALLER_GONE.encode() in one_answer(mine)
+        cancel(service, 1, SESSION)  # it has ended
+        assert scripted_e2b.state()["alive"] == 1
+
+
+def test_without_a_session_no_message_cancels_anything(
+    service: Service, scripted_e2b: LocalE2B
+) -> None:
+    """Each client numbers its calls from 0 on."""
+    scripted_e2b.set_script({"run": {"run_s": 2, **OK_RUN}})
+    with connected(service) as client:
+        client.sendall(sent(WAYS["mcp"]))
+        scripted_e2b.wait_for(is_running)
+        cancel(service, 1, "")
+        assert CALLER_GONE.encode() not in one_answer(client)
 
 
 # --- while it waits for something -----------------------------------------------------

@@ -199,11 +199,15 @@ def test_the_one_tool_is_listed_with_its_limits(roomy_service: Service) -> None:
     assert "$ref" not in json.dumps(tool)
 
 
-def test_there_is_no_session(roomy_service: Service) -> None:
-    response = send(
-        roomy_service, message("initialize", {"protocolVersion": VERSIONS[0]})
+def test_a_session_is_only_a_name_for_what_may_be_cancelled(
+    roomy_service: Service,
+) -> None:
+    first, second = (
+        send(roomy_service, message("initialize", {"protocolVersion": VERSIONS[0]}))
+        for _ in range(2)
     )
-    assert "Mcp-Session-Id" not in response.headers
+    ids = {reply.headers["Mcp-Session-Id"] for reply in (first, second)}
+    assert len(ids) == 2
     stale = send(
         roomy_service, message("ping"), **{"Mcp-Session-Id": "of another server"}
     )

@@ -120,7 +120,7 @@ def test_the_typescript_client_gets_text_picture_and_error(
     assert failure["content"][0]["text"].startswith(FAILURE)
 
 
-@pytest.mark.parametrize("mode", ["auto", NEW])
+@pytest.mark.parametrize("mode", FIRST_REQUESTS)
 def test_a_call_that_the_typescript_client_cancels_is_stopped(
     node: None, mode: str, shared_service: Service, e2b: LocalE2B
 ) -> None:
@@ -194,7 +194,7 @@ def test_the_python_client_gets_text_picture_and_error(
     assert failure.content[0].text.startswith(FAILURE)
 
 
-@pytest.mark.parametrize("mode", ["auto", NEW])
+@pytest.mark.parametrize("mode", FIRST_REQUESTS)
 def test_a_call_that_the_python_client_cancels_is_stopped(
     mode: str, shared_service: Service, e2b: LocalE2B
 ) -> None:
@@ -209,6 +209,7 @@ def test_a_call_that_the_python_client_cancels_is_stopped(
         with pytest.raises(asyncio.CancelledError):
             await call
         await asyncio.to_thread(e2b.wait_for, lambda state: state["alive"] == 0, 20)
+        await client.list_tools()  # the client goes on
 
     asyncio.run(talk_in_python(shared_service, mode, talk))
 
