@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
+from statistics import median, quantiles
 from threading import Event, Thread
 
 import psutil
@@ -162,11 +162,13 @@ def nothing_remains(service: Service) -> Iterator[None]:
 
 
 def assert_health_is_quick(service: Service) -> None:
-    """The longest of several answers is, in the best of three looks.
+    """Every answer has the cost of an attack, some have what else the machine does.
 
-    What else the machine does is in the others; `make soak` judges one long look."""
-    worst_s = [health_s(service.port, 1.5, AT_LEAST)[-1] for _ in range(3)]
-    assert min(worst_s) < 0.5, worst_s
+    So the quickest quarter is looked at, once the attack has gone on for a while. `make
+    soak` looks at the longest answers."""
+    health_s(service.port, 3, AT_LEAST)
+    took_s = health_s(service.port, 1.5, AT_LEAST)
+    assert quantiles(took_s, n=4)[0] < 0.1, took_s
 
 
 def connected(service: Service) -> socket.socket:
@@ -449,7 +451,7 @@ def test_20_bodies_of_32_mb_at_once_take_little_memory_and_leave_health_quick(
         attack as statuses,
     ):
         took_s = health_s(attacked_service.port, 4, AT_LEAST)
-    assert median(took_s) < 0.5, took_s[-5:]
+    assert median(took_s) < 0.2, took_s[-5:]
     status = b"HTTP/1.1 200 OK" if is_good else b"HTTP/1.1 400 BAD REQUEST"
     assert set(statuses) <= {status, b"HTTP/1.1 429 TOO MANY REQUESTS"}
     assert statuses.count(status) >= 3
@@ -566,7 +568,7 @@ def test_execs_that_print_much_take_little_memory_and_leave_health_quick(
             e2b.set_script({"run": OK_RUN})
     finally:
         e2b.set_script({"run": OK_RUN})
-    assert median(took_s) < 0.5, took_s[-5:]
+    assert median(took_s) < 0.2, took_s[-5:]
 
 
 # --- code that keeps a pattern busy --------------------------------------------
