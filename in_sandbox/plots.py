@@ -230,13 +230,8 @@ def hook_animation(module: Any) -> None:
     module.Animation.save = save
 
 
-def hook_fonts(module: Any) -> None:
-    pass
-
-
 PLOTS = Plots()
 HOOKS: dict[str, Callable[[Any], None]] = {
     "matplotlib.animation": hook_animation,
-    "matplotlib.font_manager": hook_fonts,
     "matplotlib.pyplot": hook_pyplot,
 }

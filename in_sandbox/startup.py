@@ -1,8 +1,9 @@
 """What each Python that a script starts runs first: it is that Python's sitecustomize.
 
-It lies in a folder of its own, together with plots.py, which is read only by a Python
-that imports matplotlib: a start takes about a millisecond more. A failure in here
-is none of the script's. Nothing but the standard library, and what Python 3.8 knows.
+It lies in a folder of its own, together with plots.py and plot_fonts.py, which are read
+only by a Python that imports matplotlib: a start takes about a millisecond more. A
+failure in here is none of the script's. Nothing but the standard library, and what
+Python 3.8 knows.
 """
 
 from __future__ import annotations
@@ -16,12 +17,18 @@ if TYPE_CHECKING:
     from importlib.machinery import ModuleSpec
     from typing import Any
 
-# The modules after whose import a function of plots.py is called.
-HOOKED = {"matplotlib.animation", "matplotlib.font_manager", "matplotlib.pyplot"}
+# The modules after whose import a function is called, and the module that has it in its
+# HOOKS: plot_fonts.py and plots.py have these names here.
+HOOKED = {
+    "matplotlib._text_helpers": "exec_fonts",
+    "matplotlib.animation": "exec_plots",
+    "matplotlib.font_manager": "exec_fonts",
+    "matplotlib.pyplot": "exec_plots",
+}
 
 
 class Watcher:
-    """Calls plots.py for each of the modules above, once it has been imported."""
+    """Calls the function for each of the modules above, once that is imported."""
 
     @staticmethod
     def find_spec(name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
@@ -42,7 +49,7 @@ class Watcher:
 
 
 def call_hook(name: str, module: Any) -> None:
-    __import__("exec_plots").HOOKS[name](module)
+    __import__(HOOKED[name]).HOOKS[name](module)
 
 
 def quietly(do: Any, *args: Any) -> None:

@@ -705,8 +705,10 @@ def test_the_pages_name_each_cache() -> None:
 # --- what runs in the sandbox, in another Python --------------------------------------
 
 
-def test_the_program_is_python_of_3_8_and_ascii() -> None:
-    ast.parse(PROGRAM.read_text("ascii"), feature_version=(3, 8))
+@pytest.mark.parametrize("name", ["script", "startup", "plots", "plot_fonts"])
+def test_the_program_is_python_of_3_8_and_ascii(name: str) -> None:
+    source = PROGRAM.with_name(f"{name}.py").read_text("ascii")
+    ast.parse(source, feature_version=(3, 8))
 
 
 def is_installed(python: str) -> bool:

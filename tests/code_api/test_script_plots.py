@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import shutil
 import struct
 from collections.abc import Iterator
@@ -10,8 +11,11 @@ from pathlib import Path
 
 import pytest
 from code_api_client import CodeApi
+from fontTools.fontBuilder import FontBuilder
+from fontTools.pens.ttGlyphPen import TTGlyphPen
 from local_e2b import LocalE2B
 from local_e2b_kernels import own_mount_command
+from PIL import Image
 
 from conftest import Service, e2b_at, http
 
@@ -236,6 +240,67 @@ def test_a_failure_of_what_draws_harms_no_script(api: CodeApi) -> None:
     reply = api.exec(code, "py")
     assert (reply["stdout"], reply["stderr"]) == ("end\n", "")
     assert [ref["name"] for ref in reply["files"]] == ["own.png"]
+
+
+def make_font(path: Path, family: str, characters: str) -> None:
+    """A font in which each of these characters is a black square."""
+    pen = TTGlyphPen(None)
+    pen.moveTo((0, 0))
+    for corner in ((0, 900), (900, 900), (900, 0)):
+        pen.lineTo(corner)
+    pen.closePath()
+    square = pen.glyph()
+    names = {ord(character): f"u{ord(character):04X}" for character in characters}
+    glyphs = [".notdef", *names.values()]
+    builder = FontBuilder(1000)
+    builder.setupGlyphOrder(glyphs)
+    builder.setupCharacterMap(names)
+    empty = TTGlyphPen(None).glyph()
+    builder.setupGlyf({".notdef": empty} | dict.fromkeys(names.values(), square))
+    builder.setupHorizontalMetrics(dict.fromkeys(glyphs, (1000, 0)))
+    builder.setupHorizontalHeader(ascent=900, descent=-100)
+    builder.setupNameTable({"familyName": family, "styleName": "Regular"})
+    builder.setupOS2()
+    builder.setupPost()
+    builder.save(path)
+
+
+def ink(picture: bytes) -> float:
+    """Which part of a picture is black."""
+    with Image.open(io.BytesIO(picture)) as image:
+        histogram = image.convert("L").histogram()
+    return sum(histogram[:64]) / sum(histogram)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    "asked",
+    ["SimHei", "Microsoft YaHei", "PingFang SC", "monospace", "DejaVu Sans", ""],
+)
+def test_what_a_font_lacks_comes_from_another(
+    api: CodeApi, tmp_path: Path, asked: str, way: str
+) -> None:
+    """The fonts of this machine have no Chinese: one with the name of E2B's is made."""
+    path = tmp_path / "east-asian.ttf"
+    make_font(path, "Noto Sans CJK JP", "\u56fe\u8868")
+    program = (
+        f"{PYPLOT}from matplotlib import font_manager\n"
+        f"font_manager.fontManager.addfont({str(path)!r})\n"
+        f"plt.rcParams['font.family'] = {asked!r} or plt.rcParams['font.family']\n"
+        "plt.figure(figsize=(6, 2)); plt.axis('off')\n"
+        "plt.text(0, 0, '\u56fe\u8868', fontsize=100)\n"
+    )
+    lang, code = WAYS[way](program + SHOW)
+    reply = api.exec(code, lang)
+    assert reply["stderr"] == ""
+    [ref] = reply["files"]
+    assert ink(api.download(ref)) > 0.25  # boxes have a tenth of that
+
+
+def test_what_no_font_has_is_one_line(api: CodeApi) -> None:
+    code = f"{PYPLOT}plt.title('\U0001f680 \U0001f4c8 \U0001f680'); plt.plot([1])\n"
+    reply = api.exec(code + SHOW * 2, "py")
+    assert reply["stderr"] == "No font here has \U0001f680\U0001f4c8\n"
 
 
 @pytest.mark.skipif(not shutil.which("Rscript"), reason="there is no R")
