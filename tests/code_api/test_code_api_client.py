@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from conftest import Service
 
 CLIENT_DIR = Path(__file__).parent / "librechat_agents"
 UPLOADS = {"skills/s/run.sh": "echo from the skill\n", "skills/s/отчёт 1.csv": "a\n"}
+DRAWS = "import matplotlib.pyplot as plt; plt.plot([1, 2]); plt.show()"
 COMMANDS: list[Any] = [
     "bash skills/s/run.sh; cat 'skills/s/отчёт 1.csv'",
     "mkdir -p out; echo 1 >out/a.txt; echo x >b.csv; echo 9 >skills/s/run.sh; echo "
@@ -33,6 +35,8 @@ COMMANDS: list[Any] = [
         "args": ["a b"],
     },
     {"lang": "d", "code": "void main() {}"},
+    {"lang": "py", "code": DRAWS},
+    f"python3 - <<'PY'\n{DRAWS}\nPY",
 ]
 (
     READS_SKILL,
@@ -43,6 +47,8 @@ COMMANDS: list[Any] = [
     SAYS_NOTHING,
     PYTHON,
     MISSING_LANGUAGE,
+    DRAWS_BY_PYTHON,
+    DRAWS_BY_BASH,
 ) = range(len(COMMANDS))
 
 
@@ -169,7 +175,8 @@ def test_the_client_believes_in_what_can_be_downloaded(
     api: CodeApi, seen: dict[str, Any]
 ) -> None:
     known = {file["name"]: file for file in seen["files"]}
-    assert set(known) == {*UPLOADS, "out/a.txt", "c.png"}
+    plots = {"plot-1.png", "plot-2.png"}
+    assert set(known) == {*UPLOADS, "out/a.txt", "c.png", *plots}
     assert api.download(known["out/a.txt"]) == b"2\n"
     assert api.download(known["skills/s/run.sh"]).decode() == UPLOADS["skills/s/run.sh"]
     # "Run Code" downloads by the session of the run.
@@ -201,3 +208,26 @@ def test_a_missing_language_is_told_to_the_model(results: list[dict[str, Any]]) 
         "dmd is not part of this sandbox's template"
         in results[MISSING_LANGUAGE]["read"]
     )
+
+
+def test_a_plot_by_run_code_and_by_bash_is_a_file(
+    api: CodeApi, seen: dict[str, Any]
+) -> None:
+    """The second one finds the first one there."""
+    results = seen["results"]
+    assert names(results[DRAWS_BY_PYTHON]) == ["plot-1.png"]
+    assert names(results[DRAWS_BY_BASH]) == ["plot-2.png"]
+    for file in seen["files"]:
+        if file["name"].startswith("plot-"):
+            assert api.download(file).startswith(b"\x89PNG")
+
+
+def test_what_failed_has_a_line_that_librechat_shows_in_red(
+    results: list[dict[str, Any]],
+) -> None:
+    red = re.compile(r"(?m)^(Traceback|\w*Error:|Exception:)")
+    has_red = [bool(red.search(result["read"])) for result in results]
+    failed = {FAILS, TOO_LONG}
+    if not shutil.which("dmd"):
+        failed.add(MISSING_LANGUAGE)
+    assert has_red == [index in failed for index in range(len(COMMANDS))]
