@@ -48,11 +48,14 @@ from mcp_server import (
     tool_result,
 )
 from metrics import (
+    BUDGET_SECONDS,
     DOWNLOAD_BYTES,
     IDLE_SESSIONS,
     IN_FLIGHT,
     LOST_SANDBOXES,
+    MAX_RUNS,
     PICTURE_BYTES,
+    SPENT_SECONDS,
     WARM_READY,
 )
 from pictures.delivery import Delivery, deliver, without_pictures
@@ -153,6 +156,9 @@ def create_app(config: Config) -> Flask:
     WARM_READY.set_function(pool.warm_ready)
     IDLE_SESSIONS.set_function(pool.idle_sessions)
     LOST_SANDBOXES.set_function(lambda: pool.count("lost"))
+    SPENT_SECONDS.set_function(pool.seconds_spent)
+    MAX_RUNS.set(config.max_concurrent_runs)
+    BUDGET_SECONDS.set(config.sandbox_seconds_per_day)
     return app
 
 
@@ -268,8 +274,8 @@ def _finish_request(response: Response) -> Response:
         "took_ms": _milliseconds(monotonic() - g.started),
         **g.fields,
     }
-    is_probe = request.endpoint == "health"
-    level = logging.DEBUG if is_probe else logging.INFO
+    is_probe = request.endpoint in ("health", "ready", "guarded.metrics")
+    level = logging.DEBUG if is_probe and response.status_code < 400 else logging.INFO
     log.log(level, "request", extra={"fields": fields})
     return response
 
@@ -295,7 +301,7 @@ def _guarded_views(service: _Service, tool: JsonObject, instructions: str) -> Bl
         parts = [text, _markdown(delivery.links), echo(arguments["code"])]
         text = "\n\n".join(part for part in parts if part)
         body = [[{"type": "text", "text": text}], {"content": delivery.parts}]
-        return _json(body, headers={"X-Run-Outcome": run.outcome})
+        return _json(body, headers=_outcome_header(run.outcome))
 
     @views.post("/mcp")
     def mcp() -> Response:
@@ -415,6 +421,11 @@ def _reply_parts(
     return text, delivery
 
 
+def _outcome_header(outcome: str) -> dict[str, str]:
+    """To callers a spent budget is one more reason why nothing ran, as it ever was."""
+    return {"X-Run-Outcome": "unavailable" if outcome == "budget" else outcome}
+
+
 def _markdown(urls: list[str]) -> str:
     """Markdown that shows the pictures at `urls`, for a model to repeat."""
     if not urls:
@@ -456,6 +467,7 @@ def _add_open_views(app: Flask, service: _Service, document: JsonObject) -> None
                 "lost_sandboxes": pool.count("lost"),
                 "sandbox_seconds_today": round(pool.seconds_spent(), 1),
                 "sandbox_seconds_per_day": config.sandbox_seconds_per_day,
+                "budget_is_spent": pool.budget_is_spent(),
             }
         )
 
@@ -558,7 +570,7 @@ def _code_api(service: _Service) -> Blueprint:
         _when_sent(report.close)
         _hold(0)
         g.fields |= fields_to_log(given, report)
-        return _json(api.reply(report), headers={"X-Run-Outcome": report.outcome})
+        return _json(api.reply(report), headers=_outcome_header(report.outcome))
 
     @views.post("/exec/programmatic")
     def run_program() -> Response:

@@ -51,7 +51,7 @@ class Run:
     # in its place.
     is_mixed: bool = False
     _is_at_line_start: bool = True  # in stdout
-    outcome: Literal["ok", "error", "timeout", "unavailable", "cancelled"] = (
+    outcome: Literal["ok", "error", "timeout", "unavailable", "cancelled", "budget"] = (
         "unavailable"
     )
     error_name: str = ""

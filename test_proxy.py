@@ -1147,6 +1147,14 @@ METRICS = {
     "e2b_proxy_uploads": "counter",
     "e2b_proxy_upload_bytes": "counter",
     "e2b_proxy_download_bytes": "counter",
+    "e2b_proxy_max_concurrent_runs": "gauge",
+    "e2b_proxy_budget_seconds": "gauge",
+    "e2b_proxy_spent_seconds": "gauge",
+    "e2b_proxy_e2b_failures": "counter",
+    "e2b_proxy_files_bytes": "gauge",
+    "e2b_proxy_files_max_bytes": "gauge",
+    "e2b_proxy_files_sessions": "gauge",
+    "e2b_proxy_files_removed": "counter",
 }
 
 

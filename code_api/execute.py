@@ -7,20 +7,26 @@ from time import monotonic
 
 from caller import Caller
 from code_api.cells import exec_cells, send_cell
+from code_api.languages import LANGUAGES
 from code_api.reading import file_to_read
 from code_api.report import Report
 from code_api.request import ExecRequest
 from code_api.store import NotStored, Store, StoreError
 from config import CARRIED_BYTES_PER_S, OVERHEAD_S, Config
 from in_flight import LARGE_BYTES
-from metrics import EXECS
+from metrics import EXECS, OUTCOMES
 from run import Limits, Run
-from sandboxes.pool import Need, Pool
+from sandboxes.pool import BudgetSpent, Full, Need, Pool
 from sandboxes.sandbox import Sandbox, Unavailable
 
 _MAX_ERROR_CHARS = 500  # of the notebook's own error, for stderr
 _TOO_LATE = "the sandbox did not answer in time"
 _NO_END = "the sandbox did not report the script's end"
+
+# Each is there with 0 from the start, or a rate would not see the first of it.
+for _language in (*LANGUAGES, "other"):
+    for _outcome in OUTCOMES:
+        EXECS.labels(_language, _outcome)
 
 
 def run_exec(
@@ -38,7 +44,11 @@ def run_exec(
             if request.language and not _is_answered_from_store(request, report):
                 work = _Exec(request, report)
                 need = Need(work.limit_s, caller=caller)
-                pool.use(work.run_in, need, durations_s={})
+                try:
+                    pool.use(work.run_in, need, durations_s={})
+                except Full:
+                    EXECS.labels(request.language_name, "full").inc()
+                    raise
         if len(request.code) + request.input_bytes() > LARGE_BYTES:
             # All that was sent is still held by reference cycles of the SDK's HTTP
             # client.
@@ -71,6 +81,8 @@ def _failures_noted(report: Report) -> Iterator[None]:
     try:
         yield
     except (Unavailable, StoreError) as exc:
+        if isinstance(exc, BudgetSpent):
+            report.outcome = "budget"
         report.notes.append(f"Error: {exc}")
 
 

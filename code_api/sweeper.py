@@ -13,6 +13,7 @@ from typing import NamedTuple
 from code_api.names import is_id
 from code_api.store import HIDDEN, owner_of_new_files, remove_session
 from config import Config, log
+from metrics import FILES_BYTES, FILES_MAX_BYTES, FILES_REMOVED, FILES_SESSIONS
 
 # A hidden session that nobody has written to for this long was left behind by a process
 # that died: no request may be silent for as long.
@@ -44,6 +45,7 @@ class Sweeper:
         self._owner = owner_of_new_files(root)
         self._ttl_s = config.files_ttl_hours * 3600
         self._total_bytes = config.files_total_bytes
+        FILES_MAX_BYTES.set(self._total_bytes)
         self._total_inodes = config.files_total_inodes
         self._known: dict[str, _Session] = {}
         self._failures: list[OSError] = []  # of this sweep
@@ -68,7 +70,9 @@ class Sweeper:
         """
         self._failures = []
         self._known = self._find()
-        self._evict(self._known)
+        kept = self._evict(self._known)
+        FILES_SESSIONS.set(len(kept))
+        FILES_BYTES.set(sum(session.size_bytes for session in kept))
         if self._failures:
             log.error(
                 "%s sessions in FILES_DIR could not be read or removed: %s",
@@ -107,7 +111,9 @@ class Sweeper:
             )
         return found
 
-    def _evict(self, sessions: dict[str, _Session]) -> None:
+    def _evict(self, sessions: dict[str, _Session]) -> list[_Session]:
+        """Remove those that are too old or too many; returns the others."""
+        kept = []
         total_bytes = sum(session.size_bytes for session in sessions.values())
         total_inodes = sum(session.inodes for session in sessions.values())
         now = time.time()
@@ -116,18 +122,26 @@ class Sweeper:
             is_hidden = name.startswith(HIDDEN)
             ttl_s = _ABANDONED_AFTER_S if is_hidden else self._ttl_s
             is_old = session.written_at < now - ttl_s
-            is_full = total_bytes > self._total_bytes
-            is_full = is_full or total_inodes > self._total_inodes
+            reason = "age" if is_old else ""
             # A hidden session may be an upload under way.
-            if is_old or (is_full and not is_hidden):
+            if not is_old and not is_hidden:
+                if total_bytes > self._total_bytes:
+                    reason = "bytes"
+                elif total_inodes > self._total_inodes:
+                    reason = "inodes"
+            if not reason:
+                kept.append(session)
+            else:
                 # Counted before it is tried: if one cannot be removed, no other has to
                 # go in its place.
                 total_bytes -= session.size_bytes
                 total_inodes -= session.inodes
                 try:
                     remove_session(self._root / name)
+                    FILES_REMOVED.labels(reason).inc()
                 except OSError as exc:
                     self._failures.append(exc)
+        return kept
 
 
 def _is_session(entry: os.DirEntry[str]) -> bool:

@@ -295,7 +295,7 @@ class KeepingPool(Pool):
             and self._slots.has_spare()
             and self._back_off.is_over()
             and self._is_in_use()
-            and not self._budget_is_spent()
+            and not self.budget_is_spent()
         )
 
     def _is_in_use(self) -> bool:
@@ -334,7 +334,7 @@ class KeepingPool(Pool):
         if slot.sandbox.left_s() < 0:
             self._slots.leave_to_e2b(slot)
         # 2. The budget is spent: it would cost more.
-        elif self._budget_is_spent():
+        elif self.budget_is_spent():
             self._slots.end(slot, "kept")
         # 3. It is a session's: it stays, until its lifetime is over.
         elif slot.mark:

@@ -40,7 +40,7 @@ from time import monotonic
 from typing import Literal
 
 from caller import Caller
-from config import Config
+from config import Config, log
 from metrics import KILLS_FAILED, RUNS, SANDBOX_SECONDS, STEP_SECONDS
 from run import Run
 from sandboxes.sandbox import FAILED, Sandbox, SandboxGone, Unavailable
@@ -60,6 +60,10 @@ State = Literal["making", "kept", "running", "ending", "lost", "free"]
 
 class Full(Exception):
     """Every slot is taken; there may be a free one in RETRY_AFTER_S."""
+
+
+class BudgetSpent(Unavailable):
+    """No run may begin before midnight UTC: the day's sandbox seconds are spent."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,7 @@ class Slots:
         self._slots: list[Slot] = []  # of those that are kept, the longest kept first
         self._waiting = 0  # callers in `take`
         self._ended_s: defaultdict[date, float] = defaultdict(float)
+        self._budget_was_spent = False  # when it was looked at last
 
     def take(self, need: Need) -> Slot:
         """Return a slot for a run; its sandbox may have to be made.
@@ -170,7 +175,6 @@ class Slots:
         # With more slots lost than at work, the fault is E2B's.
         if self.count("lost") > self.count("running"):
             return Unavailable(FAILED)
-        RUNS.labels("full").inc()
         return Full()
 
     def _add(self, state: State, mark: str = "") -> Slot:
@@ -253,6 +257,17 @@ class Slots:
             living_s = sum(slot.sandbox.age_s() for slot in self._slots)
             return self._ended_s[datetime.now(UTC).date()] + living_s
 
+    def budget_is_spent(self) -> bool:
+        """Whether no run may begin until midnight UTC, which is logged once."""
+        budget_s = self._config.sandbox_seconds_per_day
+        is_spent = 0 < budget_s <= self.seconds_today()
+        with self._changed:
+            is_news = is_spent and not self._budget_was_spent
+            self._budget_was_spent = is_spent
+        if is_news:
+            log.warning("%s No run begins until then.", _SPENT.format(budget_s))
+        return is_spent
+
     def wait_for(self, condition: Callable[[], bool], timeout_s: float) -> None:
         """Wait until `condition` is true, which is looked at now and after each change.
 
@@ -281,6 +296,7 @@ class Pool:
         # kept: starting one for each kill took a tenth of the time of 100 callers.
         self._kills = ThreadPoolExecutor(config.max_concurrent_runs)
         self.count = self._slots.count
+        self.budget_is_spent = self._slots.budget_is_spent
         self.seconds_spent = self._slots.seconds_today  # of this process
 
     def warm_ready(self) -> int:
@@ -302,8 +318,14 @@ class Pool:
         need = Need(limit_s, mark, caller or Caller())
         try:
             self._run(cell, need, run)
+        except BudgetSpent as exc:
+            run.outcome = "budget"
+            run.problem = str(exc)
         except Unavailable as exc:
             run.problem = str(exc)
+        except Full:
+            RUNS.labels("full").inc()
+            raise
         if need.caller.is_gone:
             run.outcome = "cancelled"
             run.problem = CALLER_GONE
@@ -344,8 +366,8 @@ class Pool:
 
         How long the steps "queue" and "create" took goes into `durations_s`. Raises
         Full, and Unavailable when E2B fails or the budget is spent."""
-        if self._budget_is_spent():
-            raise Unavailable(_SPENT.format(self._config.sandbox_seconds_per_day))
+        if self.budget_is_spent():
+            raise BudgetSpent(_SPENT.format(self._config.sandbox_seconds_per_day))
         asked_at = monotonic()
         slot = self._slots.take(need)
         taken_at = monotonic()
@@ -393,10 +415,6 @@ class Pool:
 
     def _lifetime_s(self, need: Need) -> int:
         return need.limit_s + self._timing.lifetime_margin_s
-
-    def _budget_is_spent(self) -> bool:
-        budget_s = self._config.sandbox_seconds_per_day
-        return 0 < budget_s <= self.seconds_spent()
 
     def _kill_in_background(self, slot: Slot) -> None:
         in_background(self._kills, self._kill, slot)

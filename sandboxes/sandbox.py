@@ -24,6 +24,7 @@ from e2b.exceptions import NotFoundException, SandboxException
 from e2b_code_interpreter.code_interpreter_sync import Sandbox as E2BSandbox
 
 from config import VERSION, Config, log
+from metrics import E2B_FAILURES
 from run import Limits, Run
 from sandboxes.stream import StreamReader
 from sandboxes.timing import TIMING, Timing
@@ -110,26 +111,31 @@ def _short(exc: BaseException) -> str:
     return f"{type(exc).__name__} {words[:200]!r}"
 
 
-def _explain(exc: BaseException, status: int) -> str:
-    """Say in our own words what it means that the SDK raised this after this status."""
+_CHECK = "Its operator has to check"
+_IN_OUR_WORDS = {
+    "timeout": "E2B did not answer in time. Try again in a minute.",
+    "network": "E2B could not be reached. Try again in a minute.",
+    "key": f"E2B refused this service's key. {_CHECK} E2B_API_KEY.",
+    "limit": "E2B is at its limit of sandboxes or requests. Try again in a minute.",
+    "template": f"E2B refused to make a sandbox. {_CHECK} E2B_TEMPLATE.",
+    "other": FAILED,
+}
+
+
+def _reason_of(exc: BaseException, status: int) -> str:
+    """What it means that the SDK raised this after this status: a key of the above."""
     if isinstance(exc, httpx.TimeoutException):
-        return "E2B did not answer in time. Try again in a minute."
+        return "timeout"
     if isinstance(exc, httpx.TransportError):
-        return "E2B could not be reached. Try again in a minute."
+        return "network"
     match status:
         case 401 | 403:
-            return (
-                "E2B refused this service's key. Its operator has to check E2B_API_KEY."
-            )
+            return "key"
         case 429 | 503:
-            return (
-                "E2B is at its limit of sandboxes or requests. Try again in a minute."
-            )
+            return "limit"
         case 400 | 404:
-            return (
-                "E2B refused to make a sandbox. Its operator has to check E2B_TEMPLATE."
-            )
-    return FAILED
+            return "template"
+    return "other"
 
 
 @contextmanager
@@ -141,7 +147,9 @@ def _asking_e2b() -> Iterator[_Answer]:
     except Unavailable:
         raise
     except BaseException as exc:  # a panic of the SDK's transport is no Exception
-        text = _explain(exc, answer.status)
+        reason = _reason_of(exc, answer.status)
+        E2B_FAILURES.labels(reason).inc()
+        text = _IN_OUR_WORDS[reason]
         log.warning("%s (%s)", text, _short(exc))
         raise Unavailable(text) from exc
 

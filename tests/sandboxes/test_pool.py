@@ -235,7 +235,7 @@ def test_when_the_days_budget_is_spent_no_run_begins_and_it_says_when_it_is_rese
     pool = make_pool(sandbox_seconds_per_day=1)
     assert pool.run(Cell("1"), 5).outcome == "ok"
     run = pool.run(Cell("1"), 5)
-    assert run.outcome == "unavailable"
+    assert run.outcome == "budget"
     assert "midnight UTC" in run.problem
     assert direct_e2b.state()["created"] == 1
     direct_e2b.wait_for(lambda state: state["alive"] == 0, 30)
@@ -253,7 +253,7 @@ def test_the_seconds_of_a_sandbox_that_lives_count(
     pool = make_pool(sandbox_seconds_per_day=1)
     running = threads.submit(pool.run, Cell("1"), 5)
     wait_until(lambda: pool.seconds_spent() > 1)
-    assert pool.run(Cell("1"), 5).outcome == "unavailable"
+    assert pool.run(Cell("1"), 5).outcome == "budget"
     assert running.result().outcome == "ok"  # it was begun before
 
 

@@ -3,6 +3,7 @@ to the programs that read it."""
 
 from __future__ import annotations
 
+import json
 import re
 import runpy
 import shutil
@@ -13,7 +14,9 @@ from typing import Any
 
 import pytest
 import yaml
+from prometheus_client import REGISTRY
 
+import metrics
 from config import VERSION, Config
 from conftest import ROOT
 
@@ -155,3 +158,128 @@ def test_kubernetes_own_schema_accepts_it() -> None:
         check=False,
     )
     assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+# --- Prometheus and Grafana
+
+# What each instance says in a quiet hour, and then what sets off each alert.
+QUIET = {
+    'up{job="e2b-proxy"}': "1x120",
+    'process_start_time_seconds{job="e2b-proxy"}': "1000x120",
+    'e2b_proxy_e2b_failures_total{reason="key"}': "0x120",
+    'e2b_proxy_e2b_failures_total{reason="network"}': "0x120",
+    'e2b_proxy_runs_total{outcome="full"}': "0x120",
+    'e2b_proxy_execs_total{language="py",outcome="full"}': "0x120",
+    "e2b_proxy_in_flight": "3x120",
+    "e2b_proxy_spent_seconds": "100x120",
+    "e2b_proxy_budget_seconds": "0x120",
+    "e2b_proxy_lost_sandboxes": "0x120",
+    "e2b_proxy_kills_failed_total": "0x120",
+    "e2b_proxy_files_bytes": "10x120",
+    "e2b_proxy_files_max_bytes": "100x120",
+}
+# 60 quiet minutes; then what is given.
+SETS_OFF = {
+    "E2BProxyDown": {'up{job="e2b-proxy"}': "1x60 0x60"},
+    "E2BProxyRestarts": {
+        'process_start_time_seconds{job="e2b-proxy"}': "1000x60 2000x2 3000x2 4000x60"
+    },
+    "E2BKeyRefused": {'e2b_proxy_e2b_failures_total{reason="key"}': "0x60 1x60"},
+    "E2BFails": {'e2b_proxy_e2b_failures_total{reason="network"}': "0x60 9x60"},
+    "E2BProxyFull": {'e2b_proxy_runs_total{outcome="full"}': "0x60 1x60"},
+    "E2BBudgetNearlySpent": {"e2b_proxy_budget_seconds": "120x120"},
+    "E2BSandboxesLost": {"e2b_proxy_lost_sandboxes": "0x60 2x60"},
+    "E2BKillsFail": {"e2b_proxy_kills_failed_total": "0x60 1x60"},
+    "E2BProxyFilesNearlyFull": {"e2b_proxy_files_bytes": "10x60 90x60"},
+}
+FIRING = 'count(ALERTS{alertstate="firing", alertname="NAME"}) or vector(0)'
+needs_promtool = pytest.mark.skipif(
+    not shutil.which("promtool"), reason="promtool is not installed"
+)
+
+
+def own_metrics(text: str) -> set[str]:
+    return set(re.findall(r"\be2b_proxy_\w+", text))
+
+
+def test_alerts_and_dashboard_name_metrics_that_there_are() -> None:
+    assert metrics.OUTCOMES  # or nothing would be registered
+    there_are: set[str] = set()
+    for family in REGISTRY.collect():
+        there_are |= {family.name + end for end in ("", "_total", "_bucket")}
+    for name in ("alerts.yml", "grafana.json"):
+        named = own_metrics((DEPLOY / name).read_text())
+        assert len(named) > 6
+        assert named - there_are == set()
+
+
+def test_the_dashboard_has_eight_panels_that_do_not_overlap() -> None:
+    panels = json.loads((DEPLOY / "grafana.json").read_text())["panels"]
+    assert len(panels) == 8
+    places = [panel["gridPos"] for panel in panels]
+    assert len({(place["x"], place["y"]) for place in places}) == 8
+    assert all(place["x"] + place["w"] <= 24 for place in places)
+    assert all(panel["targets"] for panel in panels)
+
+
+def run_rules(folder: Path, series: dict[str, str], alerts: list[str]) -> str:
+    """What promtool says of these minutes, after which these alerts should ring."""
+    rules = yaml.safe_load((DEPLOY / "alerts.yml").read_text())
+    names = [rule["alert"] for rule in rules["groups"][0]["rules"]]
+    (folder / "alerts.yml").write_text((DEPLOY / "alerts.yml").read_text())
+    given = [
+        {"series": name, "values": " ".join(f"{each}" for each in expand(values))}
+        for name, values in series.items()
+    ]
+    # Only whether one rings is looked at: its labels and words come from the rule.
+    checks = [
+        {
+            "expr": FIRING.replace("NAME", name),
+            "eval_time": "66m",
+            "exp_samples": [{"labels": "{}", "value": int(name in alerts)}],
+        }
+        for name in names
+    ]
+    tests = {"interval": "1m", "input_series": given, "promql_expr_test": checks}
+    file = folder / "test.yml"
+    file.write_text(yaml.safe_dump({"rule_files": ["alerts.yml"], "tests": [tests]}))
+    said = subprocess.run(
+        ["promtool", "test", "rules", "test.yml"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return "" if said.returncode == 0 else said.stdout + said.stderr
+
+
+def expand(values: str) -> list[str]:
+    """ "1x2 0x3" as 1 1 0 0 0."""
+    found: list[str] = []
+    for part in values.split():
+        value, _, times = part.partition("x")
+        found += [value] * int(times)
+    return found
+
+
+@needs_promtool
+def test_promtool_accepts_the_alerts() -> None:
+    checked = subprocess.run(
+        ["promtool", "check", "rules", str(DEPLOY / "alerts.yml")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    assert f"{len(SETS_OFF)} rules found" in checked.stdout
+
+
+@needs_promtool
+def test_no_alert_rings_in_a_quiet_hour(tmp_path: Path) -> None:
+    assert run_rules(tmp_path, QUIET, []) == ""
+
+
+@needs_promtool
+@pytest.mark.parametrize("alert", SETS_OFF)
+def test_an_alert_rings_alone_when_it_should(tmp_path: Path, alert: str) -> None:
+    assert run_rules(tmp_path, QUIET | SETS_OFF[alert], [alert]) == ""
