@@ -15,6 +15,7 @@ _PNG_START = b"\x89PNG\r\n\x1a\n\0\0\0\x0dIHDR"
 _JPEG_START = b"\xff\xd8\xff"
 _PNG_END = b"IEND\xaeB`\x82"
 _JPEG_END = b"\xff\xd9"
+_JPEG_UNIT = 13  # where a JPEG says in which unit its size is: 1 is the inch
 _SIZES = {
     PNG: rb"(?s)\A.{12}IHDR(?P<width>.{0,4})(?P<height>.{0,4})",
     # A "start of frame": ff c0, a length of 11 to 20, 8 bits a sample, its size.
@@ -86,5 +87,8 @@ def is_whole(picture: Picture) -> bool:
 def may_be_figure(picture: Picture) -> bool:
     """Whether matplotlib may have made it.
 
-    It names itself in the first bytes of its PNGs. A JPEG does not say who made it."""
-    return picture.media_type == JPEG or b"Matplotlib" in picture.data[:1000]
+    It names itself in the first bytes of its PNGs. Its JPEGs have their size in dots
+    per inch; those that programs save have that only if they ask for it."""
+    if picture.media_type == JPEG:
+        return picture.data[_JPEG_UNIT : _JPEG_UNIT + 1] == b"\1"
+    return b"Matplotlib" in picture.data[:1000]

@@ -607,9 +607,9 @@ def png_by(software: str, size: tuple[int, int] = (20, 20)) -> bytes:
     return file.getvalue()
 
 
-def jpeg() -> bytes:
+def jpeg(**options: Any) -> bytes:
     file = io.BytesIO()
-    Image.effect_noise((20, 20), 90).save(file, "JPEG")
+    Image.effect_noise((20, 20), 90).save(file, "JPEG", **options)
     return file.getvalue()
 
 
@@ -643,12 +643,15 @@ class TestPrintedPictures:
     def test_in_the_order_in_which_all_pictures_came_and_once(self) -> None:
         shown = figure(picture(colour="blue"))
         printed = stdout(encoded(OURS) + "\n")
-        run = run_of(printed, shown, printed, stdout(jpeg().hex()))
-        assert [kept.data for kept in run.pictures] == [OURS, picture(colour="blue")]
+        photograph = jpeg()
+        also_printed = stdout(photograph.hex() + "\n")
+        run = run_of(printed, shown, printed, also_printed, shown)
+        pictures = [OURS, picture(colour="blue"), photograph]
+        assert [kept.data for kept in run.pictures] == pictures
         run = run_of(shown, printed)
         assert [kept.data for kept in run.pictures] == [picture(colour="blue"), OURS]
 
-    @pytest.mark.parametrize("data", [MATPLOTLIBS, jpeg()])
+    @pytest.mark.parametrize("data", [MATPLOTLIBS, jpeg(dpi=(100, 100))])
     def test_a_figure_that_is_shown_is_not_there_again_because_it_was_printed(
         self, data: bytes
     ) -> None:
