@@ -22,6 +22,7 @@ from typing import Any
 
 from IPython.core.display_functions import display
 
+MAX_IMAGE_BYTES: int  # is set by what brings kernel.py along
 INLINE = "module://matplotlib_inline.backend_inline"
 # A larger file is not shown as it was saved: the figure is drawn as for a screen.
 MAX_FILE_BYTES = 2_000_000
@@ -32,15 +33,15 @@ OTHER_SAVERS = ("matplotlib.animation", "matplotlib_inline", "IPython.")
 ANIMATED = (".gif", ".webp", ".apng")
 # A format of ours, which says that of an animation only a picture is shown.
 ANIMATION_FORMAT = "application/x-animation"
-IMAGE_FORMATS = ("image/png", "image/jpeg", "image/svg+xml")
+PIXELS = ("image/png", "image/jpeg")
+IMAGE_FORMATS = (*PIXELS, "image/svg+xml")
 PNG = b"\x89PNG"
 
 
 class Saved:
     """A figure that was saved, and not shown since."""
 
-    def __init__(self, figure: Any) -> None:
-        self.figure = figure
+    def __init__(self) -> None:
         self.png = b""  # the file, where it is a PNG
         self.is_in_memory = False
 
@@ -48,7 +49,7 @@ class Saved:
 class Drawings:
     """What was drawn, saved and shown in a cell."""
 
-    def __init__(self, shell: Any) -> None:
+    def __init__(self, shell: Any, imports: Any) -> None:
         self._shell = shell
         self._saving = 0  # a figure is being saved: it is no picture of its own
         self._last_shown: Any = None
@@ -56,31 +57,38 @@ class Drawings:
         self._plain_format = shell.display_formatter.format
         shell.display_formatter.format = self.format
         # Before the inline backend's, which shows the figures that are open.
-        note = functools.partial(quietly, self.note_end_of_code)
+        note = functools.partial(quietly, self._note_end_of_code)
         shell.events.register("post_execute", note)
+        imports.after("PIL.Image", self._hook_pillow)
+        imports.after("matplotlib", self._hook_matplotlib)
+        imports.after("matplotlib.figure", self._hook_figure)
+        imports.after("matplotlib.axes._base", self._hook_axes)
+        imports.after("matplotlib.pyplot", self._hook_pyplot)
 
     # --- a cell
 
     def begin(self) -> None:
-        self._saved: list[Saved] = []
-        self._shown: dict[int, Any] = {}  # by a figure's id, how it looked
-        self._figures: list[Any] = []  # those, so that no other has their id
+        self._saved: dict[Any, Saved] = {}  # by the figure
+        self._shown: dict[Any, Any] = {}  # by the figure, how it looked
         self._pictures: set[Any] = set()  # those shown that are no figures
         self._files: dict[bytes, Any] = {}  # by what they hold, the figure, or None
         self._saves_to_memory = 0
         self._has_ended = False
         self._has_failed = False
 
-    def note_end_of_code(self) -> None:
+    def _note_end_of_code(self) -> None:
         self._has_ended = True
         self._has_failed = not self._shell.last_execution_succeeded
 
     def end(self) -> None:
-        """Show what threads have drawn since the code ended, and what was saved."""
-        inline = sys.modules.get("matplotlib_inline.backend_inline")
+        """Show what threads have drawn since the code ended, and what was saved.
+
+        After a first figure within `rc_context` the backend no longer sees to it."""
+        inline: Any = sys.modules.get("matplotlib_inline.backend_inline")
         if inline:
+            inline.show._draw_called = True
             inline.flush_figures()
-        self.show_saved()
+        self._show_saved()
 
     # --- what is shown
 
@@ -88,15 +96,16 @@ class Drawings:
         """The formats in which a value is shown: none of a figure that was shown."""
         once = quietly(self._once, value)
         formats, metadata = self._plain_format(value, *args, **options)
-        shown = quietly(once, value, formats) if once else None
-        return (formats if shown is None else shown), metadata
+        for change in (once, small_enough):
+            shown = quietly(change, value, formats) if change else None
+            formats = formats if shown is None else shown
+        return formats, metadata
 
     def _once(self, value: Any) -> Callable[..., Any] | None:
         """What decides in which formats this is shown, if it is a drawing."""
         if is_figure(value):
-            self.show_saved(but=value)
-            is_changed = value.stale
-            return functools.partial(self._figure_once, is_changed=is_changed)
+            self._show_saved(value)
+            return functools.partial(self._figure_once, value.stale)
         kind = type(value)
         if kind.__module__.startswith("PIL."):
             return self._picture_once
@@ -104,14 +113,14 @@ class Drawings:
             return self._picture_once
         return None
 
-    def _figure_once(self, figure: Any, formats: Any, is_changed: bool) -> Any:
-        saved = self._take_saved(figure)
+    def _figure_once(self, is_changed: bool, figure: Any, formats: Any) -> Any:
+        saved = self._saved.pop(figure, None)
         if is_blank(figure) or (self._has_failed and not has_data(figure)):
             return {}
         if not any(name in formats for name in IMAGE_FORMATS):
             formats = {**formats, "image/png": drawn(figure)}
         looks = look_of(formats)
-        if self._shown.get(id(figure)) == looks:
+        if self._shown.get(figure) == looks:
             return {}
         self._note_shown(figure, looks)
         if self._has_ended and saved and saved.png and not is_changed:
@@ -122,13 +131,12 @@ class Drawings:
         data = look_of(formats)
         if not data:
             return formats
-        if isinstance(data, str):
-            data = binascii.a2b_base64(data)
+        data = bytes_of(data)
         path = getattr(picture, "filename", None)
         file = (read(path) if path else b"") or data
         if file in self._files:
             figure = self._files[file]
-            if figure is None or not self._take_saved(figure):
+            if not self._saved.pop(figure, None):
                 return {}
             self._note_shown(figure, self._look_if_shown_again(figure))
         elif data in self._pictures:
@@ -137,58 +145,47 @@ class Drawings:
         return formats
 
     def _note_shown(self, figure: Any, looks: Any) -> None:
-        self._shown[id(figure)] = looks
-        self._figures.append(figure)
+        self._shown[figure] = looks
         self._last_shown = figure
 
     def _look_if_shown_again(self, figure: Any) -> Any:
         """How a figure is drawn that was shown, or will be, as one that is open."""
-        if is_open(figure) or id(figure) in self._shown:
+        if is_open(figure) or figure in self._shown:
             return look_of(self._plain_format(figure)[0])
         return None
 
     # --- what is saved
 
-    def show_saved(self, but: Any = None) -> None:
+    def _show_saved(self, but: Any = None) -> None:
         """Show the figures that were saved and not shown since.
 
         Before a figure `but` for which this is done, these are the closed ones: those
         that are open are shown with it, or at the end."""
-        later = [one for one in self._saved if but and is_open(one.figure)]
-        later += [one for one in self._saved if one.figure is but]
-        saved = [one for one in self._saved if one not in later]
-        self._saved = later
-        for one in saved:
+        saved = self._saved
+        self._saved = {}
+        for figure in list(saved):
+            if figure is but or (but and is_open(figure)):
+                self._saved[figure] = saved.pop(figure)
+        for figure, one in saved.items():
             is_frame = one.is_in_memory and self._saves_to_memory > MOST_IN_MEMORY
-            if not is_frame and not is_blank(one.figure):
-                self._show(one)
+            if not is_frame and not is_blank(figure):
+                self._show(figure, one)
 
-    def _show(self, saved: Saved) -> None:
-        figure = saved.figure
+    def _show(self, figure: Any, saved: Saved) -> None:
         if not saved.png:
             display(figure)
         elif not self._has_failed or has_data(figure):
             look = self._look_if_shown_again(figure)
-            if look is None or look != self._shown.get(id(figure)):
+            if look is None or look != self._shown.get(figure):
                 self._note_shown(figure, look)
                 formats = {"image/png": saved.png, "text/plain": repr(figure)}
                 display(formats, raw=True)
 
-    def _take_saved(self, figure: Any) -> Saved | None:
-        for one in self._saved:
-            if one.figure is figure:
-                self._saved.remove(one)
-                return one
-        return None
-
-    def note_saved(self, figure: Any, target: Any) -> None:
+    def _note_saved(self, figure: Any, target: Any) -> None:
         """Note that a figure has been saved to a path, or to memory."""
         if is_blank(figure):
             return
-        saved = next((one for one in self._saved if one.figure is figure), None)
-        if not saved:
-            saved = Saved(figure)
-            self._saved.append(saved)
+        saved = self._saved.setdefault(figure, Saved())
         if isinstance(target, (str, os.PathLike)):
             file = read(target)
             saved.is_in_memory = False
@@ -202,9 +199,9 @@ class Drawings:
             saved.png = file
             figure.stale = False  # so that it tells of changes from now on
 
-    def note_picture(self, picture: Any, path: Any, more_frames: Any) -> None:
+    def _note_picture(self, picture: Any, path: Any, more_frames: Any) -> None:
         """Show a picture of the caller's own, which has been saved."""
-        self.show_saved()
+        self._show_saved()
         display(picture)
         file = read(path)
         if file:
@@ -214,7 +211,7 @@ class Drawings:
 
     # --- hooks, for modules when they are imported
 
-    def hook_matplotlib(self, matplotlib: Any) -> None:
+    def _hook_matplotlib(self, matplotlib: Any) -> None:
         """Whatever is asked for, the kernel's own backend is used: it shows figures."""
 
         def use(backend: str, *, force: bool = True) -> None:
@@ -223,7 +220,7 @@ class Drawings:
         matplotlib.use = functools.wraps(matplotlib.use)(use)
         matplotlib.rcParams["backend"] = INLINE
 
-    def hook_pyplot(self, pyplot: Any) -> None:
+    def _hook_pyplot(self, pyplot: Any) -> None:
         plain_switch = pyplot.switch_backend
         plain_savefig = pyplot.savefig
 
@@ -243,7 +240,7 @@ class Drawings:
         pyplot.switch_backend = switch_backend
         pyplot.savefig = savefig
 
-    def hook_figure(self, module: Any) -> None:
+    def _hook_figure(self, module: Any) -> None:
         plain_savefig = module.Figure.savefig
         plain_clear = module.Figure.clear
 
@@ -256,7 +253,7 @@ class Drawings:
             finally:
                 self._saving -= 1
             if not saver.startswith(OTHER_SAVERS):
-                quietly(self.note_saved, figure, fname)
+                quietly(self._note_saved, figure, fname)
             return result
 
         @functools.wraps(plain_clear)
@@ -267,7 +264,7 @@ class Drawings:
         module.Figure.savefig = savefig
         module.Figure.clear = clear
 
-    def hook_axes(self, module: Any) -> None:
+    def _hook_axes(self, module: Any) -> None:
         plain_clear = module._AxesBase.clear
 
         @functools.wraps(plain_clear)
@@ -280,10 +277,10 @@ class Drawings:
         module._AxesBase.clear = clear
 
     def _show_before_change(self, figure: Any) -> None:
-        if any(one.figure is figure for one in self._saved):
-            self.show_saved()
+        if figure in self._saved:
+            self._show_saved()
 
-    def hook_pillow(self, module: Any) -> None:
+    def _hook_pillow(self, module: Any) -> None:
         plain = module.Image.save
 
         @functools.wraps(plain)
@@ -292,7 +289,7 @@ class Drawings:
             target = pathlib.Path(fp) if isinstance(fp, str) else fp
             result = plain(image, target, format, **params)
             if isinstance(target, os.PathLike) and not self._saving:
-                quietly(self.note_picture, image, target, params.get("append_images"))
+                quietly(self._note_picture, image, target, params.get("append_images"))
             return result
 
         module.Image.save = save
@@ -339,6 +336,41 @@ def look_of(formats: Any) -> Any:
     return next((formats[name] for name in IMAGE_FORMATS if name in formats), None)
 
 
+def small_enough(value: Any, formats: Any) -> Any:
+    """The formats, with one picture that a reply can hold, if there is one.
+
+    Pillow's have two, as PNG and as JPEG."""
+    pictures = {name: bytes_of(formats[name]) for name in PIXELS if name in formats}
+    others = {name: formats[name] for name in formats if name not in pictures}
+    for name, data in pictures.items():
+        if len(data) <= MAX_IMAGE_BYTES:
+            return {**others, name: data}
+    for data in pictures.values():
+        return {**others, "image/png": shrunk(data)}
+    return formats
+
+
+def shrunk(data: bytes) -> bytes:
+    """A picture as PNG, with as many pixels as a reply can hold; a line tells of it."""
+    from PIL import Image
+
+    image: Any = Image.open(io.BytesIO(data))
+    smaller = data
+    while len(smaller) > MAX_IMAGE_BYTES:
+        factor = 0.9 * (MAX_IMAGE_BYTES / len(smaller)) ** 0.5
+        image = image.resize([int(side * factor) + 1 for side in image.size])
+        file = io.BytesIO()
+        image.save(file, "png")
+        smaller = file.getvalue()
+    limit = f"{MAX_IMAGE_BYTES:,} is the limit"
+    print(f"A picture of {len(data):,} bytes was made smaller:", limit, file=sys.stderr)
+    return smaller
+
+
+def bytes_of(data: Any) -> bytes:
+    return binascii.a2b_base64(data) if isinstance(data, str) else data
+
+
 def read(path: Any) -> bytes:
     """What a file holds; nothing of one that is too large, or not there."""
     with contextlib.suppress(OSError):
@@ -346,51 +378,3 @@ def read(path: Any) -> bytes:
             with open(path, "rb") as file:
                 return file.read()
     return b""
-
-
-# --- imports --------------------------------------------------------------------------
-
-
-class Watcher:
-    """Calls a hook for each of these modules, once it has been imported."""
-
-    def __init__(self, hooks: dict[str, Callable[[Any], None]]) -> None:
-        self._hooks = hooks
-        for name in list(hooks):
-            if name in sys.modules:
-                quietly(hooks.pop(name), sys.modules[name])
-
-    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
-        """That of the other finders, with a loader that calls the hook."""
-        hook = self._hooks.pop(name, None)
-        if not hook:
-            return None
-        found = (
-            finder.find_spec(name, path, target)
-            for finder in sys.meta_path
-            if finder is not self
-        )
-        spec = next((spec for spec in found if spec), None)
-        if spec and spec.loader:
-            plain = spec.loader.exec_module
-
-            def exec_module(module: Any) -> None:
-                plain(module)
-                quietly(hook, module)
-
-            setattr(spec.loader, "exec_module", exec_module)  # noqa: B010
-        return spec
-
-
-def watch_drawings(shell: Any) -> Drawings:
-    """Show what is drawn in this shell from now on."""
-    drawings = Drawings(shell)
-    hooks = {
-        "PIL.Image": drawings.hook_pillow,
-        "matplotlib": drawings.hook_matplotlib,
-        "matplotlib.figure": drawings.hook_figure,
-        "matplotlib.axes._base": drawings.hook_axes,
-        "matplotlib.pyplot": drawings.hook_pyplot,
-    }
-    sys.meta_path.insert(0, Watcher(hooks))
-    return drawings

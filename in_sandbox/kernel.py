@@ -5,6 +5,9 @@ is one line, `shell.run_cell(code)`, and `run_cell` here runs the code inside of
 cell, in its place and with its number. So the lines are the caller's, and what E2B's
 server puts before a cell is not among them.
 
+Compiling takes most of the time that this costs. So what few cells need is in files of
+its own, the parts, which are run when they are needed first.
+
 Each thing that is changed in the kernel is a hook. One that fails, here or later,
 costs what it is for, and never a run. Private names of IPython and ipykernel that are
 used are held by tests/in_sandbox/test_kernel.py."""
@@ -14,15 +17,19 @@ from __future__ import annotations
 import asyncio
 import builtins
 import contextlib
+import functools
 import getpass
 import importlib.util
 import json
+import logging
 import os
+import subprocess
 import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any
 
@@ -30,8 +37,10 @@ from IPython.core.async_helpers import get_asyncio_loop
 from IPython.core.getipython import get_ipython
 from jupyter_client.jsonutil import json_default
 
-DATA_FOLDER: str  # are set by what brings this file along
-FIGURES: str  # what in_sandbox/figures.py holds
+# What brings this file along sets these: the texts of the other files, and settings.
+PARTS: tuple[str, ...]
+DATA_FOLDER: str
+FIGURES, FONTS, WAITING = PARTS
 # The name of this file in the code of its functions: frames of it are not shown.
 FILE = "<in_kernel>"
 # A format of ours, for a value that is a string. E2B's server would take quotes off it.
@@ -40,6 +49,25 @@ STRING_FORMAT = "text/x-python-str"
 # up to a run's limit.
 LONGEST_WAIT_S = 5.0
 LEFT_OF_LIMIT_S = 1.0
+# Models link to documents that they have written. A line tells that no link works.
+DOCUMENTS = (".csv", ".docx", ".gif", ".html", ".mp4", ".pdf", ".pptx", ".svg", ".xlsx")
+NO_LINK = "No file or link from here reaches the user:"
+MOST_NAMED = 5
+MOST_GLYPHS = 30
+
+
+def part(source: str, library: str = "") -> dict[str, Any]:
+    """Run a part. Returns its names.
+
+    Functions that come between the caller's code and a library's count as a part of
+    that library: its warnings name the first place outside of it."""
+    path = FILE
+    if library:
+        spec: Any = importlib.util.find_spec(library)
+        path = os.path.join(os.path.dirname(spec.origin), FILE)
+    names = {**globals(), "__name__": library + ".in_kernel"}
+    exec(compile(source, path, "exec"), names)  # noqa: S102
+    return names
 
 
 # --- a cell ---------------------------------------------------------------------------
@@ -55,6 +83,9 @@ class Cells:
         self._is_running = False
         self._has_shown_error = False
         self.drawings: Any = None
+        self.missing_glyphs: dict[str, bool] = {}  # in the order in which they came
+        # Threads, processes and futures, as references, that the code has begun.
+        self.begun: list[Any] = []
         shell._showtraceback = self.show_error
         shell.run_cell = self.run_cell
 
@@ -68,37 +99,48 @@ class Cells:
         self._has_shown_error = False
         try:
             with without_running_loop():
-                return self._run(args[0], limit_s=args[3])
+                return self._run(args[0], args[3])
         finally:
             self._is_running = False
 
     def _run(self, code: str, limit_s: float) -> Any:
         shell = self._shell
         next_number = shell.execution_count
-        wait_s = min(LONGEST_WAIT_S, limit_s - LEFT_OF_LIMIT_S)
         last_moment = time.monotonic() + limit_s - LEFT_OF_LIMIT_S
-        threads = set(threading.enumerate())
+        self.begun.clear()
+        files: set[str] = set()
+        tasks: set[Any] = set()
         if code.strip():
             with contextlib.suppress(Exception):
                 take_place_of_outer_cell(shell)
         with contextlib.suppress(Exception):
+            files = files_here()
+            tasks = asyncio.all_tasks(get_asyncio_loop())
             if self.drawings:
                 self.drawings.begin()
         result = self._run_plain(code, store_history=True)
         shell.execution_count = max(next_number, shell.execution_count)
         with contextlib.suppress(Exception):
-            error = result.error_before_exec or result.error_in_exec
-            if error is not None and not self._has_shown_error:
+            if result.success:
+                give_up_at = min(last_moment, time.monotonic() + LONGEST_WAIT_S)
+                tasks = asyncio.all_tasks(get_asyncio_loop()) - tasks
+                if self.begun or tasks:
+                    part(WAITING)["wait_for"](tasks, self.begun, give_up_at)
+            elif not self._has_shown_error:
                 # That of a group, or of a magic that is used wrongly: it is on stderr,
                 # and only the reply to a cell would have it, which is the outer one's.
+                error = result.error_before_exec or result.error_in_exec
                 self.show_error(type(error), error, [])
-            if error is None:
-                give_up_at = min(last_moment, time.monotonic() + wait_s)
-                wait_for_tasks(give_up_at)
-                wait_for_threads(threads, give_up_at)
         with contextlib.suppress(Exception):
             if self.drawings:
                 self.drawings.end()
+            if self.missing_glyphs:
+                characters = "".join(self.missing_glyphs)[:MOST_GLYPHS]
+                self.missing_glyphs.clear()
+                print("No font here has", characters, file=sys.stderr)
+            new_files = sorted(files_here() - files)
+            if new_files and result.success:
+                print(NO_LINK, ", ".join(new_files[:MOST_NAMED]), file=sys.stderr)
         return result
 
     def show_error(self, kind: type, value: BaseException, lines: list[str]) -> None:
@@ -109,6 +151,14 @@ class Cells:
                 return
             lines = [f"{kind.__name__}: {value}"]
         self._show_error_plain(kind, value, lines)
+
+
+def files_here() -> set[str]:
+    """The names of the documents that are where code writes them."""
+    names: list[str] = []
+    with contextlib.suppress(OSError):
+        names = os.listdir(DATA_FOLDER) + os.listdir()
+    return {name for name in names if name.endswith(DOCUMENTS)}
 
 
 def take_place_of_outer_cell(shell: Any) -> None:
@@ -142,39 +192,12 @@ def without_running_loop() -> Iterator[None]:
             asyncio.tasks._enter_task(loop, task)
 
 
-def wait_for_tasks(give_up_at: float) -> None:
-    """Let the tasks of IPython's loop go on, which runs in cells only."""
-    loop = get_asyncio_loop()
-    tasks = asyncio.all_tasks(loop)
-    left_s = give_up_at - time.monotonic()
-    if tasks and left_s > 0:
-        loop.run_until_complete(asyncio.wait(tasks, timeout=left_s))
-    for task in tasks:
-        if not task.done():
-            say_that_it_runs("task " + task.get_name())
-
-
-def wait_for_threads(known: set[threading.Thread], give_up_at: float) -> None:
-    """Wait for threads that the caller's code has started, and that are no daemons."""
-    for thread in set(threading.enumerate()) - known:
-        work = getattr(thread, "_target", None) or getattr(thread, "function", thread)
-        if thread.daemon or getattr(work, "__module__", "") != "__main__":
-            continue
-        thread.join(max(0, give_up_at - time.monotonic()))
-        if thread.is_alive():
-            say_that_it_runs("thread " + thread.name)
-
-
-def say_that_it_runs(what: str) -> None:
-    print("Still running at the end:", what, file=sys.stderr)
-
-
 # --- hooks ----------------------------------------------------------------------------
 
 
 def make_data_folder(shell: Any) -> None:
     """Where this cannot be done, only what needs the folder fails."""
-    os.makedirs(DATA_FOLDER, exist_ok=True)  # noqa: F821
+    os.makedirs(DATA_FOLDER, exist_ok=True)
 
 
 def keep_no_history(shell: Any) -> None:
@@ -188,14 +211,18 @@ def compute_no_charts(shell: Any) -> None:
         shell.display_formatter.formatters.pop(name, None)
 
 
-def send_strings_as_they_are(shell: Any) -> None:
-    """Have a value say that it is a string."""
+def show_values(shell: Any) -> None:
+    """Have a value say that it is a string, or a coroutine that did not run."""
     plain = shell.display_formatter.format
 
     def format(value: Any, *args: Any, **options: Any) -> tuple[Any, Any]:
         formats, metadata = plain(value, *args, **options)
         if type(value) is str:
             formats = {STRING_FORMAT: value}
+        elif asyncio.iscoroutine(value):
+            name = getattr(value, "__name__", "")
+            text = f"<coroutine {name}, which did not run: write `await {name}(...)`>"
+            formats = {STRING_FORMAT: text}
         return formats, metadata
 
     shell.display_formatter.format = format
@@ -208,7 +235,6 @@ def exit_cells_only(shell: Any) -> None:
         raise SystemExit
 
     shell.ask_exit = ask_exit
-    warnings.filterwarnings("ignore", "To exit: use")
 
 
 def clean_arguments(shell: Any) -> None:
@@ -216,28 +242,19 @@ def clean_arguments(shell: Any) -> None:
     sys.argv[:] = ["main.py"]
 
 
-def let_pip_run_as_root(shell: Any) -> None:
-    """It would warn of that each time, and there is no other user."""
-    os.environ.setdefault("PIP_ROOT_USER_ACTION", "ignore")
-
-
 def refuse_input(shell: Any) -> None:
     """Say at once that nobody can answer."""
 
-    def input(prompt: object = "") -> str:
+    def input(prompt: object = "", stream: Any = None) -> str:
         raise EOFError(
-            f"the code asked for input, {str(prompt)!r}, and nobody can answer here: "
-            "set the value in the code"
+            f"nobody can answer {str(prompt)!r} here: set the value in the code"
         )
-
-    def get_password(prompt: str = "Password: ", stream: Any = None) -> str:
-        return input(prompt)
 
     # ipykernel takes them from here for each cell, and has done so for this one.
     shell.kernel.raw_input = input
-    shell.kernel.getpass = get_password
+    shell.kernel.getpass = input
     builtins.input = input
-    getpass.getpass = get_password
+    getpass.getpass = input
 
 
 def send_halves_of_characters(shell: Any) -> None:
@@ -296,69 +313,139 @@ def create_tasks_between_coroutines(shell: Any) -> None:
     asyncio.create_task = create_task  # type: ignore[assignment]
 
 
+def note_what_is_begun(shell: Any) -> None:
+    """Note the threads, processes and futures that the caller's own code begins.
+
+    What a library begins is its own affair."""
+    begun = shell.run_cell.__self__.begun
+
+    def note(owner: Any, name: str) -> None:
+        plain = getattr(owner, name)
+
+        @functools.wraps(plain)
+        def call(one: Any, *args: Any, **options: Any) -> Any:
+            result = plain(one, *args, **options)
+            with contextlib.suppress(Exception):
+                frame: Any = sys._getframe(1)
+                # `map` calls `submit` from within.
+                while frame.f_globals["__name__"].startswith("concurrent."):
+                    frame = frame.f_back
+                is_callers = frame.f_globals["__name__"] == "__main__"
+                if is_callers and not getattr(one, "daemon", False):
+                    begun.append(weakref.ref(one if result is None else result))
+            return result
+
+        setattr(owner, name, call)
+
+    note(threading.Thread, "start")
+    note(subprocess.Popen, "__init__")
+    IMPORTS.after(
+        "concurrent.futures.thread", lambda m: note(m.ThreadPoolExecutor, "submit")
+    )
+
+
+def write_for_a_model(shell: Any) -> None:
+    """Tables as wide as a model reads them, and no warnings that are none of its code.
+
+    Those are of what the template has."""
+    for message in ("IProgress not found", r"\s*Support for Kaleido", "To exit: use"):
+        warnings.filterwarnings("ignore", message)
+    os.environ.setdefault("PIP_ROOT_USER_ACTION", "ignore")
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
+
+    def set_options(pandas: Any) -> None:
+        pandas.set_option(
+            *("display.width", 160),
+            *("display.max_columns", 40),
+            *("display.max_colwidth", 120),
+        )
+
+    IMPORTS.after("pandas", set_options)
+
+
 def show_drawings(shell: Any) -> None:
-    """Have figures.py see to what is drawn: from when it is needed, for it takes 3 ms.
+    """Have figures.py see to what is drawn, from when it is needed.
 
     `%matplotlib` asks for the kernel's own backend, whichever it names."""
     plain = shell.enable_matplotlib
     shell.enable_matplotlib = lambda gui=None: plain("inline")
-    FiguresLoader(shell)
+    cells = shell.run_cell.__self__
+
+    def start(_: Any = None) -> bool:
+        """Whether it has been started now, and was not before."""
+        if cells.drawings:
+            return False
+        with contextlib.suppress(Exception):
+            part(FONTS, "matplotlib")["watch_fonts"](cells, IMPORTS)
+        with contextlib.suppress(Exception):
+            figures = part(FIGURES, "matplotlib")
+            cells.drawings = figures["Drawings"](shell, IMPORTS)
+        return bool(cells.drawings)
+
+    IMPORTS.after("matplotlib", start)
+    start_at_a_picture(shell.display_formatter, "format", start)
+    IMPORTS.after("PIL.Image", lambda m: start_at_a_picture(m.Image, "save", start))
 
 
-class FiguresLoader:
-    """Runs figures.py before matplotlib is imported, or when a picture is saved."""
+def start_at_a_picture(owner: Any, name: str, start: Callable[[], bool]) -> None:
+    """Start at the first call of this function that is for a picture."""
+    plain = getattr(owner, name)
 
-    def __init__(self, shell: Any) -> None:
-        self._shell = shell
-        sys.meta_path.insert(0, self)
-        self._pillow: Any = sys.modules.get("PIL.Image")
-        if self._pillow:
-            plain = self._plain_save = self._pillow.Image.save
+    def call(*args: Any, **options: Any) -> Any:
+        if "Image" in str(type(args[0])):
+            if getattr(owner, name) is call:
+                setattr(owner, name, plain)
+            if start():
+                return getattr(owner, name)(*args, **options)
+        return plain(*args, **options)
 
-            def save(image: Any, *args: Any, **options: Any) -> Any:
-                if self._load():
-                    return image.save(*args, **options)
-                return plain(image, *args, **options)
+    setattr(owner, name, call)
 
-            self._own_save = self._pillow.Image.save = save
+
+class Imports:
+    """Does something with a module when it has been imported, once."""
+
+    def __init__(self) -> None:
+        self._after: dict[str, Callable[[Any], Any]] = {}
+
+    def after(self, name: str, do: Callable[[Any], Any]) -> None:
+        if name in sys.modules:
+            do(sys.modules[name])
+        else:
+            self._after[name] = do
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
-        if name in ("matplotlib", "PIL.Image") and self._load():
-            # What figures.py looks out for is found by it.
-            return importlib.util.find_spec(name)
-        return None
+        """That of the other finders, with a loader that does what is to be done."""
+        do = self._after.pop(name, None)
+        if not do:
+            return None
+        spec: Any = importlib.util.find_spec(name)  # which this has no part in now
+        if spec:
+            plain = spec.loader.exec_module
 
-    def _load(self) -> bool:
-        """Whether it runs now, and did not before.
+            def exec_module(module: Any) -> None:
+                plain(module)
+                with contextlib.suppress(Exception):
+                    do(module)
 
-        Its functions come between the caller's code and matplotlib's, whose warnings
-        name the first place outside of matplotlib: so they count as a part of it."""
-        if self._pillow and self._pillow.Image.save is self._own_save:
-            self._pillow.Image.save = self._plain_save
-        with contextlib.suppress(Exception):
-            sys.meta_path.remove(self)
-            spec: Any = importlib.util.find_spec("matplotlib")
-            path = os.path.join(os.path.dirname(spec.origin), FILE)
-            names: dict[str, Any] = {"__name__": "matplotlib.in_kernel"}
-            exec(compile(FIGURES, path, "exec"), names)  # noqa: F821, S102
-            cells = self._shell.run_cell.__self__
-            cells.drawings = names["watch_drawings"](self._shell)
-            return True
-        return False
+            spec.loader.exec_module = exec_module
+        return spec
 
 
+IMPORTS = Imports()
 HOOKS = [
     make_data_folder,
     keep_no_history,
     compute_no_charts,
-    send_strings_as_they_are,
+    show_values,
     exit_cells_only,
     clean_arguments,
-    let_pip_run_as_root,
     refuse_input,
     send_halves_of_characters,
     hide_own_frames,
     create_tasks_between_coroutines,
+    note_what_is_begun,
+    write_for_a_model,
     show_drawings,
 ]
 
@@ -368,6 +455,10 @@ def set_up() -> None:
     shell = get_ipython()
     if isinstance(getattr(shell.run_cell, "__self__", None), type(shell)):
         Cells(shell)
+        sys.meta_path.insert(0, IMPORTS)
         for hook in HOOKS:
             with contextlib.suppress(Exception):
                 hook(shell)
+
+
+set_up()

@@ -20,7 +20,7 @@ from config import Config, log
 from run import Run
 from sandboxes.pool import CALLER_GONE, Need, Pool, Slot, in_background
 from sandboxes.sandbox import Sandbox, SandboxGone, Unavailable
-from sandboxes.set_up import SET_UP
+from sandboxes.set_up import set_up_lines
 from sandboxes.timing import TIMING, Timing
 from texts.cell import Cell
 
@@ -315,7 +315,8 @@ class KeepingPool(Pool):
         try:
             self._make(slot.sandbox, Need(self._config.run_timeout_s))
             imports = import_cell(self._config.warm_imports)
-            code = SET_UP + self._prepare_code + imports
+            set_up = set_up_lines(self._config.max_image_bytes)
+            code = set_up + self._prepare_code + imports
             slot.sandbox.prime(code, self._timing.priming_s)
             self._slots.keep(slot)
             self._back_off.note_success()

@@ -44,7 +44,7 @@ from config import Config, log
 from metrics import KILLS_FAILED, RUNS, SANDBOX_SECONDS, STEP_SECONDS
 from run import Run
 from sandboxes.sandbox import FAILED, Sandbox, SandboxGone, Unavailable
-from sandboxes.set_up import SET_UP
+from sandboxes.set_up import set_up_lines
 from sandboxes.timing import TIMING, Timing
 from texts.cell import Cell
 
@@ -341,7 +341,9 @@ class Pool:
         self.use(run_in, need, run.durations_s)
 
     def _run_in(self, sandbox: Sandbox, cell: Cell, need: Need, run: Run) -> None:
-        set_up = "" if sandbox.is_set_up else SET_UP
+        set_up = ""
+        if not sandbox.is_set_up:
+            set_up = set_up_lines(self._config.max_image_bytes)
         sandbox.run(cell.for_kernel(set_up, need.limit_s), need.limit_s, run)
         sandbox.is_set_up = bool(set_up) or not run.began_anew
         cell.mend(run, sandbox.id)

@@ -14,13 +14,14 @@ from PIL import Image
 
 from config import Config
 from run import Run
-from sandboxes.set_up import SET_UP
+from sandboxes.set_up import set_up_lines
 from sandboxes.stream import StreamReader
 from texts.cell import Cell
 
 if TYPE_CHECKING:
     from sandboxes.sandbox import Sandbox
 
+SET_UP = set_up_lines(Config.max_image_bytes)
 Event = dict[str, Any]
 TIMESTAMP = "2026-01-01T00:00:00.000000+00:00"  # as E2B writes it
 FIGURE = "<Figure size 640x480 with 1 Axes>"

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from builders import SET_UP
+
 from config import Config
 from conftest import E2B_KEY
 from formatter import format_run
 from run import Run
 from sandboxes.sandbox import Sandbox
-from sandboxes.set_up import SET_UP
 from texts.cell import Cell
 
 CONFIG = Config(e2b_api_key=E2B_KEY, max_output_chars=100_000)

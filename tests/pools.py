@@ -10,13 +10,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from builders import SET_UP
 from local_e2b import LocalE2B
 
 from config import Config
 from conftest import E2B_KEY, OK_RUN
 from sandboxes.keeping import KEEPING_TIMING, KeepingPool, KeepingTiming
 from sandboxes.pool import Full, Pool
-from sandboxes.set_up import SET_UP
 from texts.cell import Cell
 
 State = dict[str, Any]

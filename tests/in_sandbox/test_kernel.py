@@ -7,16 +7,17 @@ import re
 from collections.abc import Callable, Iterator
 
 import pytest
+from builders import SET_UP
 from kernels import Kernel, kernel
 
-from conftest import ROOT
+from config import Config
 from run import Run
-from sandboxes.set_up import SET_UP, set_up_lines
+from sandboxes.set_up import FILES, packed, read_sources, set_up_lines
 from texts.cell import Cell
 
 pytestmark = pytest.mark.usefixtures("real_kernels")
-KERNEL_PY = (ROOT / "in_sandbox" / "kernel.py").read_text("utf-8")
-FIGURES_PY = (ROOT / "in_sandbox" / "figures.py").read_text("utf-8")
+SOURCES = dict(zip(FILES, read_sources(), strict=True))
+KERNEL_PY, FIGURES_PY, *_ = SOURCES.values()
 MAX_FIRST_CELL_BYTES = 7_000
 MAX_LATER_CELL_BYTES = 60
 
@@ -38,7 +39,7 @@ def test_what_is_sent_is_small() -> None:
     assert len(Cell(code).for_kernel("", 60)) <= len(repr(code)) + MAX_LATER_CELL_BYTES
 
 
-@pytest.mark.parametrize("source", [KERNEL_PY, FIGURES_PY])
+@pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES)
 def test_the_files_are_python_3_8(source: str) -> None:
     ast.parse(source, feature_version=(3, 8))
 
@@ -399,6 +400,164 @@ def test_cells_within_a_cell_are_the_callers(shared: Kernel) -> None:
     assert shared.printed("print(out.stdout, end='')") == "6\n"
 
 
+# --- what was not waited for ----------------------------------------------------------
+
+SLEEP = "import subprocess, threading, time\nfrom concurrent.futures import *\n"
+
+
+@pytest.mark.parametrize(
+    ("code", "printed"),
+    [
+        ("threading.Timer(0.3, print, ['late']).start()", "late\n"),
+        ("threading.Thread(target=lambda: (time.sleep(0.3), print(1))).start()", "1\n"),
+        ("ThreadPoolExecutor(1).submit(lambda: (time.sleep(0.3), print(3)));", "3\n"),
+        ("e = ThreadPoolExecutor(1)\nr = e.map(lambda n: (time.sleep(0.2), print(n)),"
+         " 'ab')", "a\nb\n"),
+        ("ThreadPoolExecutor(1).submit(lambda: 1 / 0);", ""),
+        ("subprocess.Popen(['sh', '-c', 'sleep 0.3; echo later']);", "later\n"),
+        ("subprocess.run(['echo', 'at once']);", "at once\n"),
+        ("import asyncio\nasync def f():\n    await asyncio.sleep(0.3); print(4)\n"
+         "t = asyncio.create_task(f())", "4\n"),
+    ],
+)  # fmt: skip
+def test_what_the_code_has_begun_is_waited_for(
+    shared: Kernel, code: str, printed: str
+) -> None:
+    assert shared.printed(SLEEP + code) == printed
+
+
+def test_a_thread_of_the_callers_own_class_is_waited_for() -> None:
+    # In a kernel of its own: ipykernel takes such a thread for an earlier one that had
+    # its identity, and sends what it prints to that one's cell.
+    code = (
+        "class Own(threading.Thread):\n    def run(self): time.sleep(0.3); print(2)\n"
+    )
+    with kernel() as new:
+        assert new.printed(f"{SLEEP}{code}Own().start()") == "2\n"
+
+
+@pytest.mark.parametrize(
+    ("code", "name"),
+    [
+        ("threading.Thread(target=w, name='server').start()", "thread server"),
+        ("t = threading.Timer(30, print); t.name = 'alarm'; t.start()", "thread alarm"),
+        ("ThreadPoolExecutor(1).submit(w);", "call of an executor"),
+        ("p = subprocess.Popen(['sleep', '30'])", "process ['sleep', '30']"),
+        ("import asyncio\nt = asyncio.create_task(asyncio.sleep(30), name='poll')",
+         "task poll"),
+        ("e = ThreadPoolExecutor(9)\nfor n in range(7): e.submit(w)",
+         ", ".join(["call of an executor"] * 5)),
+    ],
+)  # fmt: skip
+def test_what_goes_on_is_named_in_one_line(code: str, name: str) -> None:
+    with kernel() as new:
+        run = new.run(f"{SLEEP}def w(): time.sleep(30)\n{code}\nprint(1)")
+        assert run.outcome == "ok"
+        assert run.stdout.text() == "1\n"
+        assert run.stderr.text().count("\n") == 1
+        assert f"still running at the end: {name}\n" in run.stderr.text()
+        # It is named once.
+        assert new.printed("print(2)") == "2\n"
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "threading.Thread(target=w, daemon=True).start()",
+        "e = ThreadPoolExecutor(2); e.submit(int).result()",
+        "from http.server import HTTPServer, BaseHTTPRequestHandler as H\n"
+        "s = HTTPServer(('127.0.0.1', 0), H)\n"
+        "threading.Thread(target=s.serve_forever, daemon=True).start()",
+        # A library's own, which calls neither of these from the caller's code.
+        "import queue, logging.handlers as h\n"
+        "listener = h.QueueListener(queue.Queue()); listener.start()",
+        "with ThreadPoolExecutor(2) as e: e.submit(time.sleep, 0.01)",
+    ],
+)
+def test_what_nobody_would_wait_for_is_not_named(shared: Kernel, code: str) -> None:
+    assert shared.printed(f"{SLEEP}def w(): time.sleep(30)\n{code}\nprint(1)") == "1\n"
+
+
+def test_waiting_ends_before_the_runs_limit() -> None:
+    with kernel() as new:
+        code = Cell("import threading\nthreading.Thread(target=input).start()").code
+        assert new.run(code).outcome == "ok"
+        cell = Cell("threading.Thread(target=threading.Event().wait).start()")
+        run = Run.empty(Config(max_output_chars=1000).run_limits())
+        new.sandbox.run(cell.for_kernel("", 3), 3, run)
+        assert run.outcome == "ok"
+        assert "still running" in run.stderr.text()
+
+
+def test_a_coroutine_that_did_not_run_says_how_to_run_it(shared: Kernel) -> None:
+    run = shared.run("async def main(n): return n\nmain(3)")
+    text = "<coroutine main, which did not run: write `await main(...)`>"
+    assert run.values.text() == text
+    assert not run.stderr.text()
+    assert shared.run("await _").values.text() == "3"
+    assert shared.run("await main(4)").values.text() == "4"
+
+
+# --- for a reader that is a model -----------------------------------------------------
+
+
+def test_tables_are_as_wide_as_a_model_can_read(shared: Kernel) -> None:
+    code = (
+        "import pandas as pd\n"
+        "print(pd.DataFrame({f'column_{n}': [n] for n in range(30)}))"
+    )
+    text = shared.printed(code)
+    assert all(f"column_{n} " in text for n in range(30))
+    assert max(map(len, text.splitlines())) <= 160
+    text = shared.printed("print(pd.DataFrame({'a': ['x' * 119, 'y' * 300]}))")
+    assert "x" * 119 in text
+    assert "y" * 121 not in text
+    text = shared.printed("print(pd.DataFrame({f'c{n}': [n] for n in range(90)}))")
+    assert "..." in text
+
+
+def test_a_callers_own_options_stay(shared: Kernel) -> None:
+    shared.run("import pandas as pd\npd.set_option('display.max_columns', 4)")
+    text = shared.printed("print(pd.DataFrame({f'c{n}': [n] for n in range(9)}))")
+    assert "..." in text
+    shared.run("pd.reset_option('display.max_columns')")
+
+
+@pytest.mark.parametrize(
+    "warning",
+    [
+        "'IProgress not found. Please update jupyter and ipywidgets.'",
+        "'\\nSupport for Kaleido versions less than 1.0.0 is deprecated'",
+        "\"To exit: use 'exit', 'quit', or Ctrl-D.\"",
+    ],
+)
+def test_warnings_that_are_none_of_the_codes_are_not_shown(
+    shared: Kernel, warning: str
+) -> None:
+    assert not shared.run(f"import warnings\nwarnings.warn({warning})").stderr.text()
+    run = shared.run(f"warnings.warn('Beware: ' + {warning})")
+    assert "Beware" in run.stderr.text()
+
+
+def test_a_document_that_is_written_reaches_nobody_and_that_is_said() -> None:
+    with kernel() as new:
+        written = new.run(
+            "open('/mnt/data/report.pdf', 'w').write('x')\nopen('b.svg','w');"
+        )
+        assert written.outcome == "ok"
+        line = "No file or link from here reaches the user:"
+        assert written.stderr.text() == f"{line} b.svg, report.pdf\n"
+        for code in (
+            "print(open('/mnt/data/report.pdf').read())",
+            "for name in ('/mnt/data/notes.txt', 'm.py', 'a.png'): open(name, 'w')",
+            "import tempfile; tempfile.NamedTemporaryFile(suffix='.pdf');",
+            "import os; os.makedirs('out'); open('out/a.pdf', 'w');",
+            "open('b.svg', 'a').write('x')",
+        ):
+            assert not new.run(code).stderr.text(), code
+        assert "link" not in new.run("open('c.csv', 'w').close()\n1/0").stderr.text()
+
+
 # --- a kernel that began anew ---------------------------------------------------------
 
 
@@ -406,7 +565,10 @@ def test_a_kernel_that_has_ended_is_noticed() -> None:
     with kernel() as new:
         assert not new.run("x = 1").began_anew
         # It ends when this cell has been answered, as after `exit()` without our file.
-        new.run("import os, threading\nthreading.Timer(0.3, os._exit, [1]).start()")
+        new.run(
+            "import os, threading\ntimer = threading.Timer(0.3, os._exit, [1])\n"
+            "timer.daemon = True\ntimer.start()"
+        )
         run = new.run("import time\ntime.sleep(1)")
         assert run.error_name == "ContextRestarting"
         run = new.run("print(2)")
@@ -428,32 +590,42 @@ PROGRAMS = {
 }
 
 
-def set_up_with(at: str) -> str:
+def lines_with(**changed: str) -> str:
+    """What sets up a kernel, with these sources in place of ours: `kernel="1/0"`."""
+    sources = SOURCES | {f"{name}.py": text for name, text in changed.items()}
+    return set_up_lines(Config.max_image_bytes, packed(list(sources.values())))
+
+
+def lines_that_fail_in(name: str) -> str:
     """What sets up a kernel, with a failure in each function of this name."""
-    pattern = rf'(?s)(def {at}\([^)]*\)[^:]*:\n(?: +""".*?"""\n+)?)( +)'
+    pattern = rf'(?s)(def {name}\([^)]*\)[^:]*:\n(?: +""".*?"""\n+)?)( +)'
     broken = r"\1\g<2>raise OSError('broken on purpose')\n\g<2>"
-    sources = [re.sub(pattern, broken, one) for one in (KERNEL_PY, FIGURES_PY)]
-    assert sources != [KERNEL_PY, FIGURES_PY], at
-    return set_up_lines(*sources)
+    sources = [re.sub(pattern, broken, one) for one in SOURCES.values()]
+    assert sources != list(SOURCES.values()), name
+    return set_up_lines(Config.max_image_bytes, packed(sources))
 
 
 HOOKS = re.findall(r"^def (\w+)\(shell: Any\)", KERNEL_PY, re.MULTILINE)
+PARTS = "\n".join(SOURCES[name] for name in FILES[1:])
 FUNCTIONS = [
-    *("__init__", "wait_for_tasks", "wait_for_threads", "remove_own_frames"),
-    "take_place_of_outer_cell",
-    *re.findall(r" def (\w+)\(self", FIGURES_PY),
-    *re.findall(r"^def (\w+)\(", FIGURES_PY, re.MULTILINE),
+    *("__init__", "remove_own_frames", "take_place_of_outer_cell", "files_here"),
+    *("part", "after"),
+    *re.findall(r" def (\w+)\((?:self|module)", PARTS),
+    *re.findall(r"^def (\w+)\(", PARTS, re.MULTILINE),
 ]
 # What IPython and Python call is the caller's own path; and what holds the failures of
 # others has to work.
-FUNCTIONS = sorted({*HOOKS, *FUNCTIONS} - {"format", "find_spec", "quietly"})
+FUNCTIONS = sorted({*HOOKS, *FUNCTIONS} - {"format", "quietly"})
 BROKEN: dict[str, Callable[[], str]] = {
     "damaged": lambda: SET_UP.replace("b85decode(", 'b85decode("x"+', 1),
-    "no Python": lambda: set_up_lines("1", "").replace("exec(", "exec('(' or ", 1),
-    "fails at its import": lambda: set_up_lines("1/0", FIGURES_PY),
-    "wrong IPython": lambda: set_up_lines("import IPython.no_such_module", FIGURES_PY),
-    "figures.py fails": lambda: set_up_lines(KERNEL_PY, "1/0"),
-    **{at: lambda at=at: set_up_with(at) for at in FUNCTIONS},
+    "no Python": lambda: lines_with().replace("exec(", "exec('(' or ", 1),
+    "fails at its import": lambda: lines_with(kernel="1/0"),
+    "wrong IPython": lambda: lines_with(kernel="import IPython.no_such_module"),
+    **{
+        f"{name} fails": lambda name=name: lines_with(**{name[:-3]: "1/0"})
+        for name in FILES[1:]
+    },
+    **{name: lambda name=name: lines_that_fail_in(name) for name in FUNCTIONS},
 }
 
 
@@ -513,6 +685,13 @@ def test_who_undoes_it_loses_comfort_only(undoing: str) -> None:
         ("get_ipython().history_manager.input_hist_raw", "In and numbers are wrong"),
         ("get_ipython().history_manager.enabled", "the history complains on stdout"),
         ("get_ipython().execution_count", "cells have wrong numbers"),
+        ("__import__('threading').Thread.start", "threads are not waited for"),
+        ("__import__('subprocess').Popen.__init__", "processes are not waited for"),
+        (
+            "__import__('concurrent.futures').futures.ThreadPoolExecutor.submit",
+            "futures are not waited for",
+        ),
+        ("__import__('nest_asyncio').apply", "a kernel without the file cannot await"),
         ("get_ipython().kernel.raw_input", "input() is an error of ipykernel's"),
         ("get_ipython().kernel.getpass", "getpass() is an error of ipykernel's"),
         ("get_ipython().kernel.session.pack", "halves of characters lose all output"),

@@ -9,12 +9,11 @@ import sys
 import time
 
 import pytest
-from builders import END, error, lines, stderr, stdout
+from builders import END, SET_UP, error, lines, stderr, stdout
 
 from config import Config
 from formatter import echo, format_plain, format_run
 from run import Run
-from sandboxes.set_up import SET_UP
 from sandboxes.stream import StreamReader
 from texts.cell import Cell
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 import pytest
-from builders import run_cell
+from builders import SET_UP, run_cell
 from local_e2b import LocalE2B
 
 from config import Config
@@ -14,7 +14,6 @@ from conftest import E2B_KEY
 from formatter import format_run
 from run import Run
 from sandboxes.sandbox import Sandbox
-from sandboxes.set_up import SET_UP
 
 CONFIG = Config(e2b_api_key=E2B_KEY)
 NO_OUTPUT = "Code executed successfully, without output. Use print() to see a value."
