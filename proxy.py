@@ -87,6 +87,9 @@ _LOOPBACK = re.compile(
 # The worker sends this much at once, and times a client anew for each piece: by smaller
 # pieces a slow client would look quick.
 _FILE_PIECE_BYTES = 64 * 1024
+# The first stands in openapi.json. Without a network the second is told in its place.
+_PIP_INSTALLS = "A line `%pip install NAME` before the imports adds a package."
+_NO_NETWORK = "It has no network: nothing can be installed or loaded."
 # The first two sentences stand in openapi.json. If sessions are on, clients of MCP are
 # not told the first, and are told the third instead of the second.
 _NOTHING_IS_KEPT_AND = (
@@ -658,6 +661,9 @@ def _load_document(config: Config) -> tuple[JsonObject, JsonObject]:
     """openapi.json with the limits that are set, and its operation as MCP's tool."""
     document = json.loads((_HERE / "openapi.json").read_bytes())
     operation = document["paths"]["/execute"]["post"]
+    if not config.allow_internet:
+        text = operation["description"]
+        operation["description"] = text.replace(_PIP_INSTALLS, _NO_NETWORK)
     schema = operation["requestBody"]["content"]["application/json"]["schema"]
     fields = schema["properties"]
     fields["code"]["maxLength"] = config.max_code_chars

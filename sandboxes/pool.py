@@ -47,6 +47,7 @@ from sandboxes.sandbox import FAILED, Sandbox, SandboxGone, Unavailable
 from sandboxes.set_up import set_up_lines
 from sandboxes.timing import TIMING, Timing
 from texts.cell import Cell
+from texts.hints import add_hint
 
 RETRY_AFTER_S = 5
 _SPENT = (
@@ -347,6 +348,7 @@ class Pool:
         sandbox.run(cell.for_kernel(set_up, need.limit_s), need.limit_s, run)
         sandbox.is_set_up = bool(set_up) or not run.began_anew
         cell.mend(run, sandbox.id)
+        add_hint(run, has_network=self._config.allow_internet)
 
     def use(
         self, work: Callable[[Sandbox], None], need: Need, durations_s: dict[str, float]

@@ -18,7 +18,7 @@ from schemathesis import GenerationMode
 from schemathesis.specs.openapi.checks import ignored_auth
 
 from config import LIFETIME_MARGIN_S, MAX_BODY_BYTES, VERSION
-from conftest import OK_RUN, Service, http, one_run_under_way
+from conftest import OK_RUN, Service, http, one_run_under_way, text_of
 
 pytestmark = pytest.mark.usefixtures("untraced", "runs_print_ok")
 
@@ -317,3 +317,34 @@ def test_whatever_is_sent_the_answer_is_a_documented_one(
 
     check()
     assert statuses == ({200} if mode.is_positive else {400})
+
+
+# --- what is said of the network ------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("setting", "told", "hint"),
+    [
+        ("true", "A line `%pip install NAME` before", "`%pip install -q polars`"),
+        ("false", "It has no network", "there is no network to get it from"),
+    ],
+)
+def test_a_model_is_told_of_pip_only_where_there_is_a_network(
+    start_service: Callable[..., Service],
+    scripted_e2b: LocalE2B,
+    setting: str,
+    told: str,
+    hint: str,
+) -> None:
+    failure = error("ModuleNotFoundError", "No module named 'polars'")
+    scripted_e2b.set_script({"run": {"events": [failure]}})
+    service = start_service(ALLOW_INTERNET=setting)
+    document = http.get(f"{service.url}/openapi.json", timeout=30).text
+    message = {"jsonrpc": "2.0", "id": 1, "method": "tools/list"}
+    tools = http.post(f"{service.url}/mcp", json=message, timeout=30).text
+    assert told in document
+    assert told in tools
+    assert hint in text_of(service.execute("import polars"))
+    for text in (document, tools):
+        assert ("%pip" in text) == (setting == "true")
+        assert "opencv" not in text
