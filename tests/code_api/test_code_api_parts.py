@@ -25,7 +25,7 @@ import pytest
 from local_e2b_kernels import own_mount_command
 from werkzeug.exceptions import RequestEntityTooLarge
 
-from code_api.cells import exec_cells, send_cell
+from code_api.cells import exec_cells, send_cell, start_early_code
 from code_api.languages import LANGUAGES
 from code_api.names import is_id, name_problem, new_id
 from code_api.reply import add_notes, reply_body
@@ -756,20 +756,14 @@ def run_cells(python: str, tmp_path: Path) -> None:
     assert given.path.read_bytes() == came.path.read_bytes()
 
 
-@pytest.mark.skipif(
+only_as_root = pytest.mark.skipif(
     os.getuid() != 0 or not own_mount_command(),
     reason="only root, where mounts are allowed, can be what E2B's kernel is",
 )
-def test_a_script_runs_as_user_where_the_program_is_root(tmp_path: Path) -> None:
-    code = (
-        "id -un; echo $HOME; touch new; echo 2 >>in/a.txt; stat -c %U new in in/a.txt"
-    )
-    store = store_in(tmp_path / "store")
-    ids = add(store, b"1\n")
-    ref = {"name": "in/a.txt", "storage_session_id": ids[0], "id": ids[1]}
-    request = parse_exec({"lang": "bash", "code": code, "files": [ref]}, store, 20)
-    program = "\n".join(exec_cells(request))
-    # A machine of its own, as far as it matters: a user `user`, and an empty /mnt.
+
+
+def run_as_root(program: str, tmp_path: Path) -> subprocess.CompletedProcess[bytes]:
+    """On a machine of its own, as far as it matters: a user `user`, an empty /mnt."""
     for name, entry in {
         "passwd": "user:x:1234:1234::/tmp:/bin/sh\n",
         "group": "user:x:1234:\n",
@@ -784,7 +778,7 @@ def test_a_script_runs_as_user_where_the_program_is_root(tmp_path: Path) -> None
             "mnt": "/mnt",
         }.items()
     )
-    ran = subprocess.run(
+    return subprocess.run(
         ["unshare", "--mount", "sh", "-c", f"{mounts}; exec /usr/bin/python3 -"],
         input=program.encode(),
         capture_output=True,
@@ -792,9 +786,51 @@ def test_a_script_runs_as_user_where_the_program_is_root(tmp_path: Path) -> None
         cwd="/",
         env={"PATH": os.environ["PATH"], "TMPDIR": "/tmp"},
     )
+
+
+@only_as_root
+def test_a_script_runs_as_user_where_the_program_is_root(tmp_path: Path) -> None:
+    code = (
+        "id -un; echo $HOME; touch new; echo 2 >>in/a.txt; stat -c %U new in in/a.txt"
+    )
+    store = store_in(tmp_path / "store")
+    ids = add(store, b"1\n")
+    ref = {"name": "in/a.txt", "storage_session_id": ids[0], "id": ids[1]}
+    request = parse_exec({"lang": "bash", "code": code, "files": [ref]}, store, 20)
+    program = "\n".join(exec_cells(request))
+    ran = run_as_root(program, tmp_path)
     with store.new_session() as session:
         report = report_in(session, 100)
         report.add(ran.stdout.decode())
         report.publish()
     assert text_of(report, "stdout") == "user\n/tmp\nuser\nuser\nuser\n", ran.stderr
+    assert [file.name for file in report.delivered] == ["in/a.txt", "new"]
+
+
+@only_as_root
+def test_a_python_that_is_started_early_runs_as_user_too(tmp_path: Path) -> None:
+    code = (
+        "import colorsys, os, sys\n"
+        "print(os.getuid(), sys.argv[1:], EARLY)\n"
+        "open('in/a.txt', 'a').write('2'); open('new', 'w').close()"
+    )
+    code = f"import sys; EARLY = 'colorsys' in sys.modules\n{code}"
+    store = store_in(tmp_path / "store")
+    ids = add(store, b"1\n")
+    ref = {"name": "in/a.txt", "storage_session_id": ids[0], "id": ids[1]}
+    body = {"lang": "py", "code": code, "files": [ref], "args": ["a b"]}
+    request = parse_exec(body, store, 20)
+    # The folder `in` may be a module: it is known which are imported once it waits.
+    wait = (
+        "import os, sys, time\n"
+        "imported = sys.modules['exec_program'].EARLY.folder + '/python/imported'\n"
+        "while not os.path.exists(imported): time.sleep(0.01)\n"
+    )
+    cells = [start_early_code("colorsys"), wait, *exec_cells(request)]
+    ran = run_as_root("\n".join(cells), tmp_path)
+    with store.new_session() as session:
+        report = report_in(session, 100)
+        report.add(ran.stdout.decode())
+        report.publish()
+    assert text_of(report, "stdout") == "1234 ['a b'] True\n", ran.stderr
     assert [file.name for file in report.delivered] == ["in/a.txt", "new"]
