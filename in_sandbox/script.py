@@ -80,6 +80,8 @@ HOME_CACHES = (
     ".rustup",
     ".yarn",
 )
+# Folders in a user's home into which packages put their own files.
+OF_PACKAGES = ("R", "go", "nltk_data", "perl5", "scikit_learn_data", "seaborn-data")
 # Variables that a notebook sets for itself, and those that put colours into output.
 NOTEBOOK = (
     "JPY_",
@@ -357,7 +359,7 @@ def written_elsewhere(code: str, since_ns: int, own_folder: str) -> list[str]:
     found: list[str] = []
     home = ENVIRONMENT.get("HOME", "")
     if home and not DATA.startswith(home):
-        found += new_files(home, since_ns, lambda name: True)
+        found += new_files(home, since_ns, lambda name: name not in OF_PACKAGES)
     if "/tmp" in code or "gettempdir" in code:  # noqa: S108
         is_named = code.__contains__
         own_name = os.path.basename(own_folder)

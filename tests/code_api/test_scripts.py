@@ -185,6 +185,7 @@ def test_a_file_in_tmp_is_named(api: CodeApi) -> None:
     [
         "echo 1 >kept.txt",
         "echo 1 >~/no-ending; mkdir -p ~/.config/a; echo 1 >~/.config/a/b.ini",
+        "mkdir -p ~/R/x ~/node_modules; echo 1 | tee ~/R/x/a.R ~/node_modules/b.js",
         "echo 1 >~/gone.txt; rm ~/gone.txt",
         "ls /tmp >/dev/null",
         "python3 - <<'PY'\nimport os, tempfile\n"
