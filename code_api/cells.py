@@ -17,7 +17,7 @@ from code_api.store import NotStored
 _IN_SANDBOX = Path(__file__).parents[1] / "in_sandbox"
 _PYTHON_FILES = {
     "sitecustomize.py": (_IN_SANDBOX / "startup.py").read_text("ascii"),
-    "exec_fonts.py": (_IN_SANDBOX / "plot_fonts.py").read_text("ascii"),
+    "exec_fonts.py": (_IN_SANDBOX / "fonts.py").read_text("ascii"),
     "exec_plots.py": (_IN_SANDBOX / "plots.py").read_text("ascii"),
 }
 _SCRIPT_PY = (_IN_SANDBOX / "script.py").read_text("ascii")

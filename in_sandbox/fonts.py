@@ -1,7 +1,8 @@
 """Finds a font for what is written in a figure, also where the code names none of it.
 
-in_sandbox/kernel.py runs this when matplotlib has been imported. The names of it that
-are used are held by tests/in_sandbox/test_fonts.py."""
+in_sandbox/kernel.py runs this when matplotlib has been imported, and startup.py does in
+each Python of a script. The names of it that are used are held by
+tests/in_sandbox/test_fonts.py."""
 
 from __future__ import annotations
 
@@ -14,8 +15,11 @@ SYMBOLS = "DejaVu Sans"
 EAST_ASIAN = "CJK"
 
 
-def watch_fonts(cells: Any, imports: Any) -> None:
-    """Add fonts to those that are asked for, and note characters that none has."""
+def watch_fonts(missing_glyphs: dict[str, bool], imports: Any) -> None:
+    """Add fonts to those that are asked for, and note characters that none has.
+
+    They are the keys of `missing_glyphs`, in the order in which they came. `imports`
+    calls a function after a module is imported."""
 
     def hook_manager(module: Any) -> None:
         plain = module.FontManager._find_fonts_by_props
@@ -37,7 +41,7 @@ def watch_fonts(cells: Any, imports: Any) -> None:
 
     def hook_text(module: Any) -> None:
         def warn_on_missing_glyph(codepoint: int, fontnames: str) -> None:
-            cells.missing_glyphs[chr(codepoint)] = True
+            missing_glyphs[chr(codepoint)] = True
 
         module.warn_on_missing_glyph = warn_on_missing_glyph
 

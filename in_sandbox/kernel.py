@@ -376,7 +376,8 @@ def show_drawings(shell: Any) -> None:
         if cells.drawings:
             return False
         with contextlib.suppress(Exception):
-            part(FONTS, "matplotlib")["watch_fonts"](cells, IMPORTS)
+            watch_fonts = part(FONTS, "matplotlib")["watch_fonts"]
+            watch_fonts(cells.missing_glyphs, IMPORTS)
         with contextlib.suppress(Exception):
             figures = part(FIGURES, "matplotlib")
             cells.drawings = figures["Drawings"](shell, IMPORTS)

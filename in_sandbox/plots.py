@@ -4,7 +4,7 @@ It is a matplotlib backend. `show()` writes each open figure to plot-1.png, plot
 and so on, unless the script has saved that figure itself, and closes it, as a person
 would have closed its window. What is shown without waiting for that
 (`show(block=False)`, `pause`, `ion`) may change until it is closed, so it is written
-then, or at the end of the script. startup.py calls the functions in HOOKS. Nothing but
+then, or at the end of the script. startup.py calls the hooks at the end. Nothing but
 the standard library, and what Python 3.8 knows.
 """
 
@@ -15,7 +15,6 @@ import functools
 import itertools
 import os
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -231,7 +230,3 @@ def hook_animation(module: Any) -> None:
 
 
 PLOTS = Plots()
-HOOKS: dict[str, Callable[[Any], None]] = {
-    "matplotlib.animation": hook_animation,
-    "matplotlib.pyplot": hook_pyplot,
-}

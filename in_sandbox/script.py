@@ -109,8 +109,8 @@ ENVIRONMENT.update(
     R_DEFAULT_DEVICE="png",
     EXEC_MARK=MARK,
 )
-# The texts of startup.py, plots.py and plot_fonts.py, by the names of the files that
-# they become.
+# The texts of startup.py, plots.py and fonts.py, by the names of the files that they
+# become.
 PYTHON_FILES: dict[str, str] = {}
 # A crash leaves no file `core`, of 50 MB and more, and when memory runs out it is the
 # script that ends, not this program.

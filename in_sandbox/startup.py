@@ -1,7 +1,7 @@
 """What each Python that a script starts runs first: it is that Python's sitecustomize.
 
-It lies in a folder of its own, together with plots.py and plot_fonts.py, which are read
-only by a Python that imports matplotlib: a start takes about a millisecond more. A
+It lies in a folder of its own, together with plots.py and fonts.py, which are read only
+by a Python that imports matplotlib: a start takes about a millisecond more. A
 failure in here is none of the script's. Nothing but the standard library, and what
 Python 3.8 knows.
 """
@@ -17,22 +17,24 @@ if TYPE_CHECKING:
     from importlib.machinery import ModuleSpec
     from typing import Any
 
-# The modules after whose import a function is called, and the module that has it in its
-# HOOKS: plot_fonts.py and plots.py have these names here.
-HOOKED = {
-    "matplotlib._text_helpers": "exec_fonts",
-    "matplotlib.animation": "exec_plots",
-    "matplotlib.font_manager": "exec_fonts",
-    "matplotlib.pyplot": "exec_plots",
-}
+MOST_GLYPHS = 30  # that no font has, in the line that says so
 
 
-class Watcher:
-    """Calls the function for each of the modules above, once that is imported."""
+class Imports:
+    """Does something with a module when it has been imported, once."""
 
-    @staticmethod
-    def find_spec(name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        if name not in HOOKED:
+    def __init__(self) -> None:
+        self._after: dict[str, Any] = {}
+
+    def after(self, name: str, do: Any) -> None:
+        self._after[name] = do
+
+    def find_spec(
+        self, name: str, path: Any = None, target: Any = None
+    ) -> ModuleSpec | None:
+        """That of the other finders, with a loader that does what is to be done."""
+        do = self._after.pop(name, None)
+        if not do:
             return None
         from importlib.machinery import PathFinder
 
@@ -42,14 +44,35 @@ class Watcher:
 
             def exec_module(module: Any) -> None:
                 plain(module)
-                quietly(call_hook, name, module)
+                quietly(do, module)
 
             setattr(spec.loader, "exec_module", exec_module)  # noqa: B010
         return spec
 
 
-def call_hook(name: str, module: Any) -> None:
-    __import__(HOOKED[name]).HOOKS[name](module)
+def find_fonts(_matplotlib: Any) -> None:
+    """Find fonts for what is drawn, and say once, at the end, what no font has."""
+    import atexit
+    import logging
+
+    missing_glyphs: dict[str, bool] = {}
+    __import__("exec_fonts").watch_fonts(missing_glyphs, IMPORTS)
+    # It says of each text that a font which is asked for is not there.
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
+    atexit.register(say_missing, missing_glyphs)
+
+
+def say_missing(glyphs: dict[str, bool]) -> None:
+    if glyphs:
+        print("No font here has", "".join(glyphs)[:MOST_GLYPHS], file=sys.stderr)
+
+
+def write_plots(pyplot: Any) -> None:
+    __import__("exec_plots").hook_pyplot(pyplot)
+
+
+def write_animations(animation: Any) -> None:
+    __import__("exec_plots").hook_animation(animation)
 
 
 def quietly(do: Any, *args: Any) -> None:
@@ -110,9 +133,13 @@ def note_imported() -> None:
     os.rename(f"{path}.new", path)
 
 
-sys.meta_path.insert(0, Watcher)
+IMPORTS = Imports()
+IMPORTS.after("matplotlib", find_fonts)
+IMPORTS.after("matplotlib.pyplot", write_plots)
+IMPORTS.after("matplotlib.animation", write_animations)
+sys.meta_path.insert(0, IMPORTS)
 quietly(add_site_folder)
 # Set for the script's own Python only, where it is started before there is a script.
-IMPORTS = os.environ.pop("EXEC_IMPORTS", "")
-if IMPORTS:
-    wait_for_script(IMPORTS)
+EARLY_IMPORTS = os.environ.pop("EXEC_IMPORTS", "")
+if EARLY_IMPORTS:
+    wait_for_script(EARLY_IMPORTS)
