@@ -151,7 +151,7 @@ def test_a_sandbox_gone_between_cells_is_replaced_and_gets_all_files_again(
     assert (reply["stdout"], reply["stderr"]) == ("once\n", "")
     assert (count("create"), count("run")) == (2, 5)
     runs = [one for one in e2b.state()["requests"] if one["kind"] == "run"][-5:]
-    brings_program = [one["body"]["code"].startswith("exec(") for one in runs]
+    brings_program = ["program.Exec(" in one["body"]["code"] for one in runs]
     assert brings_program == [True, False, True, False, False]
 
 
