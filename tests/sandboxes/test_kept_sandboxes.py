@@ -245,7 +245,7 @@ def test_when_the_budget_is_spent_idle_sessions_are_ended(
     pool = session_pool(make_pool, sandbox_seconds_per_day=1)
     pool.run(Cell("1"), 5, "mark")
     direct_e2b.wait_for(lambda state: state["killed"] == 1, 30)
-    assert pool.run(Cell("1"), 5, "mark").outcome == "unavailable"
+    assert pool.run(Cell("1"), 5, "mark").outcome == "budget"
     wait_until(lambda: pool.idle_sessions() + pool.count("ending") == 0)
 
 

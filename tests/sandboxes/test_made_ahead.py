@@ -333,7 +333,7 @@ def test_making_ahead_stops_when_the_days_budget_is_spent(
     pool = make_pool(warm_sandboxes=1, sandbox_seconds_per_day=1)
     wait_until_ready(pool)
     wait_until(lambda: pool.seconds_spent() > 1)
-    assert pool.run(Cell("1"), 5).outcome == "unavailable"
+    assert pool.run(Cell("1"), 5).outcome == "budget"
     assert direct_e2b.state()["created"] == 1
 
 
