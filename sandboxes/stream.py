@@ -26,6 +26,8 @@ _OUTPUT = (
     rb'\s*\{\s*"type"\s*:\s*"(stdout|stderr)"\s*,'
     rb'\s*"text"\s*:\s*"'
 )
+# What comes in base64, which is a third longer.
+_IN_BASE64 = ("png", "jpeg", "pdf")
 _LABEL = rb'"(stdout|stderr|error|text|png|jpeg|svg|pdf|html)"'
 
 
@@ -102,8 +104,13 @@ class StreamReader:
         found = re.findall(_LABEL, line)
         labels = [b"an unknown kind", *found]
         label = labels[-1].decode()
-        size = f"{self._dropped_bytes / 1e6:,.1f} MB of {label}"
-        self.run.leave_out("output", f"{size}, which is over every limit")
+        size_bytes = self._dropped_bytes
+        advice = ""
+        if label in _IN_BASE64:
+            size_bytes = size_bytes * 3 // 4
+            advice = ": draw it smaller"
+        size = f"{size_bytes / 1e6:,.1f} MB of {label}"
+        self.run.leave_out("output", f"{size}, which is over every limit{advice}")
         self._dropped_bytes = 0
         if label == "error":
             self.run.error_name = "Error"

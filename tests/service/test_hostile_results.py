@@ -135,7 +135,7 @@ class Memory:
         ),
         pytest.param(
             {"big_png_line_bytes": 100 * MB, "events": [stdout("kept\n")]},
-            ["kept", "100.0 MB of png", "over every limit"],
+            ["kept", "75.0 MB of png", "over every limit"],
             id="one line of the stream: a picture of 100 MB",
         ),
         pytest.param(
