@@ -90,6 +90,7 @@ def _environment() -> dict[str, str]:
         "LC_ALL": "C.UTF-8",
         # Without matplotlib's font cache each kernel would take seconds more to start.
         "XDG_CACHE_HOME": caches,
+        "MATPLOTLIBRC": str(Path(__file__).with_name("local_e2b_matplotlibrc")),
         # A kernel whose parent has ended ends.
         "JPY_PARENT_PID": str(os.getpid()),
     }

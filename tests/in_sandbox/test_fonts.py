@@ -166,3 +166,11 @@ def test_a_name_that_is_used_is_still_there(
     assert drawing.run(f"{expression};").outcome == "ok", (
         f"in_sandbox/fonts.py rests on {expression}; where it is gone: {what_breaks}"
     )
+
+
+def test_a_kernel_has_the_settings_of_e2bs_template(font: Path) -> None:
+    with kernel() as new:
+        new.run(f"{DRAW}\nfont_manager.fontManager.addfont({str(font)!r})")
+        families = new.run("rcParams['font.family']").values.text()
+        assert families == "['sans-serif', 'Noto Sans CJK JP']"
+        assert ink(new.run("draw('图表')")) > 0.25
