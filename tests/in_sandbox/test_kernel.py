@@ -155,7 +155,8 @@ def told(run: Run) -> tuple[str, ...]:
     """What a run says, without what differs from one kernel to another."""
     texts = (run.error_name, run.error_value, run.traceback, run.stderr.text())
     return tuple(
-        re.sub(r"ipykernel_\d+/\d+\.py|\d{6,}\.py|0x[0-9a-f]+", "…", t) for t in texts
+        re.sub(r"/\S*ipykernel_\d+/\d+\.py|\d{6,}\.py|0x[0-9a-f]+", "…", t)
+        for t in texts
     )
 
 
