@@ -545,7 +545,7 @@ class EarlyPython:
         return (
             command == self._command
             and self.process.poll() is None
-            and any(re.search(rf"\b{re.escape(name)}\b", script) for name in names)
+            and not names.isdisjoint(re.findall(r"\w+", script))
             # What it changes there may count only before an import.
             and "environ" not in script
             and "putenv" not in script
