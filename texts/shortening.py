@@ -16,8 +16,9 @@ from typing import NamedTuple
 
 # What is imported for types alone.
 _OF_TYPES = ("__future__", "typing", "types", "collections.abc")
-# A string in one line, and quotes of which no pair is one.
-_STRING = re.compile(r"""('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")""")
+# A string in one line, which ends with it at the latest, and quotes of which no pair is
+# one.
+_STRING = re.compile(r"""('(?:[^'\\]|\\.)*'?|"(?:[^"\\]|\\.)*"?)""")
 _LONG_QUOTES = re.compile(r"""'{3}|"{3}""")
 # Signs, with a space before or after them that Python does not need.
 _SPACED_SIGN = re.compile(r" ?([-+*/%=<>,:|&!]+) ?")
