@@ -714,7 +714,7 @@ def _error(exc: HTTPException) -> Response:
     status = exc.code or 500
     code = exc.name.lower().replace(" ", "_")
     headers = exc.get_headers()
-    if request.path.startswith("/v1/"):
+    if f"{request.path}/".startswith("/v1/"):
         return _code_api_error(status, code, exc.description, headers)
     error = {"code": code, "message": exc.description, "request_id": g.request_id}
     return _json({"error": error}, status, headers)

@@ -705,6 +705,13 @@ def test_an_unknown_path_is_404(open_service: Service, path: str) -> None:
         assert error_of(response)["code"] == "not_found"
 
 
+@pytest.mark.parametrize("path", ["/v1", "/v1/", "/v1/nothing"])
+def test_an_unknown_path_of_the_code_api_is_an_error_that_librechat_reads(
+    open_service: Service, path: str
+) -> None:
+    assert http.get(open_service.url + path, timeout=30).json()["error"] == "not_found"
+
+
 SPELLINGS = [
     pytest.param(lambda path: path + "/", id="a slash at the end"),
     pytest.param(lambda path: path + "//", id="two"),

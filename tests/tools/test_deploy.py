@@ -48,8 +48,11 @@ needs_systemd = pytest.mark.skipif(
 def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
     # What it names has to exist here: another user, folder and program.
     text = re.sub(r"(?m)^User=.*$", "User=root", unit())
-    text = re.sub(r"(?m)^ExecStart=\S+", f"ExecStart={sys.executable}", text)
+    program = f'"{sys.executable}"'  # in the paths may be spaces
+    text = re.sub(r"(?m)^ExecStart=\S+", lambda _: f"ExecStart={program}", text)
     file = tmp_path / "e2b-proxy.service"
+    here = tmp_path.as_uri().replace("%", "%%")
+    text = text.replace("file:///srv/e2b-proxy", here)
     file.write_text(text.replace("/srv/e2b-proxy", str(tmp_path)))
     checked = subprocess.run(
         ["systemd-analyze", "verify", "--man=no", str(file)],
