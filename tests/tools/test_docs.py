@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from dataclasses import fields
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
+from e2b import ConnectionConfig
 from prometheus_client import REGISTRY
 
 import metrics
@@ -73,6 +75,22 @@ def test_the_table_of_files_has_each_file_of_the_service() -> None:
     modules = {path.name for path in ROOT.glob("*.py")}
     folders = {f"{path.parent.name}/" for path in ROOT.glob("*/__init__.py")}
     assert in_docs == (modules | folders) - {"test_proxy.py", "conftest.py"}
+
+
+def test_the_hosts_for_a_firewall_are_those_that_the_sdk_asks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("E2B_DOMAIN", "E2B_API_URL", "E2B_SANDBOX_URL", "E2B_DEBUG"):
+        monkeypatch.delenv(name, raising=False)
+    sdk = ConnectionConfig(api_key="x")
+    sandbox_url = sdk.get_sandbox_url("id", sdk.domain, 49999)
+    page = (ROOT / "docs/operating.md").read_text("utf-8")
+    below = page.split("## The way out", 1)[1].split("\n## ", 1)[0]
+    for url in (sdk.api_url, sandbox_url):
+        assert f"`{urlsplit(url).hostname}`" in below
+    own = ConnectionConfig(api_key="x", domain="e2b.example")
+    own_url = own.get_sandbox_url("id", own.domain, 49999)
+    assert urlsplit(own_url).hostname == "49999-id.e2b.example"
 
 
 def test_the_list_of_languages_has_each_language() -> None:
