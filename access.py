@@ -53,8 +53,8 @@ def as_bearer(authorization: str, api_key: str) -> str:
     """What carries a key to the code API, as `Bearer KEY`; anything else as it is.
 
     `Basic BASE64(USER:KEY)` is sent by a client whose address for this service is
-    http://USER:KEY@HOST. The header X-API-Key, here `api_key`, is sent by LibreChat
-    before 0.8.6, and may be by clients that have no Authorization.
+    http://USER:KEY@HOST. The header X-API-Key, here `api_key`, is what LibreChat
+    before 0.8.6 sends, and it counts where there is no Authorization.
     """
     if api_key and not authorization:
         return f"Bearer {api_key}"
