@@ -45,6 +45,7 @@ LONGEST_FILES = (
     "test_hostile_results.py",
     "test_page.py",
     "test_packaging.py",
+    "test_replicas.py",
     "test_demo.py",
     "test_sessions.py",
     "test_sandbox.py",
