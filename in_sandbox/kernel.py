@@ -348,8 +348,8 @@ def write_for_a_model(shell: Any) -> None:
     """Tables as wide as a model reads them, and no warnings that are none of its code.
 
     Those are of what the template has."""
-    for message in ("IProgress not found", r"\s*Support for Kaleido", "To exit: use"):
-        warnings.filterwarnings("ignore", message)
+    messages = r"\s*Support for Kaleido|IProgress not found|To exit: use"
+    warnings.filterwarnings("ignore", messages)
     os.environ.setdefault("PIP_ROOT_USER_ACTION", "ignore")
     logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
 
