@@ -9,7 +9,8 @@ It answers what E2B's server answers, but for these: each sandbox works in a tem
 directory, which output calls /home/user, while code that spells out a path under
 /home/user does not find it; Python, its packages and their line numbers in tracebacks
 are this machine's; there are no other languages, no contexts but the default one, no
-file system or process API, no pausing. Nothing outlives it but temporary directories,
+process API, no pausing, and of the file system API only what writes and reads files
+(local_e2b_files.py). Nothing outlives it but temporary directories,
 and these only after a SIGKILL.
 
 A script (`LocalE2B(script=...)`, `--script`, PUT /_script) replaces the truth with
@@ -41,6 +42,7 @@ from typing import Any
 from urllib.parse import parse_qsl, unquote
 
 from aiohttp import web
+from local_e2b_files import Refused, cut, read, refusal, write
 from local_e2b_kernels import AS_AT_E2B, Forks, Kernel, KernelSettings
 from local_e2b_script import (
     CHUNK_BYTES,
@@ -56,6 +58,8 @@ KEPT_NEWEST = 1000
 # Of the code of each request that is kept: those that carry files are large.
 REMEMBERED_CHARS = 200_000
 MAX_BODY_BYTES = 64 * 1024 * 1024
+# Kinds of requests that carry files.
+FILES = ("write", "read")
 ID_ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789"
 
 
@@ -318,7 +322,9 @@ class _Server:
         )
         if kind is None:
             return _api_error(404, "no such route")
-        text = (await request.read()).decode("utf-8", "replace")
+        text = ""
+        if kind not in FILES:  # those are read as they come
+            text = (await request.read()).decode("utf-8", "replace")
         try:
             body: Any = json.loads(text) if text else None
         except ValueError:
@@ -339,7 +345,7 @@ class _Server:
             if kind == "kill":
                 self.counts["kill_requests"] += 1
             self.changed.notify_all()
-        if kind not in ("run", "health"):
+        if kind not in ("run", "health", *FILES):
             key = request.headers.get("x-api-key")
             if not key or self.script.api_key not in (None, key):
                 self._note(record, answer=401)
@@ -352,6 +358,10 @@ class _Server:
             await asyncio.sleep(answer.get("delay_s", 0))
         if kind == "run":
             response = await self._guarded_run(request, sandbox_id, body, answer)
+        elif kind in FILES:
+            response = await self._guarded_files(
+                request, kind, sandbox_id, answer or {}
+            )
         else:
             response = await self._control(
                 request, kind, sandbox_id, body, answer or {}
@@ -446,6 +456,61 @@ class _Server:
                 self.set_lifetime(sandbox, timeout_s)
             return web.json_response(sandbox.created())
         return web.json_response(sandbox.listed())
+
+    # files
+
+    async def _guarded_files(
+        self, request: web.BaseRequest, kind: str, sandbox_id: str, answer: Answer
+    ) -> web.StreamResponse:
+        """A transfer that is cut off when its sandbox ends."""
+        sandbox = self.sandboxes.get(sandbox_id)
+        fault = answer.get("fault")
+        if fault == "gone" and sandbox:
+            self.end_sandbox(sandbox, "fault")
+            sandbox = None
+        if sandbox is None:
+            return _gone(sandbox_id)
+        transfer = asyncio.ensure_future(self._files(request, kind, sandbox, answer))
+        sandbox.runs.add(transfer)
+        try:
+            return await transfer
+        except Refused as error:
+            return refusal(error.status, str(error))
+        except asyncio.CancelledError:
+            if sandbox.ended_by is None:
+                raise
+            cut(request)
+            await _hang()
+            raise
+        finally:
+            sandbox.runs.discard(transfer)
+
+    async def _files(
+        self, request: web.BaseRequest, kind: str, sandbox: Sandbox, answer: Answer
+    ) -> web.StreamResponse:
+        fault = answer.get("fault")
+        if fault == "reset":
+            await _reset(request)
+        if fault == "hang":
+            await _hang()
+        if fault == "not_found":
+            return _gone(sandbox.id, 404)
+        if fault == "cut" and kind == "write":
+            await request.content.readany()
+            await _reset(request)
+        token = request.headers.get("e2b-traffic-access-token")
+        if sandbox.traffic_token not in (None, token):
+            return _api_error(403, "Sandbox is not accessible publicly")
+        if request.headers.get("x-access-token") != sandbox.access_token:
+            return refusal(401, "unauthorized access")
+        if "status" in answer or "body" in answer:
+            return _as_scripted(answer)
+        if fault not in (None, "stall", "cut"):
+            raise ValueError(f"{kind} has no fault {fault!r}")
+        kernel = self.start_kernel(sandbox)
+        await kernel.has_folders.wait()
+        serve = write if kind == "write" else read
+        return await serve(request, kernel.place_of, answer)
 
     # runs
 
@@ -606,6 +671,8 @@ def _kind(method: str, path: str, run_sandbox_id: str) -> tuple[str | None, str]
         return "run", run_sandbox_id
     if path == "/health" and method == "GET":
         return "health", run_sandbox_id
+    if path == "/files" and method in ("GET", "POST"):
+        return ("read" if method == "GET" else "write"), run_sandbox_id
     found = re.fullmatch(
         r"(?:/v2)?/sandboxes(?:/([^/]+)(?:/(connect|timeout))?)?", path
     )

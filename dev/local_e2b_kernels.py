@@ -291,6 +291,7 @@ class Kernel:
         self._settings = forks.settings
         self._lock = asyncio.Lock()
         self._ready = asyncio.Event()
+        self.has_folders = asyncio.Event()
         self._execution: _Execution | None = None
         self._process: _Process | None = None
         self._global_envs: dict[str, str] | None = None
@@ -313,7 +314,9 @@ class Kernel:
         self.home.mkdir(parents=True)
         self._mnt = root / "mnt"
         self._mnt.mkdir()
-        (root / "tmp").mkdir()
+        self._tmp = root / "tmp"
+        self._tmp.mkdir()
+        self.has_folders.set()
         try:
             while True:
                 await self._one_life(root)
@@ -444,6 +447,17 @@ class Kernel:
             task = asyncio.create_task(self._clean_up(envs, interrupt=not finished))
             self._cleanups.add(task)
             task.add_done_callback(self._cleanups.discard)
+
+    def place_of(self, path: str) -> Path:
+        """Where on this machine one of its paths is, which has no dots in it.
+
+        Raises FileNotFoundError if it is none of those that it has."""
+        tops = {"/mnt": self._mnt, "/home/user": self.home}
+        tops["/tmp"] = self._tmp  # noqa: S108
+        for top, folder in tops.items():
+            if path == top or path.startswith(f"{top}/"):
+                return folder / path[len(top) + 1 :]
+        raise FileNotFoundError(path)
 
     def _own_data(self) -> str:
         return str(self._mnt / "data")
