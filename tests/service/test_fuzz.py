@@ -431,11 +431,16 @@ def test_any_json_is_answered_as_a_message_is(
 
 
 def check_answer(message: object, headers: dict[str, str]) -> None:
-    def call(arguments: dict[str, Any]) -> dict[str, Any]:
+    def call(arguments: dict[str, Any], call_id: int | str) -> dict[str, Any]:
         assert isinstance(arguments, dict)
+        assert type(call_id) in (int, str)
         return {"content": []}
 
-    status, answer = handle(message, headers.get, Server(TOOL, "instructions", call))
+    def cancel(call_id: int | str) -> None:
+        assert type(call_id) in (int, str)
+
+    server = Server(TOOL, "instructions", call, cancel)
+    status, answer = handle(message, headers.get, server)
     if answer is None:
         assert status == 202
         return
