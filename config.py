@@ -20,6 +20,8 @@ VERSION = "1.1.0"
 log = logging.getLogger("e2b_proxy")
 # It bounds memory. LibreChat's largest request, the code for one call, is far smaller.
 MAX_BODY_BYTES = 1024 * 1024
+# LibreChat's create_file sends a file of up to 10 MiB, encoded in base64 twice: 19 MB.
+MAX_EXEC_BODY_BYTES = 32 * 1024 * 1024
 # LibreChat refuses an MCP reply over 16 MiB, which holds 11 MiB of pictures as base64.
 MAX_REPLY_IMAGE_BYTES = 11 * 1024 * 1024
 # How much longer than its run's limit a request may take: for waiting for a slot,

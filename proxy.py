@@ -34,7 +34,7 @@ from werkzeug.http import dump_options_header
 
 from access import as_bearer, is_host_served, is_key_right, is_origin_own, session_mark
 from caller import Caller, Calls
-from config import MAX_BODY_BYTES, VERSION, Config, log
+from config import MAX_BODY_BYTES, MAX_EXEC_BODY_BYTES, VERSION, Config, log
 from formatter import echo, format_plain, format_run
 from in_flight import LARGE_BYTES, Hold, InFlight, NoRoom
 from json_body import PARSE_FACTOR, BadBody, JsonBody, parse_json
@@ -142,7 +142,9 @@ def create_app(config: Config) -> Flask:
     # A request that waits for memory holds a thread, as one that waits for a slot does.
     # So only about half as many may wait as may run.
     in_flight = InFlight(
-        config.max_in_flight_bytes, max_waiting=config.max_concurrent_runs // 2
+        # The largest request may go beyond this, and has its part of the limit.
+        max(0, config.max_in_flight_bytes - PARSE_FACTOR * MAX_EXEC_BODY_BYTES),
+        max_waiting=config.max_concurrent_runs // 2,
     )
     app.before_request(partial(_start_request, in_flight))
     app.before_request(partial(_refuse_foreign_page, config))
@@ -553,7 +555,7 @@ def _code_api(service: _Service) -> Blueprint:
             raise NotFound("The code API is off: its operator has to set FILES_DIR.")
 
         return views
-    from code_api.service import MAX_EXEC_BODY_BYTES, CodeApi, StoreError, fields_to_log
+    from code_api.service import CodeApi, StoreError, fields_to_log
 
     api = CodeApi(config, service.pool)
     views.before_request(partial(_require_key, config))

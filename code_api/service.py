@@ -14,10 +14,7 @@ from code_api.upload import take_form
 from config import MAX_BODY_BYTES, Config
 from sandboxes.pool import Pool
 
-# LibreChat's create_file sends a file of up to 10 MiB, encoded in base64 twice: 19 MB.
-MAX_EXEC_BODY_BYTES = 32 * 1024 * 1024
-
-__all__ = ["MAX_EXEC_BODY_BYTES", "CodeApi", "StoreError", "fields_to_log"]
+__all__ = ["CodeApi", "StoreError", "fields_to_log"]
 
 Fields = dict[str, Any]
 

@@ -69,6 +69,9 @@ OVERHEAD_S = 10 + 20
 MAX_GROWTH_MB = 10
 # A leak would be hundreds; connections and their threads come and go by a few.
 MAX_GROWTH = 20
+# Threads for kills are started when so many kills are under way at once, one for each
+# run at most, and stay. Each keeps some memory.
+THREAD_MB = 0.1
 LONG_OUTPUT_BYTES = 2_000_000
 SHOWN_PROBLEMS = 20
 # What the service says of a run that no sandbox has taken.
@@ -403,11 +406,11 @@ def problems(report: Report, plan: Plan) -> list[str]:
     for attack in report.attacks:
         found += attack.problems()
     growth = report.lives[-1].growth()
-    if growth.memory_mb >= MAX_GROWTH_MB:
+    if growth.memory_mb >= MAX_GROWTH_MB + THREAD_MB * max(0, growth.threads):
         found.append(
             f"the memory of the last process grew by {growth.memory_mb:.1f} MB"
         )
-    if max(growth.threads, growth.descriptors) > MAX_GROWTH:
+    if max(growth.threads - plan.callers, growth.descriptors) > MAX_GROWTH:
         found.append(
             f"the last process has {growth.threads} threads"
             f" and {growth.descriptors} file descriptors more"

@@ -426,7 +426,16 @@ JAVA_NO_CODE = re.compile(
     re.DOTALL,
 )
 JAVA_TYPE = re.compile(r"\b(?:class|interface|enum|record)\s+(\w+)")
-JAVA_MAIN = re.compile(r"\bstatic\b[\w\s]*\bvoid\s+main\s*\(")
+JAVA_MAIN = re.compile(r"\bvoid\s+main\s*\(")
+
+
+def has_static_main(before: str) -> bool:
+    """Whether what precedes a block of a class is the head of a static `main`."""
+    main = JAVA_MAIN.search(before)
+    if not main:
+        return False
+    words = re.split(r"[^\w\s]", before[: main.start()])[-1].split()
+    return "static" in words
 
 
 def with_main_first(source: str) -> str:
@@ -446,7 +455,7 @@ def with_main_first(source: str) -> str:
             if not types and ";" in before:
                 starts_at = done + before.rfind(";") + 1
             types += JAVA_TYPE.findall(before)[:1]
-        elif depth == 1 and types and JAVA_MAIN.search(before):
+        elif depth == 1 and types and has_static_main(before):
             has_main.append(types[-1])
         depth += 1 if brace[0] == "{" else -1
         done = brace.end()
