@@ -13,6 +13,7 @@ from code_api import limits
 from code_api.languages import LANGUAGES
 from code_api.request import ExecRequest
 from code_api.store import NotStored
+from texts.cell import may_be_wrapped
 
 _IN_SANDBOX = Path(__file__).parents[1] / "in_sandbox"
 _PYTHON_FILES = {
@@ -21,6 +22,7 @@ _PYTHON_FILES = {
     "exec_plots.py": (_IN_SANDBOX / "plots.py").read_text("ascii"),
 }
 _SCRIPT_PY = (_IN_SANDBOX / "script.py").read_text("ascii")
+_SHAPES_PY = (_IN_SANDBOX / "shapes.py").read_text("ascii")
 _PROGRAM = f"{_SCRIPT_PY}\nPYTHON_FILES.update({_PYTHON_FILES!r})\n"
 # The program is a module of its own, which may be there already: a sandbox that was
 # made ahead has started a Python with it.
@@ -45,6 +47,8 @@ del start_early
 _CELL_CHARS = 2_000_000
 _PIECE_BYTES = 768 * 1024  # 1 MiB as base64: one that does not shrink fills a cell
 _SCRIPT_PIECE_BYTES = 200_000  # a byte takes up to four in a literal: \x80
+# Models write no longer scripts, and Python's own parser takes time for each byte.
+_MAX_WRAPPED_BYTES = 200_000
 
 
 def exec_cells(request: ExecRequest) -> Iterator[str]:
@@ -60,7 +64,15 @@ def exec_cells(request: ExecRequest) -> Iterator[str]:
             yield cell
             cell = ""
         cell += line
+    if _may_be_wrapped(request):
+        cell += f"the_exec.take_as_code({_SHAPES_PY!r})\n"
     yield cell + "the_exec.run()"
+
+
+def _may_be_wrapped(request: ExecRequest) -> bool:
+    is_python = request.language == LANGUAGES["py"]
+    is_short = len(request.code) <= _MAX_WRAPPED_BYTES
+    return is_python and is_short and may_be_wrapped(request.code.decode())
 
 
 def start_early_code(imports: str) -> str:

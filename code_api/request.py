@@ -55,6 +55,8 @@ def parse_exec(body: object, store: Store, run_timeout_s: int) -> ExecRequest:
     name = _text(body, "lang")
     language = LANGUAGES.get(name)
     code = _code(body)
+    if name == "bash":
+        code = _with_unix_lines(code)
     request = ExecRequest(
         language_name=name if language else "other",
         language=language,
@@ -89,6 +91,15 @@ def _code(body: Fields) -> bytes:
         raise BadRequest("code must not hold a lone surrogate.") from None
     except ValueError:
         raise BadRequest("code is no text of JSON that can be read.") from None
+
+
+def _with_unix_lines(code: bytes) -> bytes:
+    """A script of bash without the carriage returns that each of its lines ends in.
+
+    To bash they would be a part of each line's last word."""
+    if code.count(b"\r\n") != code.count(b"\n"):
+        return code
+    return code.replace(b"\r\n", b"\n")
 
 
 def _list(body: Fields, field_name: str, kind: type) -> list[Any]:

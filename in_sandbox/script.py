@@ -663,6 +663,12 @@ class Exec:
         except (FileExistsError, NotADirectoryError, IsADirectoryError):
             report(note=f"input {name} was left out: it is a folder, too")
 
+    def take_as_code(self, shapes: str) -> None:
+        """Have the script be the code that it holds, by the text of shapes.py."""
+        names: dict[str, Any] = {"__name__": "exec_shapes"}
+        exec(shapes, names)  # noqa: S102
+        self.script = names["runnable"](self.script)
+
     def run(self) -> None:
         """Run the script and report its end, and its files where these are small."""
         self._link_other_names()

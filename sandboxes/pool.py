@@ -44,7 +44,7 @@ from config import Config, log
 from metrics import KILLS_FAILED, RUNS, SANDBOX_SECONDS, STEP_SECONDS
 from run import Run
 from sandboxes.sandbox import FAILED, Sandbox, SandboxGone, Unavailable
-from sandboxes.set_up import set_up_lines
+from sandboxes.set_up import for_kernel, set_up_lines
 from sandboxes.timing import TIMING, Timing
 from texts.cell import Cell
 from texts.hints import add_hint
@@ -345,7 +345,8 @@ class Pool:
         set_up = ""
         if not sandbox.is_set_up:
             set_up = set_up_lines(self._config.max_image_bytes)
-        sandbox.run(cell.for_kernel(set_up, need.limit_s), need.limit_s, run)
+        code = for_kernel(cell, set_up, need.limit_s)
+        sandbox.run(code, need.limit_s, run)
         sandbox.is_set_up = bool(set_up) or not run.began_anew
         cell.mend(run, sandbox.id)
         add_hint(run, has_network=self._config.allow_internet)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from config import Config
 from run import Run
-from sandboxes.set_up import set_up_lines
+from sandboxes.set_up import for_kernel, set_up_lines
 from sandboxes.stream import StreamReader
 from texts.cell import Cell
 
@@ -140,7 +140,7 @@ def run_cell(sandbox: Sandbox, code: str, limit_s: int = 20, **settings: Any) ->
     cell = Cell(code)
     run = Run.empty(Config(**settings).run_limits())
     set_up = "" if sandbox.is_set_up else SET_UP
-    sandbox.run(cell.for_kernel(set_up, limit_s), limit_s, run)
+    sandbox.run(for_kernel(cell, set_up, limit_s), limit_s, run)
     sandbox.is_set_up = True
     cell.mend(run, sandbox.id)
     return run

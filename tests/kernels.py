@@ -12,6 +12,7 @@ from conftest import E2B_KEY
 from formatter import format_run
 from run import Run
 from sandboxes.sandbox import Sandbox
+from sandboxes.set_up import for_kernel
 from texts.cell import Cell
 
 CONFIG = Config(e2b_api_key=E2B_KEY, max_output_chars=100_000)
@@ -27,7 +28,7 @@ class Kernel:
         self._set_up = set_up
 
     def run(self, code: str) -> Run:
-        sent = Cell(code).for_kernel(self._set_up, LIMIT_S)
+        sent = for_kernel(Cell(code), self._set_up, LIMIT_S)
         self._set_up = ""
         return self.run_as_it_is(sent)
 

@@ -705,7 +705,7 @@ def test_the_pages_name_each_cache() -> None:
 # --- what runs in the sandbox, in another Python --------------------------------------
 
 
-@pytest.mark.parametrize("name", ["script", "startup", "plots", "fonts"])
+@pytest.mark.parametrize("name", ["script", "startup", "plots", "fonts", "shapes"])
 def test_the_program_is_python_of_3_8_and_ascii(name: str) -> None:
     source = PROGRAM.with_name(f"{name}.py").read_text("ascii")
     ast.parse(source, feature_version=(3, 8))

@@ -68,6 +68,32 @@ def test_what_a_script_installs_for_its_user_it_can_import(api: CodeApi) -> None
 
 
 @needs_own_mount
+@pytest.mark.parametrize(
+    ("script", "printed"),
+    [
+        ("if true\r\nthen\r\n  echo 'a'\r\nfi\r\n", "a\n"),
+        ("cat <<END\r\nb\r\nEND\r\necho c", "b\nc\n"),
+        ("cd /mnt/data\r\npwd\r\n", "/mnt/data\n"),
+        # Where some lines have none, they are there on purpose.
+        ("printf 'a\r\nb'\necho", "a\r\nb\n"),
+        ("printf 'a\\r\\n'\r\n", "a\r\n"),
+    ],
+)
+def test_a_script_of_bash_may_have_cr_lf(
+    api: CodeApi, script: str, printed: str
+) -> None:
+    reply = api.exec(script)
+    assert (reply["stdout"], reply["stderr"]) == (printed, "")
+
+
+def test_halves_of_characters_in_a_script_say_in_which_line(api: CodeApi) -> None:
+    reply = api.exec("print('a')\nprint('\\ud83d\\ude00')", lang="py")
+    assert reply["stdout"] == "a\n"
+    assert 'script.py", line 2' in reply["stderr"]
+    assert "UnicodeEncodeError" in reply["stderr"]
+
+
+@needs_own_mount
 def test_a_crash_leaves_no_file(api: CodeApi) -> None:
     reply = api.exec("ulimit -c; kill -SEGV $$")
     assert (reply["stdout"], reply["files"]) == ("0\n", [])

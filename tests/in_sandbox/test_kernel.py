@@ -12,7 +12,7 @@ from kernels import Kernel, kernel
 
 from config import Config
 from run import Run
-from sandboxes.set_up import FILES, packed, read_sources, set_up_lines
+from sandboxes.set_up import FILES, for_kernel, packed, read_sources, set_up_lines
 from texts.cell import Cell
 
 pytestmark = pytest.mark.usefixtures("real_kernels")
@@ -35,8 +35,8 @@ def shared() -> Iterator[Kernel]:
 
 def test_what_is_sent_is_small() -> None:
     code = "print(1)"
-    assert len(Cell(code).for_kernel(SET_UP, 60)) < MAX_FIRST_CELL_BYTES
-    assert len(Cell(code).for_kernel("", 60)) <= len(repr(code)) + MAX_LATER_CELL_BYTES
+    assert len(for_kernel(Cell(code), SET_UP, 60)) < MAX_FIRST_CELL_BYTES
+    assert len(for_kernel(Cell(code), "", 60)) <= len(repr(code)) + MAX_LATER_CELL_BYTES
 
 
 @pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES)
@@ -185,7 +185,7 @@ OTHERWISE = {"warning of the compiler", "recursion"}
 def test_an_error_or_a_warning_is_the_one_of_a_cell_of_its_own(
     plain: Kernel, same_numbers: Kernel, name: str
 ) -> None:
-    code = Cell(CODES[name]).code
+    code = CODES[name]
     assert told(same_numbers.run(code)) == told(plain.run_as_it_is(code))
 
 
@@ -485,7 +485,7 @@ def test_waiting_ends_before_the_runs_limit() -> None:
         assert new.run(code).outcome == "ok"
         cell = Cell("threading.Thread(target=threading.Event().wait).start()")
         run = Run.empty(Config(max_output_chars=1000).run_limits())
-        new.sandbox.run(cell.for_kernel("", 3), 3, run)
+        new.sandbox.run(for_kernel(cell, "", 3), 3, run)
         assert run.outcome == "ok"
         assert "still running" in run.stderr.text()
 

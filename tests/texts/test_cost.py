@@ -14,6 +14,7 @@ from builders import END, SET_UP, error, lines, stderr, stdout
 from config import Config
 from formatter import echo, format_plain, format_run
 from run import Run
+from sandboxes.set_up import for_kernel
 from sandboxes.stream import StreamReader
 from texts.cell import Cell
 
@@ -51,7 +52,7 @@ def cost_s(piece: str) -> float:
     cell = Cell(text)
     run = Run.empty(CONFIG.run_limits())
     reader = StreamReader(run)
-    cell.for_kernel(SET_UP, limit_s=50)
+    for_kernel(cell, SET_UP, limit_s=50)
     for start in range(0, len(stream), 65_536):
         reader.feed(stream[start : start + 65_536])
     cell.mend(run, "a-sandboxs-id")

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from texts.cell import runnable
+from in_sandbox.shapes import runnable
+from texts.cell import may_be_wrapped
 from texts.folding import fold_logged, fold_traceback
 from texts.results import is_lost, value_text
 
@@ -33,12 +34,16 @@ def value(text: str) -> None:
         (runnable, "```" + " " * 100_000 + "x"),
         (runnable, "``` python " + " " * 100_000 + "`x"),
         (runnable, "```{" + "{" * 100_000 + "x"),
+        (runnable, "<|a|>" * 20_000 + "x"),
+        (runnable, "'''" * 33_000 + "\\\\n"),
+        (may_be_wrapped, "\n" + " " * 500_000 + "x"),
+        (may_be_wrapped, ">" + " " * 500_000 + "x"),
         (lost, {"html": "<script>", "vnd." * 25_000 + "load": 1}),
         (lost, {"html": "<script>", **{f"a{n}": 1 for n in range(100_000)}}),
         (value, "a" * 15_000_000),
         (value, "\\n" * 2_000_000),
     ],
-    ids=range(10),
+    ids=range(14),
 )
 def test_no_text_keeps_a_pattern_busy(
     function: Callable[[Any], object], text: Any
