@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from config import VERSION
+from json_body import parse_json
 
 NEW_VERSIONS = ("2026-07-28",)
 # LibreChat 0.8.8's client asks for the first of these, and accepts any of them.
@@ -280,7 +281,17 @@ def _decoded(value: str) -> str | None:
 def _call(params: JsonObject, message_id: int | str, server: Server) -> JsonObject:
     if params.get("name") != server.tool["name"]:
         raise _Refused(INVALID_PARAMS, f"The only tool is {server.tool['name']}.")
-    return server.call(_as_object(params.get("arguments")), message_id)
+    return server.call(_arguments(params.get("arguments")), message_id)
+
+
+def _arguments(given: object) -> JsonObject:
+    """A call's arguments; some models send them as a string of JSON."""
+    if isinstance(given, str):
+        try:
+            given = parse_json(given.encode())
+        except (ValueError, RecursionError):
+            return {}
+    return _as_object(given)
 
 
 def _unknown_method() -> _Refused:

@@ -112,6 +112,9 @@ _NO_ROOM_FOR_PICTURES = "other large replies held all of the memory that is for 
 # taken, within the slack and the time that its bytes take at this rate.
 _LARGE_SLACK_S = 30
 _LARGE_BYTES_PER_S = 512 * 1024
+# The names that models give to the only language.
+_PYTHON = re.compile(r"(?i)\s*+i?py(?:thon)?[ -]?(?:3(?:\.\d{1,2})?)?\s*+")
+_MAX_SHOWN_CHARS = 40  # of a wrong value that a message names
 _SLASHES = re.compile("/{2,}")
 _UNREADABLE = "The body is no JSON that can be read."
 _FULL = f"Every slot is taken. Try again in {RETRY_AFTER_S} seconds."
@@ -353,15 +356,39 @@ def _parse_arguments(arguments: object, config: Config) -> tuple[str, int]:
     if not isinstance(arguments, dict):
         raise BadRequest('Expected a JSON object such as {"code": "print(1)"}.')
     code = _valid_code(arguments.get("code"), config.max_code_chars)
-    if arguments.get("language") not in (None, "python"):
-        raise BadRequest('language must be "python", the only one that is served.')
-    limit_s = arguments.get("timeout")
-    if limit_s is None:
-        limit_s = config.run_timeout_s
-    # To isinstance `true` would be an int.
-    if type(limit_s) is not int or limit_s < 1:
-        raise BadRequest("timeout must be a whole number of seconds, 1 or more.")
+    language = arguments.get("language")
+    is_named = language not in (None, "")
+    if is_named and not (isinstance(language, str) and _PYTHON.fullmatch(language)):
+        raise BadRequest(
+            f"language is {_shown(language)}, but only python is served: leave it out."
+        )
+    timeout = arguments.get("timeout")
+    limit_s = config.run_timeout_s if timeout in (None, "") else _whole(timeout)
+    if limit_s is None or limit_s < 1:
+        raise BadRequest(
+            f"timeout is {_shown(timeout)}, but must be a whole number of seconds,"
+            " 1 or more."
+        )
     return code, min(limit_s, config.run_timeout_s)
+
+
+def _whole(number: object) -> int | None:
+    """A whole number, however a model writes it: 10, 10.0 or "10". None if it is none.
+
+    To isinstance `true` would be an int."""
+    if isinstance(number, str) and re.fullmatch(r"[0-9]{1,15}(\.0)?", number.strip()):
+        number = float(number)
+    if isinstance(number, float) and number.is_integer():
+        return int(number)
+    return number if type(number) is int else None
+
+
+def _shown(value: object) -> str:
+    """A value of JSON as a message names it."""
+    if isinstance(value, list | dict):
+        return "an array" if isinstance(value, list) else "an object"
+    text = json.dumps(value)
+    return text if len(text) <= _MAX_SHOWN_CHARS else f"{text[:_MAX_SHOWN_CHARS]}…"
 
 
 def _valid_code(code: object, max_chars: int) -> str:

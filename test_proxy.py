@@ -32,7 +32,7 @@ from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
 from config import LIFETIME_MARGIN_S, MAX_BODY_BYTES, VERSION, Config
-from conftest import E2B_KEY, OK_RUN, Service, http, text_of, urls_of
+from conftest import E2B_KEY, OK_RUN, Service, http, of_kind, text_of, urls_of
 from proxy import create_app
 
 pytestmark = pytest.mark.usefixtures("runs_print_ok")
@@ -446,6 +446,46 @@ def test_unknown_fields_are_ignored_and_never_forwarded(
     assert create["headers"]["x-api-key"] == E2B_KEY
 
 
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"timeout": "10"},
+        {"timeout": " 10 "},
+        {"timeout": 10.0},
+        {"timeout": "10.0"},
+        {"timeout": 1e1},
+        {"timeout": 10, "language": ""},
+        *(
+            {"timeout": 10, "language": name}
+            for name in (
+                None,
+                "py",
+                "Python",
+                "python3",
+                "PYTHON",
+                "ipython",
+                "Python 3.12",
+            )
+        ),
+    ],
+    ids=str,
+)
+def test_arguments_are_taken_as_models_write_them(
+    open_service: Service, e2b: LocalE2B, field: dict[str, Any]
+) -> None:
+    assert open_service.execute("print(1)", **field).status_code == 200
+    [*_, create] = of_kind(e2b, "create")
+    assert create["body"]["timeout"] == 10 + LIFETIME_MARGIN_S
+
+
+def test_a_timeout_that_is_empty_is_the_default(
+    open_service: Service, e2b: LocalE2B
+) -> None:
+    assert open_service.execute("print(1)", timeout="").status_code == 200
+    [*_, create] = of_kind(e2b, "create")
+    assert create["body"]["timeout"] == Config.run_timeout_s + LIFETIME_MARGIN_S
+
+
 # --- bad requests: refused before any sandbox is created ------------------------------
 
 
@@ -460,8 +500,8 @@ def with_language(language: str) -> str:
 OBJECT = 'Expected a JSON object such as {"code": "print(1)"}.'
 NO_JSON = "The body is no JSON that can be read"
 CODE = "code must be a string that is not blank."
-TIMEOUT = "timeout must be a whole number of seconds, 1 or more."
-LANGUAGE = 'language must be "python"'
+SECONDS = ", but must be a whole number of seconds, 1 or more."
+PYTHON_ONLY = ", but only python is served: leave it out."
 BAD_REQUESTS = {
     "body empty": ("", 400, NO_JSON),
     "body blank": (" \n", 400, NO_JSON),
@@ -499,32 +539,46 @@ BAD_REQUESTS = {
         400,
         "lone surrogate",
     ),
-    "timeout NaN": (with_timeout("NaN"), 400, TIMEOUT),
-    "timeout Infinity": (with_timeout("Infinity"), 400, TIMEOUT),
-    "timeout 1e999": (with_timeout("1e999"), 400, TIMEOUT),
-    "timeout -1e999": (with_timeout("-1e999"), 400, TIMEOUT),
-    "timeout true": (with_timeout("true"), 400, TIMEOUT),
-    "timeout false": (with_timeout("false"), 400, TIMEOUT),
-    'timeout "10"': (with_timeout('"10"'), 400, TIMEOUT),
-    "timeout [10]": (with_timeout("[10]"), 400, TIMEOUT),
-    "timeout {}": (with_timeout("{}"), 400, TIMEOUT),
-    "timeout 0": (with_timeout("0"), 400, TIMEOUT),
-    "timeout -0.0": (with_timeout("-0.0"), 400, TIMEOUT),
-    "timeout -1": (with_timeout("-1"), 400, TIMEOUT),
-    "timeout 0.5": (with_timeout("0.5"), 400, TIMEOUT),
-    "timeout 1.5": (with_timeout("1.5"), 400, TIMEOUT),
+    "timeout NaN": (with_timeout("NaN"), 400, f"timeout is NaN{SECONDS}"),
+    "timeout Infinity": (
+        with_timeout("Infinity"),
+        400,
+        f"timeout is Infinity{SECONDS}",
+    ),
+    "timeout 1e999": (with_timeout("1e999"), 400, f"timeout is Infinity{SECONDS}"),
+    "timeout -1e999": (with_timeout("-1e999"), 400, f"timeout is -Infinity{SECONDS}"),
+    "timeout true": (with_timeout("true"), 400, f"timeout is true{SECONDS}"),
+    "timeout false": (with_timeout("false"), 400, f"timeout is false{SECONDS}"),
+    'timeout "soon"': (with_timeout('"soon"'), 400, f'timeout is "soon"{SECONDS}'),
+    'timeout "-1"': (with_timeout('"-1"'), 400, f'timeout is "-1"{SECONDS}'),
+    'timeout "10s"': (with_timeout('"10s"'), 400, f'timeout is "10s"{SECONDS}'),
+    'timeout "0"': (with_timeout('"0"'), 400, f'timeout is "0"{SECONDS}'),
+    "timeout [10]": (with_timeout("[10]"), 400, f"timeout is an array{SECONDS}"),
+    "timeout {}": (with_timeout("{}"), 400, f"timeout is an object{SECONDS}"),
+    "timeout 0": (with_timeout("0"), 400, f"timeout is 0{SECONDS}"),
+    "timeout -0.0": (with_timeout("-0.0"), 400, f"timeout is -0.0{SECONDS}"),
+    "timeout -1": (with_timeout("-1"), 400, f"timeout is -1{SECONDS}"),
+    "timeout 0.5": (with_timeout("0.5"), 400, f"timeout is 0.5{SECONDS}"),
+    "timeout 1.5": (with_timeout("1.5"), 400, f"timeout is 1.5{SECONDS}"),
     "timeout an integer of -4,000 digits": (
         with_timeout("-" + "9" * 4000),
         400,
-        TIMEOUT,
+        f"timeout is -{'9' * 39}…{SECONDS}",
     ),
     "timeout an integer of 5,000 digits": (with_timeout("9" * 5000), 400, ""),
-    "language javascript": (with_language('"javascript"'), 400, LANGUAGE),
-    "language Python": (with_language('"Python"'), 400, LANGUAGE),
-    "language empty": (with_language('""'), 400, LANGUAGE),
-    "language []": (with_language("[]"), 400, LANGUAGE),
-    "language 3": (with_language("3"), 400, LANGUAGE),
-    "language false": (with_language("false"), 400, LANGUAGE),
+    "language javascript": (
+        with_language('"javascript"'),
+        400,
+        f'language is "javascript"{PYTHON_ONLY}',
+    ),
+    "language python2": (
+        with_language('"python2"'),
+        400,
+        f'language is "python2"{PYTHON_ONLY}',
+    ),
+    "language []": (with_language("[]"), 400, f"language is an array{PYTHON_ONLY}"),
+    "language 3": (with_language("3"), 400, f"language is 3{PYTHON_ONLY}"),
+    "language false": (with_language("false"), 400, f"language is false{PYTHON_ONLY}"),
 }
 
 

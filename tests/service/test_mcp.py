@@ -806,13 +806,16 @@ WRONG = {
     "code with a lone surrogate": {"code": "\ud800"},
     "timeout 0": {"code": "1", "timeout": 0},
     "timeout 1.5": {"code": "1", "timeout": 1.5},
-    'timeout "10"': {"code": "1", "timeout": "10"},
+    'timeout "soon"': {"code": "1", "timeout": "soon"},
     "timeout true": {"code": "1", "timeout": True},
     "timeout NaN": {"code": "1", "timeout": float("nan")},
     "timeout 1e999": {"code": "1", "timeout": float("inf")},
     "language javascript": {"code": "1", "language": "javascript"},
     "not an object but a string": "print(1)",
     "not an object but a list": ["print(1)"],
+    "not an object but JSON of a list": '["print(1)"]',
+    "not an object but JSON that is cut": '{"code": "print(1)"',
+    "not an object but JSON that is deep": "[" * 100_000,
     "null": None,
 }
 
@@ -826,6 +829,19 @@ def test_wrong_arguments_are_a_result_that_the_model_can_correct(
     field = row.split()[0] if row.split()[0] in ("timeout", "language") else "code"
     assert error_text(ask(roomy_service, "tools/call", params)).startswith(field)
     assert e2b.state()["created"] == created_before
+
+
+@pytest.mark.parametrize("timeout", [10, 10.0, "10"])
+def test_arguments_may_be_a_string_of_json(
+    roomy_service: Service, e2b: LocalE2B, timeout: object
+) -> None:
+    arguments = json.dumps({"code": "print('é')", "timeout": timeout})
+    params = {"name": "execute_python", "arguments": arguments}
+    assert ask(roomy_service, "tools/call", params)["isError"] is False
+    runs = [r for r in e2b.state()["requests"] if r["kind"] == "run"]
+    assert "print('é')" in runs[-1]["body"]["code"]
+    creates = [r for r in e2b.state()["requests"] if r["kind"] == "create"]
+    assert creates[-1]["body"]["timeout"] == 10 + LIFETIME_MARGIN_S
 
 
 def test_arguments_that_are_missing_are_a_result_too(roomy_service: Service) -> None:
