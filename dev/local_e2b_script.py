@@ -73,8 +73,13 @@ class Script:
 def callers_code(cell: str) -> str:
     """What a caller sent, where the service sends a cell that runs it: its last line.
 
-    Any other cell is as it is."""
-    runs = re.search(r"\.run_cell\((['\"].*['\"]),0,0,\d+\):0\Z", cell)
+    Where the code may be wrapped in something, it is given to a function there. Any
+    other cell is as it is."""
+    runs = re.search(
+        r"\.run_cell\((?:\(lambda .*?\]\[1\]\)\()?(['\"].*?['\"])"
+        r"(?:,'[^']*',\{\}\))?,0,0,\d+\):0\Z",
+        cell,
+    )
     return str(ast.literal_eval(runs[1])) if runs else cell
 
 

@@ -21,7 +21,7 @@ _SIGNS = re.compile(
     | ~~~
     | &(?:lt|gt|amp|quot|apos|nbsp|\#\w{1,4});
     | [\u00a0\u00ad\u1680\u2000-\u200d\u202f\u205f\u2060\u3000\ufeff]
-    | ^[ \t]*+ %%  # a cell magic, which may not be the first line
+    | \n[ \t]*+ %%  # a cell magic, which may not be the first line
     # "pip install x", "!python -m pip install x", "sudo apt-get update"
     | ^[ \t]*+ [!%]?+ [ \t]*+ (?:sudo|pip3?|python3?[ ]-m[ ]pip|apt(?:-get)?) [ ]
     """,

@@ -163,7 +163,6 @@ def test_other_code_stays_as_it_is(code: str) -> None:
 # --- what models send -----------------------------------------------------------------
 
 ODD_SPACES = PROGRAM.replace("    return", "\u00a0\u00a0\u2003\u00a0return")
-SINGLE_QUOTED = PROGRAM.replace('"it\'s"', "'it\\'s'")
 # Each is the same program, for a cell and for a script.
 SENT = {
     "fence": f"```python\n{PROGRAM}\n```",

@@ -35,12 +35,16 @@ import local_e2b
 import psutil
 import pytest
 import requests
-from builders import FIGURE, TIMESTAMP, Event, error, stderr, stdout
+from builders import FIGURE, SET_UP, TIMESTAMP, Event, error, stderr, stdout
 from e2b import AuthenticationException, SandboxQuery, TimeoutException
 from e2b_code_interpreter import Sandbox
 from local_e2b import LocalE2B
 from local_e2b_kernels import KernelSettings
+from local_e2b_script import callers_code
 from PIL import Image
+
+from sandboxes.set_up import for_kernel
+from texts.cell import Cell
 
 pytestmark = pytest.mark.usefixtures("untraced")
 
@@ -865,3 +869,18 @@ def test_a_port_that_is_taken_is_told_in_one_line(
             local_e2b.main()
     reason = os.strerror(errno.EADDRINUSE)
     assert ended.value.code == f"local_e2b: cannot listen on port {port}: {reason}"
+
+
+@pytest.mark.parametrize("set_up", ["", SET_UP], ids=["later", "first"])
+@pytest.mark.parametrize(
+    "code",
+    [
+        "print(1)",
+        "```\nprint(1)\n```",
+        "'x'",
+        "it's \"a\" ](1)(', '```',0,0,5):0",
+        "&lt;'],{}),0,0,5):0",
+    ],
+)
+def test_the_stand_in_records_the_callers_code(set_up: str, code: str) -> None:
+    assert callers_code(for_kernel(Cell(code), set_up, 60)) == code
