@@ -86,11 +86,15 @@ class Finder:
         return text
 
     def _parse(self, code: str) -> ast.Module | None:
-        """None if it is no Python, or nothing but comments; a cell may have magics."""
+        """None if it is no Python, or nothing but comments; a cell may have magics.
+
+        `y = x &lt; 3` is Python of an unknown name, `lt`."""
         with contextlib.suppress(Exception):
             code = self._shell.transform_cell(code) if self._shell else code
             tree = ast.parse(code)
-            return tree if tree.body else None
+            names_of_entities = ENTITIES.keys() - self._known - bound_names(tree)
+            if tree.body and names_of_entities.isdisjoint(used_names(tree)):
+                return tree
         return None
 
     def _without_layer(self, text: str) -> str:

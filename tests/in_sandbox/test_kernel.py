@@ -481,7 +481,7 @@ def test_what_nobody_would_wait_for_is_not_named(shared: Kernel, code: str) -> N
 
 def test_waiting_ends_before_the_runs_limit() -> None:
     with kernel() as new:
-        code = Cell("import threading\nthreading.Thread(target=input).start()").code
+        code = "import threading\nthreading.Thread(target=input).start()"
         assert new.run(code).outcome == "ok"
         cell = Cell("threading.Thread(target=threading.Event().wait).start()")
         run = Run.empty(Config(max_output_chars=1000).run_limits())

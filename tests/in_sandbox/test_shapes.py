@@ -197,6 +197,7 @@ SENT = {
     "code of HTML with a class": f'<pre><code class="py">{PROGRAM}</code></pre>',
     "end of a message after a fence": f"```python\n{PROGRAM}\n```<|im_end|>",
     "entities": escape(PROGRAM),
+    "entities that are Python": ("x = 2\ny = x &lt; 3\nprint(y, 'a\\tb', \"it's\")"),
     "entities in a fence": f"```python\n{escape(PROGRAM)}\n```",
     "entities and no newlines": escape(PROGRAM).replace("\n", "\\n"),
     "code of HTML with entities": f"<code>{escape(PROGRAM)}</code>",
@@ -412,6 +413,7 @@ STAYS = {
     "XML": 'x = """<a>\n  <b>1 &lt; 2</b>\n</a>"""\nprint(x)',
     "HTML at its end": "x = '<p>'\nprint(x)\nx == '</s>'",
     "entities in a string": "print('a &lt; b &amp;&amp; c &quot;')",
+    "names of entities": "a = lt = 3\nb = a &lt; a\nprint(b)",
     "entity in a comment": "x = 1  # a &lt; b\nprint(x)",
     "marks in a string": "s = 'x<|im_end|>'\nprint(s, '</s>', '<code>')",
     "comparisons": "a, b, c = 1, 2, 3\nprint(a <b> c)",
@@ -480,7 +482,7 @@ def test_what_is_a_notebooks_stays_as_it_is(code: str) -> None:
 
 # --- real programs --------------------------------------------------------------------
 
-MOST_BYTES = 40_000
+MOST_BYTES = 20_000
 FILES_OF_EACH = 150
 
 
