@@ -322,9 +322,11 @@ class PatientWorker(ThreadWorker):
         poll = select.poll()
         clients = {}
         for sock in list(self._handled):
-            if sock.caller.is_worked_for and sock.fileno() >= 0:
-                clients[sock.fileno()] = sock
-                poll.register(sock, _HUNG_UP)
+            # Read once: its thread may close the socket, which makes it -1.
+            descriptor = sock.fileno()
+            if sock.caller.is_worked_for and descriptor >= 0:
+                clients[descriptor] = sock
+                poll.register(descriptor, _HUNG_UP)
         for descriptor, _event in poll.poll(0) if clients else ():
             clients[descriptor].caller.hang_up()
 
