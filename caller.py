@@ -25,7 +25,10 @@ class Caller:
         return bool(self._acts)
 
     def hang_up(self) -> None:
+        """May be called again: the worker does at each look, until the request ends."""
         with self._lock:
+            if self.is_gone:
+                return
             self.is_gone = True
             for act in self._acts:
                 act()
@@ -60,14 +63,16 @@ class Calls:
     def under_way(
         self, session: str, number: int | str, caller: Caller
     ) -> Iterator[None]:
-        if not session:
-            yield
-            return
-        self._callers[(session, number)] = caller
+        """Without a session no message cancels the call."""
+        call = (session, number)
+        if session:
+            self._callers[call] = caller
         try:
             yield
         finally:
-            del self._callers[(session, number)]
+            # A client that gives up on a connection may send its call once more.
+            if self._callers.get(call) is caller:
+                del self._callers[call]
 
     def cancel(self, session: str, number: int | str) -> None:
         """Does nothing if no such call is under way."""

@@ -218,6 +218,54 @@ def test_without_a_session_no_message_cancels_anything(
         assert CALLER_GONE.encode() not in one_answer(client)
 
 
+def test_a_call_that_is_sent_once_more_is_answered_and_can_be_cancelled(
+    service: Service, scripted_e2b: LocalE2B
+) -> None:
+    """As by a client whose first connection was cut."""
+    scripted_e2b.set_script(LONG)
+    request = sent(WAYS["mcp"], **{"Mcp-Session-Id": SESSION})
+    with connected(service) as first, connected(service) as second:
+        first.sendall(request)
+        scripted_e2b.wait_for(is_running)
+        second.sendall(request)
+        scripted_e2b.wait_for(lambda state: len(requests_of(state, "run")) == 2)
+        first.close()
+        service.wait_for_log('"outcome": "cancelled"')
+        cancel(service, 1, SESSION)
+        assert CALLER_GONE.encode() in one_answer(second)
+    assert "Traceback" not in "".join(service.lines)
+
+
+def test_a_message_cancels_a_call_with_gunicorns_own_worker_too(
+    scripted_e2b: LocalE2B,
+) -> None:
+    scripted_e2b.set_script(LONG)
+    command = ("-k", "gthread", "proxy:app")
+    service = Service(e2b_at(scripted_e2b.url), command)
+    try:
+        service.wait_until_ready()
+        with connected(service) as client:
+            client.sendall(sent(WAYS["mcp"], **{"Mcp-Session-Id": SESSION}))
+            scripted_e2b.wait_for(is_running)
+            cancel(service, 1, SESSION)
+            assert CALLER_GONE.encode() in one_answer(client)
+    finally:
+        service.stop()
+
+
+def test_what_is_to_be_done_when_a_caller_hangs_up_is_done_once() -> None:
+    """The worker finds the client gone at each look."""
+    done: list[str] = []
+    caller = Caller()
+    with caller.on_hang_up(lambda: done.append("first")):
+        caller.hang_up()
+        caller.hang_up()
+        with caller.on_hang_up(lambda: done.append("second")):
+            caller.hang_up()
+    caller.hang_up()
+    assert done == ["first", "second"]
+
+
 # --- while it waits for something -----------------------------------------------------
 
 
