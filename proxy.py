@@ -299,12 +299,13 @@ def _guarded_views(service: _Service, tool: JsonObject, instructions: str) -> Bl
     """The views that need PROXY_API_KEY, if it is set."""
     views = Blueprint("guarded", __name__)
     views.before_request(partial(_require_key, service.config))
+    server = _mcp_server(service, tool, instructions)
 
     @views.post("/execute")
     def execute() -> Response:
         """Run code; answers with LibreChat's two-element array: text, then pictures."""
         arguments = _json_body()
-        run = _run(arguments, service)
+        run = _run(arguments, service, _caller())
         text, delivery = _reply_parts(run, service, over_mcp=False)
         parts = [text, _markdown(delivery.links), echo(arguments["code"])]
         text = "\n\n".join(part for part in parts if part)
@@ -325,30 +326,34 @@ def _guarded_views(service: _Service, tool: JsonObject, instructions: str) -> Bl
         new_session = {"Mcp-Session-Id": secrets.token_hex(16)}
         return _json(reply, status, new_session if begins_session(reply) else {})
 
-    calls = Calls()
-
-    def session() -> str:
-        return request.headers.get("Mcp-Session-Id", "")
-
-    def cancel(call_id: int | str) -> None:
-        calls.cancel(session(), call_id)
-
-    def call_tool(arguments: JsonObject, call_id: int | str) -> JsonObject:
-        try:
-            with calls.under_way(session(), call_id, _caller()):
-                run = _run(arguments, service)
-            text, delivery = _reply_parts(run, service, over_mcp=True)
-        except (BadRequest, ServiceUnavailable) as exc:
-            return tool_result(str(exc.description), [], is_error=True)
-        return tool_result(text, delivery.parts, is_error=run.outcome != "ok")
-
-    server = Server(tool, instructions, call_tool, cancel)
-
     @views.get("/metrics")
     def metrics() -> Response:
         return Response(generate_latest(), content_type=CONTENT_TYPE_LATEST)
 
     return views
+
+
+def _mcp_server(service: _Service, tool: JsonObject, instructions: str) -> Server:
+    """What is served over MCP. Its functions are called by the view, in a request."""
+    calls = Calls()
+
+    def session() -> str:
+        return request.headers.get("Mcp-Session-Id", "")
+
+    def call_tool(arguments: JsonObject, call_id: int | str) -> JsonObject:
+        caller = _caller()
+        try:
+            with calls.under_way(session(), call_id, caller):
+                run = _run(arguments, service, caller)
+            text, delivery = _reply_parts(run, service, over_mcp=True)
+        except (BadRequest, ServiceUnavailable) as exc:
+            return tool_result(str(exc.description), [], is_error=True)
+        return tool_result(text, delivery.parts, is_error=run.outcome != "ok")
+
+    def cancel(call_id: int | str) -> None:
+        calls.cancel(session(), call_id)
+
+    return Server(tool, instructions, call_tool, cancel)
 
 
 def _parse_arguments(arguments: object, config: Config) -> tuple[str, int]:
@@ -401,7 +406,7 @@ def _valid_code(code: object, max_chars: int) -> str:
     return code
 
 
-def _run(arguments: object, service: _Service) -> Run:
+def _run(arguments: object, service: _Service, caller: Caller) -> Run:
     """Run the code sent. Raises BadRequest; ServiceUnavailable if no slot is free."""
     config = service.config
     code, limit_s = _parse_arguments(arguments, config)
@@ -412,7 +417,7 @@ def _run(arguments: object, service: _Service) -> Run:
         session_id = request.headers.get("X-Session-Id", "")
         mark = session_mark(session_id, config.e2b_api_key)
     try:
-        return service.pool.run(Cell(code), limit_s, mark, _caller())
+        return service.pool.run(Cell(code), limit_s, mark, caller)
     except Full:
         raise ServiceUnavailable(_FULL, retry_after=RETRY_AFTER_S) from None
 
