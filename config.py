@@ -224,7 +224,9 @@ def _read(setting: Field[Any], environ: Mapping[str, str]) -> Any:
             raise ValueError
         return setting.metadata["convert"](text)
     except OSError as exc:
-        problem = f"{name} cannot be used: {given}: {exc.strerror}"
+        # A secret itself, put here by mistake, is no path: it must not be in a log.
+        shown = given if given.startswith("/") else "it is no absolute path"
+        problem = f"{name} cannot be used: {shown}: {exc.strerror}"
         raise ValueError(problem) from None
     except ValueError:
         must_be = setting.metadata["must_be"]

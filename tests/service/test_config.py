@@ -242,6 +242,13 @@ class TestSecretsFromFiles:
             assert str(path) in message
             assert message.count(name) == 1
 
+    def test_a_secret_that_stands_where_its_path_should_is_not_shown(
+        self, name: str
+    ) -> None:
+        message = problems_of(NEEDED | {name: "", f"{name}_FILE": "e2b_top_secret"})
+        assert f"{name}_FILE cannot be used: it is no absolute path: No" in message
+        assert "top_secret" not in message
+
     @pytest.mark.parametrize("content", [b"", b"\n", b"a b", b"\xff\xfe"])
     def test_a_file_without_a_secret_is_refused(
         self, name: str, content: bytes, tmp_path: Path
