@@ -115,7 +115,10 @@ class StreamReader:
         if label == "error":
             self.run.error_name = "Error"
         if value := re.match(_JSON_VALUE, line):
-            text = json.loads(value[1])
+            try:
+                text = json.loads(value[1])
+            except ValueError:
+                return  # it is no text of JSON
             self.run.add_value(text)
 
     def _read(self, line: bytearray) -> None:

@@ -207,6 +207,12 @@ class TestLongOutput:
         assert what == "output"
         assert why.endswith(" MB of text, which is over every limit")
 
+    def test_a_value_that_is_dropped_and_no_json_breaks_nothing(self) -> None:
+        value = rb'{"type": "result", "text": "\x00", "json": [' + b"1, " * 250_000
+        run = run_of(value + b"0]}\n", stdout("after"), END)
+        assert run.values.kept == 0
+        assert run.stdout.head == "after"
+
     def test_what_stands_inside_of_a_string_costs_nothing(self) -> None:
         text = '{"a": ["\\\\", [1, 2]]}, ' * 100_000
         reader = read(result(html=text), error("E", text, text + "the end"), END)
