@@ -13,6 +13,12 @@ UV := uv==0.13.9
 LOCK := $(VENV)/bin/uv pip compile --quiet --universal --python-version 3.11 \
 	--generate-hashes --no-strip-extras --no-header --no-config
 
+# Packages keep caches in the user's home. A container may have none for this user, or one
+# that belongs to another: then it is a folder in .venv.
+ifeq ($(shell test -w "$$HOME" && echo yes),)
+export HOME := $(if $(filter /%,$(VENV)),,$(CURDIR)/)$(VENV)/home
+endif
+
 # A .venv whose Python is gone is made anew.
 MISSING := $(shell test -x $(PY) || echo missing)
 

@@ -345,6 +345,25 @@ def test_make_says_when_the_venv_module_is_missing(make: Make, tmp_path: Path) -
     assert "python3-venv" in finished.stderr
 
 
+@pytest.mark.parametrize("own", [None, "", "/nonexistent"])
+def test_who_has_no_home_gets_one_in_the_venv(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: str | None
+) -> None:
+    python = program(tmp_path / "python3", 'echo "It has $HOME."; exit 1')
+
+    def home() -> str:
+        [line] = make("demo", f"PYTHON={python}").stdout.splitlines()
+        return line
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert home() == f"It has {tmp_path}."
+    if own is None:
+        monkeypatch.delenv("HOME")
+    else:
+        monkeypatch.setenv("HOME", own)
+    assert home() == f"It has {tmp_path / 'venv' / 'home'}."
+
+
 def test_make_takes_the_first_python_that_will_do_and_tries_again_when_pip_fails(
     make: Make, tmp_path: Path
 ) -> None:
