@@ -48,18 +48,23 @@ def get(path: str = "/health", *headers: str) -> bytes:
 
 
 def one_answer(connection: socket.socket) -> bytes:
-    """One reply, read by its Content-Length."""
+    """One reply, read by its Content-Length; what follows it is left to be read."""
+
     answer = b""
-    while b"\r\n\r\n" not in answer:
-        chunk = connection.recv(65_536)
-        assert chunk, answer
-        answer += chunk
-    head, _, body = answer.partition(b"\r\n\r\n")
-    found = re.search(rb"(?i)content-length: (\d+)", head)
+    while not answer.endswith(b"\r\n\r\n"):
+        answer += _some_of(connection, 1)
+    found = re.search(rb"(?i)content-length: (\d+)", answer)
     assert found
-    while len(body) < int(found[1]):
-        body += connection.recv(65_536)
-    return head + b"\r\n\r\n" + body
+    end = len(answer) + int(found[1])
+    while len(answer) < end:
+        answer += _some_of(connection, end - len(answer))
+    return answer
+
+
+def _some_of(connection: socket.socket, size: int) -> bytes:
+    chunk = connection.recv(size)
+    assert chunk, "it was closed in the middle of a reply"
+    return chunk
 
 
 CHUNKED = (
