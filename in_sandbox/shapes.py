@@ -2,15 +2,16 @@
 
 It is sent only with a text that may need it, and Python's own parser decides. What is
 Python stays as it is, unless it is nothing but a string that holds a program. What is
-none is tried without what models put around code, one thing after the other, until it
-is Python. Lines keep their numbers: what goes becomes a blank line. Nothing but the
-standard library, and what Python 3.8 knows."""
+none is tried without what models put around code, by one rule and then by several,
+until it is Python. Lines keep their numbers: what goes becomes a blank line. Nothing
+but the standard library, and what Python 3.8 knows."""
 
 from __future__ import annotations
 
 import ast
 import builtins
 import contextlib
+import itertools
 import json
 import re
 import warnings
@@ -18,6 +19,7 @@ from typing import Any
 
 __all__ = ["runnable"]  # a name that is kept where names are made short
 MOST_LAYERS = 5  # such as a fence around a string of JSON that holds a program
+MOST_RULES = 3  # that are tried together
 # A first line that names the language, and is no code.
 LANGUAGE_LINE = re.compile(r"(?i)i?python3?")
 CELL_MAGIC = re.compile(r"%%\w")
@@ -113,8 +115,10 @@ class Finder:
         return self._first_that_parses(text)
 
     def _first_that_parses(self, text: str) -> str:
-        changed = text
-        for rule in (
+        """By as few rules as possible: others would change what stands in a string."""
+        texts: dict[tuple[Any, ...], str] = {(): text}
+        tried = {text}
+        all_rules = (
             without_marks,
             without_fences,
             without_entities,
@@ -122,11 +126,14 @@ class Finder:
             without_odd_spaces,
             self._with_installs,
             without_indentation,
-        ):
-            before = changed
-            changed = rule(changed)
-            if changed != before and self._parse(changed):
-                return changed
+        )
+        for count in range(1, MOST_RULES + 1):
+            for rules in itertools.combinations(all_rules, count):
+                changed = rules[-1](texts[rules[:-1]])
+                texts[rules] = changed
+                if changed not in tried and self._parse(changed):
+                    return changed
+                tried.add(changed)
         # The code has an error of its own. Outside of a string a fence is no Python.
         inner = without_marks(text)
         unfenced = without_fences(inner)

@@ -441,6 +441,21 @@ def test_near_misses_stay_as_they_are(name: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("sent", "runs"),
+    [
+        ("x\u00a0= '&lt;'\nprint(x)", "x = '&lt;'\nprint(x)"),
+        ("```\nx\u00a0= '&lt;'\nprint(x)\n```", "#\nx = '&lt;'\nprint(x)\n"),
+        ("x\u00a0= 'it&#39;s'", "x = 'it&#39;s'"),
+        ("print('&lt;', '\\n')</s>", "print('&lt;', '\\n')"),
+        ("pip install x\nprint('&amp;')", "%pip install x\nprint('&amp;')"),
+        ("x = '</s>'\\nprint(x)</s>", "x = '</s>'\nprint(x)"),
+    ],
+)
+def test_nothing_is_changed_that_need_not_be(sent: str, runs: str) -> None:
+    assert as_cell(sent) == runs
+
+
+@pytest.mark.parametrize(
     ("name", "value"),
     [
         ("a word", "hello"),
