@@ -45,5 +45,20 @@ def watch_fonts(missing_glyphs: dict[str, bool], imports: Any) -> None:
 
         module.warn_on_missing_glyph = warn_on_missing_glyph
 
+    def hook_pdf(module: Any) -> None:
+        plain = module.PdfFile.writeFonts
+
+        def write(file: Any) -> None:
+            # All of Latin-1 is measured here; what is drawn has been noted before.
+            noted = dict(missing_glyphs)
+            try:
+                plain(file)
+            finally:
+                missing_glyphs.clear()
+                missing_glyphs.update(noted)
+
+        module.PdfFile.writeFonts = write
+
     imports.after("matplotlib.font_manager", hook_manager)
     imports.after("matplotlib._text_helpers", hook_text)
+    imports.after("matplotlib.backends.backend_pdf", hook_pdf)

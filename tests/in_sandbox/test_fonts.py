@@ -19,14 +19,17 @@ from run import Run
 pytestmark = pytest.mark.usefixtures("real_kernels")
 
 EAST_ASIAN = "图表日本語한국"
-# `draw("图")` draws text and nothing else, 100 points high.
+# `draw("图")` draws text and nothing else, 100 points high; `save` writes no file.
 DRAW = """
+import io
 import matplotlib.pyplot as plt
 from matplotlib import font_manager, rcParams
 def draw(text, **options):
     plt.figure(figsize=(6, 2))
     plt.axis("off")
     plt.text(0, 0, text, fontsize=100, **options)
+def save(form):
+    plt.savefig(io.BytesIO(), format=form)
 """
 
 
@@ -138,6 +141,11 @@ def test_latin_text_is_drawn_as_without_it() -> None:
         ("plt.plot([1], label='\u0b95'); plt.legend()", "No font here has \u0b95\n"),
         ("draw('abc', family='Comic Sans MS')", ""),
         ("plt.xkcd(); draw('abc'); plt.rcdefaults()", ""),
+        ("draw('abc'); save('pdf')", ""),
+        ("draw('图'); save('pdf')", ""),
+        ("draw('a🎉'); save('pdf')", "No font here has 🎉\n"),
+        ("draw('a🎉'); save('pdf'); plt.close()\ndraw('🎉')", "No font here has 🎉\n"),
+        ("draw('abc'); save('eps'); save('svg')", ""),
     ],
 )
 def test_what_no_font_has_is_one_line(drawing: Kernel, code: str, line: str) -> None:
@@ -156,6 +164,11 @@ def test_what_no_font_has_is_one_line(drawing: Kernel, code: str, line: str) -> 
         (
             "__import__('matplotlib')._text_helpers.warn_on_missing_glyph",
             "a missing character is many warnings",
+        ),
+        (
+            "__import__('matplotlib.backends.backend_pdf').backends.backend_pdf"
+            ".PdfFile.writeFonts",
+            "a PDF is said to lack characters that are in no text",
         ),
         ("font_manager._log.name == 'matplotlib.font_manager' or 1/0", "noise"),
     ],
