@@ -108,11 +108,19 @@ def first_cells(e2b: LocalE2B) -> dict[str, tuple[str, list[Event]]]:
         }
 
 
+# This machine may lack the font of E2B's template, which matplotlib would say each time.
+SAY_NOTHING_OF_FONTS = """\
+import logging
+logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)"""
+
+
 @pytest.fixture(scope="module")
-def warm_id(first_cells: dict[str, tuple[str, list[Event]]]) -> str:
+def warm_id(e2b: LocalE2B, first_cells: dict[str, tuple[str, list[Event]]]) -> str:
     """A sandbox whose first cell has run: what
     E2B puts before that one is behind it."""
-    return first_cells["traceback"][0]
+    sandbox_id = first_cells["traceback"][0]
+    run(e2b, sandbox_id, SAY_NOTHING_OF_FONTS)
+    return sandbox_id
 
 
 def create(e2b: LocalE2B, **body: Any) -> str:
