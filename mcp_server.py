@@ -1,4 +1,4 @@
-"""One MCP message in, one out: a stateless server with one tool.
+"""One MCP message in, one out: a stateless server with one tool. Pure.
 
 Two kinds of clients ask, and each request alone tells which one it is from. Old ones
 begin with `initialize` and agree on a version:
@@ -14,14 +14,14 @@ import re
 from base64 import b64decode
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
-from config import VERSION
 from json_body import parse_json
 
 NEW_VERSIONS = ("2026-07-28",)
 # LibreChat 0.8.8's client asks for the first of these, and accepts any of them.
 OLD_VERSIONS = ("2025-11-25", "2025-06-18", "2025-03-26", "2024-11-05", "2024-10-07")
+_VERSIONS = [*NEW_VERSIONS, *OLD_VERSIONS]
 # JSON-RPC's own numbers: https://www.jsonrpc.org/specification#error_object
 PARSE_ERROR = -32700
 INVALID_REQUEST = -32600
@@ -30,14 +30,6 @@ INVALID_PARAMS = -32602
 # MCP's numbers.
 HEADER_MISMATCH = -32020
 UNSUPPORTED_VERSION = -32022
-# The HTTP status of an error. To old clients it is 200: they asked, and are answered.
-_NEW_STATUSES = {
-    INVALID_REQUEST: 400,
-    UNKNOWN_METHOD: 404,
-    INVALID_PARAMS: 400,
-    HEADER_MISMATCH: 400,
-    UNSUPPORTED_VERSION: 400,
-}
 
 # The names of what a new request and its answer have in `_meta`.
 _VERSION_KEY = "io.modelcontextprotocol/protocolVersion"
@@ -46,7 +38,6 @@ _SERVER_KEY = "io.modelcontextprotocol/serverInfo"
 # How a header carries a text that is not plain ASCII: `=?base64?ZcOp?=`.
 _ENCODED_HEADER = r"=\?base64\?([A-Za-z0-9+/]*={0,2})\?="
 
-_SERVER_INFO = {"name": "e2b-proxy", "version": VERSION}
 _CAPABILITIES: dict[str, Any] = {"tools": {}}
 # A new client may keep the tool and the instructions for so long, whoever it asks for.
 # They change when the service is started with other settings.
@@ -64,10 +55,14 @@ Header = Callable[[str], str | None]
 class Server:
     """What is served: the tool, what a model is told of it, and what a call does."""
 
+    version: str
     tool: JsonObject
     instructions: str
     call: Callable[[JsonObject, int | str], JsonObject]  # arguments, the request's id
     cancel: Callable[[int | str], None]  # the id of a call that may be under way
+
+    def info(self) -> JsonObject:
+        return {"name": "e2b-proxy", "version": self.version}
 
 
 class _Refused(Exception):
@@ -123,7 +118,7 @@ def handle(
         else:
             result = _answer_old(request, server)
     except _Refused as exc:
-        status = _NEW_STATUSES[exc.code] if is_new else 200
+        status = _status_of(exc.code) if is_new else 200
         return status, error(message_id, exc.code, str(exc), exc.data)
     return 200, {"jsonrpc": "2.0", "id": message_id, "result": result}
 
@@ -133,9 +128,12 @@ def _as_object(value: object) -> JsonObject:
     return value if isinstance(value, dict) else {}
 
 
-def _params_and_meta(request: JsonObject) -> tuple[JsonObject, JsonObject]:
-    params = _as_object(request.get("params"))
-    return params, _as_object(params.get("_meta"))
+def _params(request: JsonObject) -> JsonObject:
+    return _as_object(request.get("params"))
+
+
+def _meta(request: JsonObject) -> JsonObject:
+    return _as_object(_params(request).get("_meta"))
 
 
 def _is_new(request: JsonObject, header: Header) -> bool:
@@ -143,8 +141,7 @@ def _is_new(request: JsonObject, header: Header) -> bool:
 
     A version in the header that nobody knows is a newer one, but for `initialize`: that
     agrees on a version by itself."""
-    _, meta = _params_and_meta(request)
-    if _VERSION_KEY in meta:
+    if _VERSION_KEY in _meta(request):
         return True
     if request.get("method") == "initialize":
         return False
@@ -158,9 +155,13 @@ def _is_response(message: JsonObject) -> bool:
 
 def _is_request(message: JsonObject) -> bool:
     """Whether it is a request or, without an id, a notification."""
-    has_id_or_none = "id" not in message or type(message["id"]) in (int, str)
+    has_id_or_none = "id" not in message or _is_id(message["id"])
     has_method = isinstance(message.get("method"), str)
     return message.get("jsonrpc") == "2.0" and has_method and has_id_or_none
+
+
+def _is_id(value: object) -> TypeGuard[int | str]:
+    return type(value) in (int, str)  # to isinstance `true` would be an int
 
 
 # --- old clients ----------------------------------------------------------------------
@@ -174,35 +175,31 @@ def begins_session(answer: JsonObject) -> bool:
 
 def _take_notification(notification: JsonObject, server: Server) -> None:
     """Old clients cancel a call by a message; new ones close the call's connection."""
-    params, _ = _params_and_meta(notification)
-    call_id = params.get("requestId")
-    if notification["method"] != "notifications/cancelled":
-        return
-    if isinstance(call_id, (int, str)) and not isinstance(call_id, bool):
+    call_id = _params(notification).get("requestId")
+    if notification["method"] == "notifications/cancelled" and _is_id(call_id):
         server.cancel(call_id)
 
 
 def _answer_old(request: JsonObject, server: Server) -> JsonObject:
-    params, _ = _params_and_meta(request)
     match request["method"]:
         case "initialize":
-            return _initialize(params, server)
+            return _initialize(request, server)
         case "ping":
             return {}
         case "tools/list":
             return {"tools": [server.tool]}
         case "tools/call":
-            return _call(params, request["id"], server)
+            return _call(request, server)
     raise _unknown_method()
 
 
-def _initialize(params: JsonObject, server: Server) -> JsonObject:
+def _initialize(request: JsonObject, server: Server) -> JsonObject:
     """Agree to the version that the client asks for, or offer the newest old one."""
-    asked = params.get("protocolVersion")
+    asked = _params(request).get("protocolVersion")
     return {
         "protocolVersion": asked if asked in OLD_VERSIONS else OLD_VERSIONS[0],
         "capabilities": _CAPABILITIES,
-        "serverInfo": _SERVER_INFO,
+        "serverInfo": server.info(),
         "instructions": server.instructions,
     }
 
@@ -213,11 +210,10 @@ def _initialize(params: JsonObject, server: Server) -> JsonObject:
 def _answer_new(request: JsonObject, header: Header, server: Server) -> JsonObject:
     _check_version(request, header)
     _check_names(request, header)
-    params, _ = _params_and_meta(request)
     match request["method"]:
         case "server/discover":
             result = {
-                "supportedVersions": [*NEW_VERSIONS, *OLD_VERSIONS],
+                "supportedVersions": _VERSIONS,
                 "capabilities": _CAPABILITIES,
                 "instructions": server.instructions,
                 **_CACHING,
@@ -225,11 +221,16 @@ def _answer_new(request: JsonObject, header: Header, server: Server) -> JsonObje
         case "tools/list":
             result = {"tools": [server.tool], **_CACHING}
         case "tools/call":
-            result = _call(params, request["id"], server)
+            result = _call(request, server)
         case _:
             raise _unknown_method()
-    meta = {_SERVER_KEY: _SERVER_INFO}
+    meta = {_SERVER_KEY: server.info()}
     return {**result, "resultType": "complete", "_meta": meta}
+
+
+def _status_of(error_code: int) -> int:
+    """The HTTP status of an error. To old clients it is 200: they were answered."""
+    return 404 if error_code == UNKNOWN_METHOD else 400
 
 
 def _check_version(request: JsonObject, header: Header) -> None:
@@ -237,16 +238,15 @@ def _check_version(request: JsonObject, header: Header) -> None:
 
     The order of the checks decides which error is sent."""
     version = header("MCP-Protocol-Version")
-    _, meta = _params_and_meta(request)
+    meta = _meta(request)
     asked = meta.get(_VERSION_KEY)
     is_named = isinstance(asked, str)
     if version is None or (is_named and asked != version):
         text = "The header MCP-Protocol-Version must name the version in _meta."
         raise _Refused(HEADER_MISMATCH, text)
     if version not in NEW_VERSIONS:
-        served = [*NEW_VERSIONS, *OLD_VERSIONS]
-        text = f"MCP-Protocol-Version must be one of {', '.join(served)}."
-        data = {"supported": served, "requested": version}
+        text = f"MCP-Protocol-Version must be one of {', '.join(_VERSIONS)}."
+        data = {"supported": _VERSIONS, "requested": version}
         raise _Refused(UNSUPPORTED_VERSION, text, data)
     if not is_named or not isinstance(meta.get(_CAPABILITIES_KEY), dict):
         text = f"params._meta must have {_VERSION_KEY} and {_CAPABILITIES_KEY}."
@@ -257,8 +257,7 @@ def _check_names(request: JsonObject, header: Header) -> None:
     """Raises _Refused unless the headers name the method, and of a call the tool."""
     if header("Mcp-Method") != request["method"]:
         raise _Refused(HEADER_MISMATCH, "The header Mcp-Method must name the method.")
-    params, _ = _params_and_meta(request)
-    name = params.get("name", "")
+    name = _params(request).get("name", "")
     is_call = request["method"] == "tools/call"
     if is_call and _decoded(header("Mcp-Name") or "") != name:
         raise _Refused(HEADER_MISMATCH, "The header Mcp-Name must name the tool.")
@@ -278,10 +277,11 @@ def _decoded(value: str) -> str | None:
 # --- both -----------------------------------------------------------------------------
 
 
-def _call(params: JsonObject, message_id: int | str, server: Server) -> JsonObject:
+def _call(request: JsonObject, server: Server) -> JsonObject:
+    params = _params(request)
     if params.get("name") != server.tool["name"]:
         raise _Refused(INVALID_PARAMS, f"The only tool is {server.tool['name']}.")
-    return server.call(_arguments(params.get("arguments")), message_id)
+    return server.call(_arguments(params.get("arguments")), request["id"])
 
 
 def _arguments(given: object) -> JsonObject:

@@ -353,7 +353,7 @@ def _mcp_server(service: _Service, tool: JsonObject, instructions: str) -> Serve
     def cancel(call_id: int | str) -> None:
         calls.cancel(session(), call_id)
 
-    return Server(tool, instructions, call_tool, cancel)
+    return Server(VERSION, tool, instructions, call_tool, cancel)
 
 
 def _parse_arguments(arguments: object, config: Config) -> tuple[str, int]:

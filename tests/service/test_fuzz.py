@@ -439,7 +439,7 @@ def check_answer(message: object, headers: dict[str, str]) -> None:
     def cancel(call_id: int | str) -> None:
         assert type(call_id) in (int, str)
 
-    server = Server(TOOL, "instructions", call, cancel)
+    server = Server("1.0", TOOL, "instructions", call, cancel)
     status, answer = handle(message, headers.get, server)
     if answer is None:
         assert status == 202
