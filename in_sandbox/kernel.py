@@ -38,7 +38,7 @@ from IPython.core.getipython import get_ipython
 from jupyter_client.jsonutil import json_default
 
 # What brings this file along sets these: the texts of the other files, and settings.
-PARTS: tuple[str, ...]
+PARTS: list[str]
 DATA_FOLDER: str
 FIGURES, FONTS, WAITING = PARTS
 # The name of this file in the code of its functions: frames of it are not shown.

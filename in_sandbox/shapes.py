@@ -17,7 +17,6 @@ import re
 import warnings
 from typing import Any
 
-__all__ = ["runnable"]  # a name that is kept where names are made short
 MOST_LAYERS = 5  # such as a fence around a string of JSON that holds a program
 MOST_RULES = 3  # that are tried together
 # A first line that names the language, and is no code.

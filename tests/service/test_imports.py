@@ -26,10 +26,8 @@ atexit.register(dump)
 # All that a module needs to compute with texts and bytes. `secrets` and `hmac` compare
 # in constant time; what reads a clock, a file, a socket or the environment is not here.
 PURE_LIBRARY = {
-    "ast",
     "base64",
     "binascii",
-    "builtins",
     "collections",
     "dataclasses",
     "functools",
@@ -37,11 +35,9 @@ PURE_LIBRARY = {
     "html",
     "itertools",
     "json",
-    "keyword",
     "math",
     "re",
     "secrets",
-    "string",
     "typing",
 }
 ROOMS = [path for paths in size.OPTIONS.values() for path in paths]
