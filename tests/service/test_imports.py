@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -119,6 +120,17 @@ def test_a_setting_brings_its_room_and_no_other(
     imported = imported_by_a_worker(scripted_e2b, tmp_path, settings[setting])
     for other in ROOMS:
         assert bool(in_room(imported, other)) == (other == room), other
+
+
+def test_no_module_imports_one_that_imports_it() -> None:
+    names = service_modules() - {"gunicorn.conf.py"}
+    sources = {
+        name.removesuffix(".py").replace("/", "."): (ROOT / name).read_text("utf-8")
+        for name in names
+    }
+    imports = {name: imports_of(source) for name, source in sources.items()}
+    assert "config" in imports["proxy"]
+    TopologicalSorter(imports).prepare()  # raises CycleError, which names the circle
 
 
 # --- purity ---------------------------------------------------------------------------
