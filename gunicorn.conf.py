@@ -26,7 +26,8 @@ bind = f"{settings.host}:{settings.port}"
 workers = 1
 # This worker bounds how long slow clients hold threads. While 60 clients stall in a
 # body /health answers in 0.00 s; with gunicorn's own worker, `gthread`, it did not in
-# 20 s. Behind a proxy that buffers requests `gunicorn -k gthread proxy:app` is as good.
+# 20 s. Behind a proxy that buffers requests `gunicorn -k gthread proxy:app` is as good,
+# except that a run goes on when its caller hangs up.
 worker_class = "process.worker.PatientWorker"
 # OWN: descriptors of the process itself. RUN: those of a run, for its stream, its
 # create or kill, and a child's pipe.

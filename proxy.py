@@ -154,10 +154,9 @@ def create_app(config: Config) -> Flask:
     app.before_request(_refuse_packed_body)
     app.after_request(_finish_request)
     app.register_error_handler(HTTPException, _error)
-    document, tool = _load_document(config)
+    document = _load_document(config)
     _add_open_views(app, service, document)
-    instructions = _with_sessions(document["info"]["description"], config)
-    app.register_blueprint(_guarded_views(service, tool, instructions))
+    app.register_blueprint(_guarded_views(service, document))
     app.register_blueprint(_code_api(service))
     app.wsgi_app = partial(_with_plain_path, app.wsgi_app)  # type: ignore[method-assign]
     IN_FLIGHT.set_function(lambda: pool.count("running"))
@@ -295,11 +294,11 @@ def _milliseconds(duration_s: float) -> float:
 # --- runs
 
 
-def _guarded_views(service: _Service, tool: JsonObject, instructions: str) -> Blueprint:
+def _guarded_views(service: _Service, document: JsonObject) -> Blueprint:
     """The views that need PROXY_API_KEY, if it is set."""
     views = Blueprint("guarded", __name__)
     views.before_request(partial(_require_key, service.config))
-    server = _mcp_server(service, tool, instructions)
+    server = _mcp_server(service, document)
 
     @views.post("/execute")
     def execute() -> Response:
@@ -333,8 +332,10 @@ def _guarded_views(service: _Service, tool: JsonObject, instructions: str) -> Bl
     return views
 
 
-def _mcp_server(service: _Service, tool: JsonObject, instructions: str) -> Server:
+def _mcp_server(service: _Service, document: JsonObject) -> Server:
     """What is served over MCP. Its functions are called by the view, in a request."""
+    tool = _mcp_tool(document, service.config)
+    instructions = _with_sessions(document["info"]["description"], service.config)
     calls = Calls()
 
     def session() -> str:
@@ -691,17 +692,32 @@ def _attachment(name: str) -> str:
 # --- what a model is told
 
 
-def _load_document(config: Config) -> tuple[JsonObject, JsonObject]:
-    """openapi.json with the limits that are set, and its operation as MCP's tool."""
-    document = json.loads((_HERE / "openapi.json").read_bytes())
-    operation = document["paths"]["/execute"]["post"]
+def _load_document(config: Config) -> JsonObject:
+    """openapi.json with the limits that are set."""
+    document: JsonObject = json.loads((_HERE / "openapi.json").read_bytes())
+    operation = _operation(document)
     if not config.allow_internet:
         text = operation["description"]
         operation["description"] = text.replace(_PIP_INSTALLS, _NO_NETWORK)
-    schema = operation["requestBody"]["content"]["application/json"]["schema"]
-    fields = schema["properties"]
+    fields = _body_schema(operation)["properties"]
     fields["code"]["maxLength"] = config.max_code_chars
     fields["timeout"]["default"] = config.run_timeout_s
+    return document
+
+
+def _operation(document: JsonObject) -> Any:
+    return document["paths"]["/execute"]["post"]
+
+
+def _body_schema(operation: JsonObject) -> Any:
+    return operation["requestBody"]["content"]["application/json"]["schema"]
+
+
+def _mcp_tool(document: JsonObject, config: Config) -> JsonObject:
+    """The document's operation as MCP's tool."""
+    operation = _operation(document)
+    schema = _body_schema(operation)
+    fields = schema["properties"]
     # The tool's schema has no `language`: a model has no choice there. It has no
     # bounds: LibreChat would reject a call that breaks them itself, and the model would
     # not see our explanation. And no field may be null: Gemini refuses every tool of a
@@ -718,7 +734,7 @@ def _load_document(config: Config) -> tuple[JsonObject, JsonObject]:
             "description": f"{fields['timeout']['description']} 1 or more.",
         },
     }
-    tool = {
+    return {
         "name": operation["operationId"],
         "title": "Run Python code",
         "description": _with_sessions(operation["description"], config),
@@ -729,7 +745,6 @@ def _load_document(config: Config) -> tuple[JsonObject, JsonObject]:
             "openWorldHint": config.allow_internet,
         },
     }
-    return document, tool
 
 
 def _with_sessions(text: str, config: Config) -> str:

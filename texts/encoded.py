@@ -8,8 +8,10 @@ from collections.abc import Callable
 BASE64_CHARACTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/="
 # What stands before base64 in a data URI: `data:image/png;base64,iVBORw0K…`.
 LABEL = ";base64,"
-_LONG_WORD = rf"(?:({LABEL})|(?<![A-Za-z0-9+/]))([A-Za-z0-9+/]{{201,}}={{0,2}})"
 _LEAST_CHARS = 201
+_LONG_WORD = (
+    rf"(?:({LABEL})|(?<![A-Za-z0-9+/]))([A-Za-z0-9+/]{{{_LEAST_CHARS},}}={{0,2}})"
+)
 _HEX = r"[0-9a-f]+|[0-9A-F]+"
 # Base64 of so much text or data has letters of both cases, digits, and this many
 # different characters.
