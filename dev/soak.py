@@ -385,7 +385,8 @@ def problems(report: Report, plan: Plan) -> list[str]:
     found = list(report.unexplained)
     if report.runs < plan.runs:
         found.append(f"only {report.runs} of {plan.runs} runs")
-    if (injected := report.faults.total()) < round(plan.runs * plan.faults):
+    # Each is a throw of dice, and a short soak has few: half as many are no chance.
+    if (injected := report.faults.total()) < plan.runs * plan.faults / 2:
         found.append(f"only {injected} faults")
     if len(report.restarts) < plan.restarts:
         found.append(f"only {len(report.restarts)} restarts")
