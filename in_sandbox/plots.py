@@ -41,7 +41,7 @@ class Plots:
 
     def __init__(self) -> None:
         self._pictures: Any = WeakKeyDictionary()  # the figures of which there is one
-        self._files: Any = WeakKeyDictionary()  # the paths of those written here
+        self._files: Any = WeakKeyDictionary()  # those written here, with their stamps
         self._animations: Any = WeakKeyDictionary()  # by their figures
         self._waiting: Any = WeakKeyDictionary()  # figures shown that may change
         self._is_writing = False
@@ -77,7 +77,7 @@ class Plots:
                 figure.canvas.print_figure(file, format="png", bbox_inches="tight")
         finally:
             self._is_writing = False
-        self._files[figure] = file.name
+        self._files[figure] = file.name, stamp_of(file.name)
 
     def _go_to_last_frame(self, figure: Any) -> None:
         animation = self._animations.get(figure)
@@ -101,8 +101,9 @@ class Plots:
         self._pictures[figure] = True
         figure.stale = False  # so that it tells of changes from now on
         if not self._is_writing and not was_changed:
-            written = self._files.pop(figure, None)
-            if written and written != path:
+            written, stamp = self._files.pop(figure, ("", None))
+            # The script may have written to it meanwhile, just now for example.
+            if written and stamp_of(written) == stamp:
                 os.unlink(written)
 
 
@@ -172,6 +173,14 @@ def path_of(target: Any) -> str:
 
 def is_in_data(path: str) -> bool:
     return os.path.realpath(path).startswith(os.path.join(DATA, ""))
+
+
+def stamp_of(path: str) -> Any:
+    """Another one than before means that the file was written; None if it is gone."""
+    with suppress(OSError):
+        status = os.stat(path)
+        return status.st_ino, status.st_size, status.st_mtime_ns
+    return None
 
 
 def new_file() -> Any:

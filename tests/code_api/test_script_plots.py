@@ -76,6 +76,20 @@ PROGRAMS = {
         f"{SHOW}figure.savefig('own')\n",
         {"own.png": "tall"},
     ),
+    "shown, then saved by the name that it got": (
+        PYPLOT + WIDE + SHOW + "plt.savefig('plot-1.png')\n",
+        {"plot-1.png": "wide"},
+    ),
+    "shown in a subfolder, then saved by that name": (
+        "import os\nos.mkdir('out'); os.chdir('out')\n"
+        f"{PYPLOT}{WIDE}{SHOW}plt.savefig('plot-1.png')\n",
+        {"out/plot-1.png": "wide"},
+    ),
+    "shown, then saved when another has that name": (
+        f"{PYPLOT}figure, axes = plt.subplots(figsize=(6, 3)); axes.plot([1])\n"
+        f"{SHOW}{TALL}plt.savefig('plot-1.png'); figure.savefig('own.png')\n",
+        {"own.png": "wide", "plot-1.png": "tall"},
+    ),
     "saved, changed and shown": (
         PYPLOT + WIDE + "plt.savefig('own.png'); plt.title('new')\n" + SHOW,
         {"own.png": "wide", "plot-1.png": "wide"},
