@@ -92,7 +92,9 @@ class _Sessions:
         self._waiting = 0  # calls, in all sessions
         # The calls of each session: one that runs, then those that wait for their turn.
         self._calls_of: dict[str, list[object]] = {}
-        self._have_run: dict[str, None] = {}  # the longest ago first
+        # Each has the note that its last caller was to read, but had hung up. The
+        # longest ago comes first.
+        self._have_run: dict[str, str] = {}
 
     @contextmanager
     def turn(self, mark: str, timeout_s: float, caller: Caller) -> Iterator[None]:
@@ -133,10 +135,14 @@ class _Sessions:
         with self._changed:
             return mark in self._have_run
 
-    def note_run(self, mark: str) -> None:
+    def unread_note(self, mark: str) -> str:
+        with self._changed:
+            return self._have_run.get(mark, "")
+
+    def note_run(self, mark: str, unread_note: str) -> None:
         with self._changed:
             self._have_run.pop(mark, None)
-            self._have_run[mark] = None
+            self._have_run[mark] = unread_note
             if len(self._have_run) > _SESSIONS_REMEMBERED:
                 longest_ago = next(iter(self._have_run))
                 del self._have_run[longest_ago]
@@ -206,16 +212,18 @@ class KeepingPool(Pool):
             super()._run(cell, need, run)
 
     def _run_in(self, sandbox: Sandbox, cell: Cell, need: Need, run: Run) -> None:
+        run.note = self._sessions.unread_note(need.mark)
         # This session has run before, and this sandbox has not: something is gone.
         if self._sessions.has_run(need.mark) and not sandbox.has_run:
             run.note = _SESSION_GONE
         try:
             super()._run_in(sandbox, cell, need, run)
             if need.mark and run.began_anew:
-                run.note = _KERNEL_GONE
+                run.note = run.note or _KERNEL_GONE
         finally:
             if need.mark and sandbox.has_run:
-                self._sessions.note_run(need.mark)
+                unread_note = run.note if need.caller.is_gone else ""
+                self._sessions.note_run(need.mark, unread_note)
 
     @contextmanager
     def sandbox(self, need: Need, durations_s: dict[str, float]) -> Iterator[Sandbox]:

@@ -452,11 +452,15 @@ class Sandbox:
     def settle(self) -> None:
         """After `stop`: find out whether it `is_reusable`, within `small_call_s`.
 
-        It is if its kernel runs a cell: its code was interrupted, and took it."""
+        It is if its kernel runs a cell: its code was interrupted, and took it. The
+        lines that set it up may not have come, or may have been interrupted."""
         self._e2b.is_stopped = False
+        self.is_set_up = False
+        has_run = self.has_run
         probe = Run.empty(Limits(output_chars=0))
         with suppress(SandboxGone):
             self.run(_PROBE, self._timing.small_call_s, probe)
+        self.has_run = has_run  # the probe is no run of the session
         self.is_reusable = self.is_reusable and not probe.began_anew
 
 

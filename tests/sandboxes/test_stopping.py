@@ -359,14 +359,14 @@ def conversation(
     kernel_e2b: LocalE2B,
     request: pytest.FixtureRequest,
 ) -> Iterator[Callable[..., str]]:
-    """`conversation(code)` runs code in a session; with `hang_up_after` its caller goes
-    when the code has written that file."""
+    """`conversation(code)` runs code in a session; with `hang_up_when` its caller goes
+    once that is true."""
     environ = e2b_at(kernel_e2b.url)
     service = start_shared(SESSION_IDLE_S="60", RUN_TIMEOUT_S="60", **environ)
     headers = {"X-Session-Id": f"user/{request.node.name}"[:200]}
 
-    def call(code: str, hang_up_after: Path | None = None) -> str:
-        if not hang_up_after:
+    def call(code: str, hang_up_when: Callable[[], bool] | None = None) -> str:
+        if not hang_up_when:
             body = {"code": code}
             reply = requests.post(
                 f"{service.url}/execute", json=body, headers=headers, timeout=100
@@ -375,7 +375,7 @@ def conversation(
         known = len(service.lines)
         with connected(service) as client:
             client.sendall(sent(("/execute", {"code": code}), **headers))
-            wait_until(hang_up_after.exists)
+            wait_until(hang_up_when)
         service.wait_for_log('"outcome": "cancelled"', after=known)
         return ""
 
@@ -406,7 +406,7 @@ def test_a_session_is_interrupted_and_kept(
 ) -> None:
     sign = tmp_path / "sign"
     conversation(f"import pathlib\nx = 41\nsign = pathlib.Path({str(sign)!r}).touch")
-    conversation(STUCK[stuck], sign)
+    conversation(STUCK[stuck], sign.exists)
     text = conversation("print('x is', x)")
     assert ("x is 3" if stuck == "a finally" else "x is 41") in text
     assert "is gone" not in text
@@ -417,7 +417,43 @@ def test_a_session_whose_code_takes_no_interrupt_is_ended_and_its_next_call_told
 ) -> None:
     sign = tmp_path / "sign"
     conversation(f"import pathlib\nx = 41\nsign = pathlib.Path({str(sign)!r}).touch")
-    conversation(TAKES_NO_INTERRUPT, sign)
+    conversation(TAKES_NO_INTERRUPT, sign.exists)
     text = conversation("print('x' in dir())")
     assert "False" in text
     assert "is gone; this run began anew" in text
+
+
+def test_a_session_that_is_stopped_before_its_kernel_was_set_up_is_set_up_later(
+    conversation: Callable[..., str], kernel_e2b: LocalE2B
+) -> None:
+    kernel_e2b.set_script({"run": {"delay_s": 3, "kernel": True}})
+    runs = len(requests_of(kernel_e2b.state(), "run"))
+
+    def has_begun() -> bool:
+        return len(requests_of(kernel_e2b.state(), "run")) > runs
+
+    conversation("1", has_begun)
+    kernel_e2b.set_script({})
+    # Without what sets the kernel up its own loop, which runs, would refuse this.
+    code = "import asyncio\nprint(asyncio.run(asyncio.sleep(0, 'set up')))"
+    assert "```\nset up\n```" in conversation(code)
+
+
+@pytest.mark.parametrize("moment", ["create", "run"])
+def test_that_a_session_is_gone_is_told_to_one_who_reads_it(
+    make_pool: MakePool, direct_e2b: LocalE2B, threads: ThreadPoolExecutor, moment: str
+) -> None:
+    """A caller who hangs up does not: then the next one is told."""
+    pool = session_pool(make_pool)
+    direct_e2b.set_script(LONG)
+    assert pool.run(Cell("x = 1"), 1, "a").outcome == "timeout"
+    direct_e2b.set_script({**LONG, "create": {"delay_s": 1}})
+    seen = len(requests_of(direct_e2b.state(), moment))
+    caller = Caller()
+    stopped = threads.submit(pool.run, Cell("2"), 5, "a", caller)
+    direct_e2b.wait_for(lambda state: len(requests_of(state, moment)) > seen)
+    caller.hang_up()
+    direct_e2b.set_script({"run": OK_RUN})
+    assert stopped.result().outcome == "cancelled"
+    assert "is gone; this run began anew" in pool.run(Cell("x"), 5, "a").note
+    assert pool.run(Cell("x"), 5, "a").note == ""
