@@ -108,7 +108,7 @@ def first_cells(e2b: LocalE2B) -> dict[str, tuple[str, list[Event]]]:
         }
 
 
-# This machine may lack the font of E2B's template, which matplotlib would say each time.
+# This machine may lack the font of E2B's template; matplotlib would say so each time.
 SAY_NOTHING_OF_FONTS = """\
 import logging
 logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)"""
