@@ -170,7 +170,10 @@ class _Tap(httpx.BaseTransport):
         woken at once, and E2B's server sees that the connection ends."""
         self._is_stopped = True
         if self._stream:
-            self._stream.close()
+            # This is the worker's main thread. If closing fails, the kill that follows
+            # ends the stream, or else the run's limit does.
+            with suppress(Exception):
+                self._stream.close()
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         if self._is_stopped:
