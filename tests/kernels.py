@@ -17,6 +17,8 @@ from texts.cell import Cell
 
 CONFIG = Config(e2b_api_key=E2B_KEY, max_output_chars=100_000)
 LIMIT_S = 60
+# One kernel may be for all tests of a file, and a busy machine takes minutes for these.
+LIFETIME_S = 3600
 
 
 class Kernel:
@@ -24,7 +26,7 @@ class Kernel:
 
     def __init__(self, set_up: str = SET_UP) -> None:
         self.sandbox = Sandbox(CONFIG)
-        self.sandbox.create(lifetime_s=300, budget_s=60)
+        self.sandbox.create(lifetime_s=LIFETIME_S, budget_s=60)
         self._set_up = set_up
 
     def run(self, code: str) -> Run:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 from builders import SET_UP, run_cell
+from kernels import LIFETIME_S
 from local_e2b import LocalE2B
 
 from config import Config
@@ -30,7 +31,7 @@ def environment(kernel_e2b: LocalE2B) -> Iterator[None]:
 
 def new_sandbox() -> Sandbox:
     sandbox = Sandbox(CONFIG)
-    sandbox.create(lifetime_s=300, budget_s=60)
+    sandbox.create(lifetime_s=LIFETIME_S, budget_s=60)
     return sandbox
 
 
