@@ -225,6 +225,8 @@ def test_who_has_connected_before_sigterm_is_answered(start_service: Start) -> N
     (worker,) = psutil.Process(service.process.pid).children()
     with ExitStack() as clients:
         worker.suspend()
+        # A thread that still runs could take the next signal first.
+        wait_until(lambda: is_stopped(worker.pid))
         waiting = [clients.enter_context(connected(service)) for _ in range(20)]
         for client in waiting:
             client.sendall(get())
@@ -234,6 +236,12 @@ def test_who_has_connected_before_sigterm_is_answered(start_service: Start) -> N
         for client in waiting:
             assert one_answer(client).startswith(b"HTTP/1.1 200 ")
     assert service.process.wait(20) == 0
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether each thread of a process has been stopped."""
+    tasks = Path(f"/proc/{pid}/task").glob("*/status")
+    return all("\nState:\tT" in task.read_text() for task in tasks)
 
 
 def has_pending(pid: int, signal_number: int) -> bool:
