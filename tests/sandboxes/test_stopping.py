@@ -203,7 +203,8 @@ def test_a_message_cancels_the_call_of_its_session_and_of_its_number(
         cancel(service, 1, SESSION)
         assert CALLER_GONE.encode() in one_answer(mine)
         cancel(service, 1, SESSION)  # it has ended
-        assert scripted_e2b.state()["alive"] == 1
+        state = scripted_e2b.wait_for(lambda state: state["killed"] == 1)
+        assert state["alive"] == 1
 
 
 def test_without_a_session_no_message_cancels_anything(
