@@ -1,17 +1,16 @@
-"""The cells of an exec: Python that is sent to the sandbox's kernel."""
+"""The cell of an exec: Python that is sent to the sandbox's kernel."""
 
 import json
 import zlib
 from base64 import b64encode
-from codecs import getincrementaldecoder
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import BinaryIO
 
 from code_api import limits
 from code_api.languages import LANGUAGES
 from code_api.request import ExecRequest
+from code_api.staging import Staging
 from code_api.store import NotStored
 from texts.cell import may_be_wrapped
 
@@ -43,36 +42,28 @@ def start_early():
 start_early()
 del start_early
 """
-# E2B's server refuses cells above 10 MiB as JSON, and the kernel keeps each cell.
-_CELL_CHARS = 2_000_000
-_PIECE_BYTES = 768 * 1024  # 1 MiB as base64: one that does not shrink fills a cell
-_SCRIPT_PIECE_BYTES = 200_000  # a byte takes up to four in a literal: \x80
-# Models write no longer scripts, and Python's own parser takes time for each byte.
-_MAX_WRAPPED_BYTES = 200_000
 
 
-def exec_cells(request: ExecRequest) -> Iterator[str]:
-    """The cells of an exec, of which the last runs the script.
+def exec_cell(request: ExecRequest, staging: Staging) -> str:
+    """The cell that runs an exec, once its staged files are there.
 
     An input that is gone by now becomes a note."""
-    plan = _plan(request)
+    lines = list(_carrying_lines(request, staging))
+    plan = _plan(request, staging)
     new_exec = f"program.Exec(program.json.loads({plan!r}))"
     cell = f"{_LOAD_PROGRAM}program = sys.modules['exec_program']\n"
     cell += f"the_exec = {new_exec}\n"
-    for line in _carrying_lines(request):
-        if len(cell) + len(line) > _CELL_CHARS:
-            yield cell
-            cell = ""
-        cell += line
-    if _may_be_wrapped(request):
+    cell += "".join(lines)
+    # Models write no scripts that are staged, and Python's own parser takes long for
+    # each byte.
+    if not staging.script and _may_be_wrapped(request):
         cell += f"the_exec.take_as_code({_SHAPES_PY!r})\n"
-    yield cell + "the_exec.run()"
+    return cell + "the_exec.run()"
 
 
 def _may_be_wrapped(request: ExecRequest) -> bool:
     is_python = request.language == LANGUAGES["py"]
-    is_short = len(request.code) <= _MAX_WRAPPED_BYTES
-    return is_python and is_short and may_be_wrapped(request.code.decode())
+    return is_python and may_be_wrapped(request.code.decode())
 
 
 def start_early_code(imports: str) -> str:
@@ -86,12 +77,7 @@ def start_early_code(imports: str) -> str:
     return _START_EARLY.format(program=_PROGRAM, arguments=arguments)
 
 
-def send_cell(name: str, start: int) -> str:
-    """A cell that reports a piece of a written file, from byte `start` on."""
-    return f"the_exec.send({name!r}, {start})"
-
-
-def _plan(request: ExecRequest) -> str:
+def _plan(request: ExecRequest, staging: Staging) -> str:
     language = request.language
     assert language  # noqa: S101 - an exec without one is never sent
     inputs = request.inputs.items()
@@ -104,31 +90,26 @@ def _plan(request: ExecRequest) -> str:
         "output_bytes": limits.OUTPUT_BYTES,
         "pipe_bytes": limits.PIPE_BYTES,
         "chunk_bytes": limits.CHUNK_BYTES,
-        "chunks_a_cell": limits.CHUNKS_A_CELL,
         "max_files": limits.MAX_FILES,
-        "small_bytes": limits.SMALL_BYTES,
+        "small_bytes": limits.CELL_OUTPUT_BYTES,
+        "staging": staging.folder if staging.files else "",
+        "staged_inputs": staging.inputs,
+        "staged_script": staging.script,
     }
     return json.dumps(plan)
 
 
-def _carrying_lines(request: ExecRequest) -> Iterator[str]:
-    """Lines of code, each of which carries a piece of the script or of an input."""
-    decoder = getincrementaldecoder("utf-8")()
-    for start in range(0, len(request.code), _SCRIPT_PIECE_BYTES):
-        # A piece may end in the middle of a character, which then comes with the next.
-        piece = decoder.decode(request.code[start : start + _SCRIPT_PIECE_BYTES])
-        yield f"the_exec.script += {piece!a}\n"
-    for name, stored in request.inputs.items():
+def _carrying_lines(request: ExecRequest, staging: Staging) -> Iterator[str]:
+    """Lines of code, each of which carries the script or an input."""
+    if not staging.script:
+        yield f"the_exec.script = {request.code.decode()!a}\n"
+    for name, stored in list(request.inputs.items()):
+        if name in staging.inputs:
+            continue
         try:
             with stored.open() as file:
-                for data in _pieces(file):
-                    packed = b64encode(zlib.compress(data, 1)).decode()
-                    yield f"the_exec.receive({name!r}, {packed!r})\n"
+                packed = b64encode(zlib.compress(file.read(), 1)).decode()
         except NotStored as exc:
-            request.leave_out(name, str(exc))
-
-
-def _pieces(file: BinaryIO) -> Iterator[bytes]:
-    yield file.read(_PIECE_BYTES)  # an empty file has one piece, too
-    while data := file.read(_PIECE_BYTES):
-        yield data
+            request.drop(name, str(exc))
+        else:
+            yield f"the_exec.receive({name!r}, {packed!r})\n"

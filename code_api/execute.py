@@ -1,21 +1,25 @@
 """One exec: one sandbox, one run of the script, its files put into the store."""
 
 import gc
+import math
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from time import monotonic
 
 from caller import Caller
-from code_api.cells import exec_cells, send_cell
+from code_api.cells import exec_cell
 from code_api.languages import LANGUAGES
+from code_api.limits import DATA
 from code_api.reading import file_to_read
-from code_api.report import Report
+from code_api.report import Report, Written
 from code_api.request import ExecRequest
+from code_api.staging import staging_of
 from code_api.store import NotStored, Store, StoreError
 from config import CARRIED_BYTES_PER_S, OVERHEAD_S, Config
 from in_flight import LARGE_BYTES
 from metrics import EXECS, OUTCOMES
 from run import Limits, Run
+from sandboxes.files import read_file, write_files
 from sandboxes.pool import BudgetSpent, Full, Need, Pool
 from sandboxes.sandbox import Sandbox, Unavailable
 
@@ -49,9 +53,8 @@ def run_exec(
                 except Full:
                     EXECS.labels(request.language_name, "full").inc()
                     raise
-        if len(request.code) + request.input_bytes() > LARGE_BYTES:
-            # All that was sent is still held by reference cycles of the SDK's HTTP
-            # client.
+        if len(request.code) > LARGE_BYTES:
+            # It is still held by reference cycles of the SDK's HTTP client.
             gc.collect()
         if caller.is_gone:
             report.outcome = "cancelled"
@@ -87,7 +90,7 @@ def _failures_noted(report: Report) -> Iterator[None]:
 
 
 class _Exec:
-    """The cells of an exec share this: the report that they fill, and one deadline."""
+    """The steps of an exec share this: the report that they fill, and one deadline."""
 
     def __init__(self, request: ExecRequest, report: Report) -> None:
         self._request = request
@@ -99,32 +102,52 @@ class _Exec:
     def run_in(self, sandbox: Sandbox) -> None:
         """Run the exec. Raises Unavailable if something fails before or in the script,
         and SandboxGone only while the script cannot have begun."""
-        for code in exec_cells(self._request):
-            self._run_cell(sandbox, code)
+        staging = staging_of(self._request)
+        write_files(sandbox, staging.files, self._left_s())
+        self._run_cell(sandbox, exec_cell(self._request, staging))
         if self._report.outcome == "unavailable":
             raise Unavailable(_NO_END)
         with _failures_noted(self._report):
             self._fetch(sandbox)
 
+    def _left_s(self) -> float:
+        return self._deadline - monotonic()
+
     def _fetch(self, sandbox: Sandbox) -> None:
-        """Fetch the files that did not come with the run."""
-        pieces = list(self._report.missing_pieces())
-        if not pieces:
+        """Fetch the files that did not come with the run. What does not come is left
+        out, and said so, when the report is published."""
+        to_fetch = self._report.to_fetch()
+        if not to_fetch:
             return
-        carry_s = self._report.wanted_bytes() // CARRIED_BYTES_PER_S
-        self._deadline += carry_s
-        sandbox.live_for_at_least(self._request.limit_s + carry_s)
-        for name, start in pieces:
-            self._run_cell(sandbox, send_cell(name, start))
+        self._deadline += self._report.wanted_bytes() // CARRIED_BYTES_PER_S
+        sandbox.live_for_at_least(math.ceil(self._left_s()))
+        for name, output in to_fetch.items():
+            if self._left_s() > 0:
+                with suppress(Unavailable):
+                    _fetch_file(sandbox, name, output, self._left_s())
 
     def _run_cell(self, sandbox: Sandbox, code: str) -> None:
         """Run a cell to its end. Raises Unavailable, whose message becomes a note."""
         run = Run.empty(Limits(_MAX_ERROR_CHARS))
         run.stdout = self._report
-        sandbox.run(code, self._deadline - monotonic(), run)
+        sandbox.run(code, self._left_s(), run)
         problem = self._report.problem or _cell_problem(run)
         if problem:
             raise Unavailable(problem)
+
+
+def _fetch_file(sandbox: Sandbox, name: str, output: Written, limit_s: float) -> None:
+    """Raises Unavailable, also if the file is larger by now, and StoreError."""
+    with output.file.opened() as write:
+
+        def take(data: bytes) -> None:
+            output.check(data)
+            write(data)
+
+        try:
+            read_file(sandbox, f"{DATA}/{name}", take, limit_s)
+        except ValueError as exc:
+            raise Unavailable(str(exc)) from None
 
 
 def _cell_problem(run: Run) -> str:

@@ -6,9 +6,11 @@ They are sent with the plan of an exec, so both sides have the same."""
 OUTPUT_BYTES = {"stdout": 12 * 1024 * 1024, "stderr": 1024 * 1024}
 PIPE_BYTES = 32 * 1024  # read from a pipe at once, for one line of the report
 CHUNK_BYTES = 96 * 1024  # read from a file at once, for one line of the report
-CHUNKS_A_CELL = 80  # so few, because the kernel keeps the output of a cell
-PIECE_BYTES = CHUNKS_A_CELL * CHUNK_BYTES
 MAX_FILES = 50
-# Files with at most this many bytes together come with the run; others come after it,
-# in cells of their own.
-SMALL_BYTES = 1024 * 1024
+# What goes by E2B's file API is streamed, but costs a request, and at first a
+# connection. At a round trip of 50 ms that takes as long as 0.4 to 1 MB take in the
+# cell that runs, each way. Less goes in that way, because the kernel keeps each cell.
+CELL_INPUT_BYTES = 256 * 1024  # of all inputs, the smallest first
+CELL_SCRIPT_BYTES = 100_000
+CELL_OUTPUT_BYTES = 1024 * 1024  # of all files written, the smallest first
+DATA = "/mnt/data"  # where a script finds its files, in the sandbox

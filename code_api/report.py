@@ -4,18 +4,11 @@ import json
 import zlib
 from base64 import b64decode
 from codecs import getincrementaldecoder
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from code_api.limits import (
-    CHUNK_BYTES,
-    MAX_FILES,
-    OUTPUT_BYTES,
-    PIECE_BYTES,
-    PIPE_BYTES,
-)
+from code_api.limits import CHUNK_BYTES, MAX_FILES, OUTPUT_BYTES, PIPE_BYTES
 from code_api.names import display_problem, escaped, name_problem, printable
 from code_api.output import Output
 from code_api.request import MAX_ENTRIES, ExecRequest
@@ -42,6 +35,11 @@ class Written:
 
     size_bytes: int
     file: NewFile  # the bytes that have arrived
+
+    def check(self, data: bytes) -> None:
+        """Raises ValueError if these are more bytes than are still to come."""
+        if self.file.size + len(data) > self.size_bytes:
+            raise ValueError("more bytes than the file has")
 
 
 class Report(Clipped):
@@ -199,20 +197,19 @@ class Report(Clipped):
         data = unpacker.decompress(compressed, CHUNK_BYTES)
         if not unpacker.eof:
             raise ValueError("a chunk that is too large, or cut")
-        received_bytes = output.file.size + len(data)
-        if received_bytes > output.size_bytes:
-            raise ValueError("more bytes than the file has")
+        output.check(data)
         output.file.write(data)
 
     def wanted_bytes(self) -> int:
         return sum(output.size_bytes for output in self._outputs.values())
 
-    def missing_pieces(self) -> Iterator[tuple[str, int]]:
-        """The pieces still to fetch: a file's name, and the first byte of a piece."""
-        for name, output in self._outputs.items():
-            starts = range(output.file.size, output.size_bytes, PIECE_BYTES)
-            for start in starts:
-                yield name, start
+    def to_fetch(self) -> dict[str, Written]:
+        """The files of which nothing has come yet, by their names."""
+        return {
+            name: output
+            for name, output in self._outputs.items()
+            if output.size_bytes and not output.file.size
+        }
 
     def publish(self) -> None:
         """Publish the files that are whole; the rest is left out. Raises StoreError."""

@@ -42,6 +42,11 @@ class ExecRequest:
                 names.setdefault(original, name)
         return names
 
+    def drop(self, name: str, why: str) -> None:
+        """Leave out an input that was found before."""
+        del self.inputs[name]
+        self.leave_out(name, why)
+
     def leave_out(self, name: object, why: str) -> None:
         self.notes.append(f"input {printable(name)} was left out: {why}")
 

@@ -8,7 +8,7 @@ sessions can be found. Several processes, and replicas, may share FILES_DIR.
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -64,6 +64,9 @@ class StoredFile:
         except OSError:
             raise NotStored from None
 
+    def is_there(self) -> bool:
+        return self.path.is_file()
+
     def last_modified(self) -> str:
         """ISO 8601, UTC."""
         modified_at = datetime.fromtimestamp(self.modified_at, UTC)
@@ -82,12 +85,27 @@ class NewFile:
         self._path = folder / self.id
         self.write(b"")
 
-    @as_store_error()
     def write(self, data: bytes) -> None:
         """Append to the file, which is open only meanwhile."""
-        with self._path.open("ab") as file:
+        with self.opened() as write:
+            write(data)
+
+    @contextmanager
+    def opened(self) -> Iterator[Callable[[bytes], None]]:
+        """A function that appends to the file, for what comes in many pieces."""
+        with as_store_error():
+            file = self._path.open("ab")
+
+        @as_store_error()
+        def write(data: bytes) -> None:
             file.write(data)
-        self.size += len(data)
+            self.size += len(data)
+
+        try:
+            yield write
+        finally:
+            with as_store_error():
+                file.close()
 
 
 class NewSession:

@@ -2,8 +2,9 @@
 of the truth, and the output that it makes up.
 
 A script maps a kind of request ("create", "run", "kill", "timeout", "list", "connect",
-"get", "health") to an answer, a list of answers (the last one repeats) or
-{"mix": [[weight, answer], ...], "seed": 1}; "api_key" makes every other key a 401.
+"get", "health", "write", "read") to an answer, a list of answers (the last one
+repeats) or {"mix": [[weight, answer], ...], "seed": 1}; "api_key" makes every other key
+a 401.
 An answer may hold
   delay_s                 seconds before the answer
   status, body, headers   to be sent instead of the true answer
@@ -13,7 +14,9 @@ An answer may hold
                           kill: ignored (a 500), hang_alive; `hang` kills, the others
                           only with "really": true.
                           run: cut, no_end, not_json, silent, forever, vanish, drip
-                          (after the output below)
+                          (after the output below).
+                          write, read: cut and stall (in the middle of the bytes)
+  write and read only (files): bytes_per_s.
   list only: unfiltered (all sandboxes, whatever metadata is asked for), page_size,
   endless (each page has a next one).
   run only: kernel (true: the real thing, after the delay), from_code (the answer is in
@@ -39,7 +42,18 @@ from typing import Any
 
 CHUNK_BYTES = 65_536
 END = {"type": "end_of_execution"}
-KINDS = {"create", "run", "kill", "timeout", "list", "connect", "health", "get"}
+KINDS = {
+    "create",
+    "run",
+    "kill",
+    "timeout",
+    "list",
+    "connect",
+    "health",
+    "get",
+    "write",
+    "read",
+}
 
 Answer = dict[str, Any]
 
@@ -85,7 +99,7 @@ def callers_code(cell: str) -> str:
 
 def _answer_in(code: str) -> Answer:
     """What the code asks for; the cell of an exec does so in its script."""
-    script = re.search(r"^the_exec\.script \+= (.+)$", code, re.MULTILINE)
+    script = re.search(r"^the_exec\.script = (.+)$", code, re.MULTILINE)
     if script:
         code = ast.literal_eval(script[1])
     found = re.search(r"^# answer: (\{.*\})\s*$", code, re.MULTILINE)

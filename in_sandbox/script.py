@@ -1,16 +1,18 @@
 """What runs in the sandbox, in its kernel: takes a script and its files, reports back.
 
-Its text is sent in the first cell of an exec, which makes an `Exec` of its plan: see
-code_api/cells.py, which sends the bounds and PYTHON_FILES, too. Lines that add to its
-`script`, and its `receive`, bring the script and its files; `run` runs it, once. `send`
-reports large files. It reports on the kernel's stdout, one JSON object a line, each
-line bounded and flushed. Nothing but the standard library, and what Python 3.8 knows.
+Its text is sent in the cell of an exec, which makes an `Exec` of its plan: see
+code_api/cells.py, which sends the bounds and PYTHON_FILES, too. The cell sets its
+`script`, and brings small inputs by `receive`; larger ones lie in the plan's `staging`.
+`run` runs the script, once. It reports on the kernel's stdout, one JSON object a line,
+each line bounded and flushed, small files included. Nothing but the standard library,
+and what Python 3.8 knows.
 """
 
 from __future__ import annotations
 
 import base64
 import codecs
+import errno
 import json
 import os
 import re
@@ -348,6 +350,42 @@ def report_caches(files: dict[str, int]) -> None:
         report(note=f"{len(others):,} caches more: {count:,} files were left out")
 
 
+# --- inputs ---------------------------------------------------------------------------
+
+
+def open_folder(parts: list[str]) -> int:
+    """Open a folder below DATA, which is made if it is not there.
+
+    Raises OSError, with ENOTDIR or ELOOP where a part is a link or no folder."""
+    flags = os.O_RDONLY | os.O_DIRECTORY
+    folder = os.open(DATA, flags)
+    try:
+        for part in parts:
+            with suppress(FileExistsError):
+                os.mkdir(part, dir_fd=folder)
+            inner = os.open(part, flags | os.O_NOFOLLOW, dir_fd=folder)
+            os.close(folder)
+            folder = inner
+    except OSError:
+        os.close(folder)
+        raise
+    return folder
+
+
+def staged_at(path: str) -> Callable[[int], str]:
+    return lambda folder: path
+
+
+def write_hidden(folder: int, data: bytes) -> str:
+    """Write a new file, of a hidden name, which is returned."""
+    name = f".{secrets.token_hex(8)}"
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+    descriptor = os.open(name, flags, 0o644, dir_fd=folder)
+    with open(descriptor, "wb") as file:
+        file.write(data)
+    return name
+
+
 # --- files that are not kept ----------------------------------------------------------
 
 
@@ -651,17 +689,44 @@ class Exec:
                         os.unlink(target)
 
     def receive(self, name: str, packed: str) -> None:
-        """Append a piece to an input."""
+        """Take an input that comes in the cell."""
+        data = zlib.decompress(base64.b64decode(packed))
+        self._place(name, lambda folder: write_hidden(folder, data))
+
+    def _take_staged(self) -> None:
+        """Take what was put into the sandbox before this cell."""
+        for name, path in self._plan["staged_inputs"].items():
+            self._place(name, staged_at(path))
+        if self._plan["staged_script"]:
+            path = self._plan["staged_script"]
+            with open(path, encoding="utf-8", newline="") as file:
+                self.script = file.read()
+        if self._plan["staging"]:
+            shutil.rmtree(self._plan["staging"])
+
+    def _place(self, name: str, source_in: Callable[[int], str]) -> None:
+        """Move an input to its place.
+
+        `source_in` returns its path now, given an open folder that it may lie in."""
         self._inputs.add(name)
-        path = os.path.join(DATA, name)
+        *folders, last = name.split("/")
         try:
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            compressed = base64.b64decode(packed)
-            with open(path, "ab") as file:
-                file.write(zlib.decompress(compressed))
-            os.utime(path, (self._inputs_time, self._inputs_time))
-        except (FileExistsError, NotADirectoryError, IsADirectoryError):
+            folder = open_folder(folders)
+        except OSError as exc:
+            if exc.errno not in (errno.ENOTDIR, errno.ELOOP):
+                raise
+            report(note=f"input {name} was left out: a part of its name is no folder")
+            return
+        try:
+            source = source_in(folder)
+            times = (self._inputs_time, self._inputs_time)
+            os.utime(source, times, dir_fd=folder, follow_symlinks=False)
+            os.replace(source, last, src_dir_fd=folder, dst_dir_fd=folder)
+        except IsADirectoryError:
+            os.unlink(source, dir_fd=folder)
             report(note=f"input {name} was left out: it is a folder, too")
+        finally:
+            os.close(folder)
 
     def take_as_code(self, shapes: str) -> None:
         """Have the script be the code that it holds, by the text of shapes.py."""
@@ -671,6 +736,7 @@ class Exec:
 
     def run(self) -> None:
         """Run the script and report its end, and its files where these are small."""
+        self._take_staged()
         self._link_other_names()
         # The clock of a file system may be some ms late.
         started_ns = time.time_ns() - 20_000_000
@@ -736,20 +802,19 @@ class Exec:
         report(written_files=len(written))
         for name in written[:MAX_NAMED]:
             report(written=name, size=after[name].size)
-        total_bytes = sum(after[name].size for name in written)
-        are_few = len(written) <= self._plan["max_files"]
-        are_small = total_bytes <= self._plan["small_bytes"]
-        if are_few and are_small:
-            for name in written:
-                self.send(name, 0)
+        left_bytes = self._plan["small_bytes"]
+        kept = written[: self._plan["max_files"]]
+        for name in sorted(kept, key=lambda name: after[name].size):
+            left_bytes -= after[name].size
+            if left_bytes >= 0:
+                self._send(name)
 
-    def send(self, name: str, start: int) -> None:
-        """Report a piece of a written file, from byte `start` on, in several lines."""
+    def _send(self, name: str) -> None:
+        """Report a written file's bytes, in several lines."""
         path = os.path.join(DATA, name)
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
         with open(descriptor, "rb") as file:
-            file.seek(start)
-            for _ in range(self._plan["chunks_a_cell"]):
+            while True:
                 data = file.read(self._plan["chunk_bytes"])
                 if not data:
                     return

@@ -1,16 +1,17 @@
 """One E2B sandbox: create it, run code in it in exact limits, put its end off, kill it.
 
-The only module that knows E2B's SDK. The SDK is pinned, because `_TappedSandbox` relies
-on private parts of it. They are needed because the SDK's own timeout fires after twice
-the time, and its parser keeps everything in memory."""
+The only module that knows E2B's SDK, but for files.py, which carries files. The SDK is
+pinned, because `TappedSandbox` relies on private parts of it. They are needed because
+the SDK's own timeout fires after twice the time, and its parser keeps everything in
+memory."""
 
 import logging
 import re
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from operator import attrgetter
 from time import monotonic
@@ -32,12 +33,12 @@ from sandboxes.timing import TIMING, Timing
 # A call to E2B gets this much time even if none is left: enough for an answer.
 _LEAST_BUDGET_S = 0.2
 # E2B's proxy answers with one of these for a sandbox that is gone.
-_GONE_STATUSES = (404, 502)
+GONE_STATUSES = (404, 502)
 # It does so at once. A later 502 may belong to a run that had begun.
 _GONE_WITHIN_S = 2
 # A run that fails this close to its limit was ended by the limit: the timer may fire a
 # little early.
-_LIMIT_TOLERANCE_S = 0.1
+LIMIT_TOLERANCE_S = 0.1
 # E2B may complete a create a little after its time limit. So a sandbox is surely
 # missing only when E2B's list has lacked it this often.
 _MISSES_UNTIL_SURE = 2
@@ -103,7 +104,7 @@ def _checked(sandbox_id: str) -> str:
     return sandbox_id
 
 
-def _short(exc: BaseException) -> str:
+def short(exc: BaseException) -> str:
     """E2B's own words for the log, without keys.
 
     They are quoted, by %r, so that they cannot forge a line."""
@@ -150,18 +151,21 @@ def _asking_e2b() -> Iterator[_Answer]:
         reason = _reason_of(exc, answer.status)
         E2B_FAILURES.labels(reason).inc()
         text = _IN_OUR_WORDS[reason]
-        log.warning("%s (%s)", text, _short(exc))
+        log.warning("%s (%s)", text, short(exc))
         raise Unavailable(text) from exc
 
 
 @dataclass
-class _Tap(httpx.BaseTransport):
-    """Bounds a run's request as a whole. Our reader, not the SDK, reads the answer."""
+class Tap(httpx.BaseTransport):
+    """Bounds one request as a whole. We, not the SDK, read its answer."""
 
     inner: httpx.BaseTransport
-    reader: StreamReader
+    take: Callable[[bytes], None]  # is given the body of a good answer, in pieces
     limit_s: float
+    # What the SDK reads as the body, whatever that was.
+    for_sdk: bytearray = field(default_factory=bytearray)
     status: int | None = None  # None: no answer came
+    _was_used: bool = False
     _stream: httpx.SyncByteStream | None = None
     _is_stopped: bool = False
 
@@ -176,10 +180,12 @@ class _Tap(httpx.BaseTransport):
                 self._stream.close()
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
-        if self._is_stopped:
+        # After a failure the SDK would ask whether the sandbox lives, with no limit.
+        if self._is_stopped or self._was_used:
             raise httpx.ReadError(_STOPPED)
-        # The reader needs the bytes as they are. A server may compress them all the
-        # same: the deadline and the reader's limits hold then, too.
+        self._was_used = True
+        # The bytes are needed as they are. A server may compress them all the same: the
+        # deadline and the reader's limits hold then, too.
         request.headers["accept-encoding"] = "identity"
         request.extensions["timeout"] = {"read": self.limit_s, "write": 0}
         response = self.inner.handle_request(request)
@@ -189,31 +195,40 @@ class _Tap(httpx.BaseTransport):
             # Either `stop` sees the stream, or this sees that `stop` was called.
             if response.is_success and not self._is_stopped:
                 for chunk in stream:
-                    self.reader.feed(chunk)
+                    self.take(chunk)
         finally:
             stream.close()
-        return httpx.Response(self.status)
+        if self._is_stopped:
+            # A stream that was closed may just seem to have ended.
+            raise httpx.ReadError(_STOPPED)
+        return httpx.Response(self.status, content=bytes(self.for_sdk))
 
 
-class _TappedSandbox(E2BSandbox):
+class TappedSandbox(E2BSandbox):
     """The SDK's sandbox, except that our reader reads a run's stream.
 
     Its methods raise the SDK's exceptions."""
 
-    tap: _Tap | None = None  # None: the request of a run was not begun
+    tap: Tap | None = None  # None: the request of a run was not begun
     is_stopped = False  # no run may begin
 
     def __init__(self, **opts: Any) -> None:
-        # This skips the SDK's clients for files and commands, which are never used.
+        # This skips the SDK's clients for commands and files: the former are never
+        # used, and files.py has its own.
         super(BaseSandbox, self).__init__(**opts)
 
-    def send(self, code: str, limit_s: float, reader: StreamReader) -> None:
-        self.tap = None  # the last run's status must not be read as this run's
+    def new_tap(self, take: Callable[[bytes], None], limit_s: float) -> Tap:
+        """A tap for the next request, which `stop` ends."""
+        self.tap = None  # the last request's status must not be read as this one's
         transport = get_transport(self.connection_config, http_version="1.1")
-        self.tap = _Tap(transport, reader, limit_s)
+        self.tap = tap = Tap(transport, take, max(limit_s, _LEAST_BUDGET_S))
         # Either `stop` sees this tap, or this sees that `stop` was called.
         if self.is_stopped:
-            self.tap.stop()
+            tap.stop()
+        return tap
+
+    def send(self, code: str, limit_s: float, reader: StreamReader) -> None:
+        self.new_tap(reader.feed, limit_s)
         self.run_code(code, timeout=limit_s)
 
     def stop(self) -> None:
@@ -287,9 +302,9 @@ class Sandbox:
     def _connect(self, sandbox_id: str, lifetime_s: int, answer: _Answer) -> None:
         options = _options(self._config, self._timing.small_call_s, answer)
         with self._gone_if_refused():
-            e2b = _TappedSandbox.connect(sandbox_id, timeout=lifetime_s, **options)
+            e2b = TappedSandbox.connect(sandbox_id, timeout=lifetime_s, **options)
         self.id = sandbox_id
-        self._e2b = cast(_TappedSandbox, e2b)
+        self.e2b = cast(TappedSandbox, e2b)
         self._created_at = monotonic()
         self._ends_at = self._created_at + lifetime_s
         self.may_exist = True
@@ -307,7 +322,7 @@ class Sandbox:
         self._ends_at = self._created_at + self._timing.overhead_s + lifetime_s
         self.may_exist = True
         create = partial(
-            _TappedSandbox.create,
+            TappedSandbox.create,
             self._config.e2b_template,
             timeout=lifetime_s,
             metadata=self._metadata,
@@ -317,18 +332,18 @@ class Sandbox:
         )
         with _asking_e2b() as answer:
             try:
-                self._e2b = create(**_options(self._config, budget_s, answer))
+                self.e2b = create(**_options(self._config, budget_s, answer))
             except (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError):
                 # E2B knows this create by its key: if it made a sandbox, it returns
                 # that one.
                 left_s = budget_s - self.age_s()
-                self._e2b = create(**_options(self._config, left_s, answer))
+                self.e2b = create(**_options(self._config, left_s, answer))
             except Exception as exc:
                 # E2B has surely made none if it was not reached, or answered 4xx.
                 not_reached = isinstance(exc, httpx.ConnectError)
                 self.may_exist = not (not_reached or 400 <= answer.status < 500)
                 raise
-            self.id = _checked(self._e2b.sandbox_id)
+            self.id = _checked(self.e2b.sandbox_id)
         self._ends_at = monotonic() + lifetime_s
         self.exists = True
 
@@ -392,7 +407,7 @@ class Sandbox:
         """Set up its kernel with this code, as the first cell."""
         reader = StreamReader(Run.empty(Limits(output_chars=0)))
         with _asking_e2b():
-            self._e2b.send(code, max(limit_s, _LEAST_BUDGET_S), reader)
+            self.e2b.send(code, limit_s, reader)
         self.has_run = True
         self.is_set_up = True
 
@@ -405,16 +420,16 @@ class Sandbox:
         failed = False
         self.is_reusable = False
         try:
-            self._e2b.send(code, limit_s, reader)
+            self.e2b.send(code, limit_s, reader)
         except BaseException as exc:
             failed = True
-            if not self._e2b.is_stopped:
-                log.warning("run failed in sandbox %s: %s", self.id, _short(exc))
+            if not self.e2b.is_stopped:
+                log.warning("run failed in sandbox %s: %s", self.id, short(exc))
         took_s = monotonic() - started
         run.durations_s["run"] = took_s
-        tap = self._e2b.tap
+        tap = self.e2b.tap
         status = tap.status if tap else None
-        if status in _GONE_STATUSES and took_s <= _GONE_WITHIN_S:
+        if status in GONE_STATUSES and took_s <= _GONE_WITHIN_S:
             raise SandboxGone(_RUN_REFUSED)
         run.began_anew = self.has_run and reader.run_number == 1
         self.has_run = True
@@ -425,7 +440,7 @@ class Sandbox:
             has_died = run.error_name == "ContextRestarting"
             run.problem = _PROCESS_DIED if has_died else ""
             self.is_reusable = not has_died and not reader.broken
-        elif failed and took_s > limit_s - _LIMIT_TOLERANCE_S:
+        elif failed and took_s > limit_s - LIMIT_TOLERANCE_S:
             # The request was given up at the limit; the output until then is in the
             # run.
             run.outcome = "timeout"
@@ -450,14 +465,14 @@ class Sandbox:
 
         E2B's server interrupts the kernel when a run's connection ends. No other run
         begins in it before `settle`."""
-        self._e2b.stop()
+        self.e2b.stop()
 
     def settle(self) -> None:
         """After `stop`: find out whether it `is_reusable`, within `small_call_s`.
 
         It is if its kernel runs a cell: its code was interrupted, and took it. The
         lines that set it up may not have come, or may have been interrupted."""
-        self._e2b.is_stopped = False
+        self.e2b.is_stopped = False
         self.is_set_up = False
         has_run = self.has_run
         probe = Run.empty(Limits(output_chars=0))

@@ -463,15 +463,39 @@ def test_large_files_go_in_and_out_unchanged(
 def test_a_small_exec_is_one_create_one_run_and_one_kill(
     api: CodeApi, kernels_ahead_e2b: LocalE2B
 ) -> None:
-    ref = api.upload("a", b"1" * 500_000)
-    kernels_ahead_e2b.wait_for(lambda state: not state["alive"])
-    before = len(kernels_ahead_e2b.state()["requests"])
-    api.exec("cp a b", files=[ref])
-    kernels_ahead_e2b.wait_for(lambda state: not state["alive"])
-    kinds = [
-        request["kind"] for request in kernels_ahead_e2b.state()["requests"][before:]
-    ]
-    assert kinds == ["create", "run", "kill"]
+    """Two inputs, of which one more byte would not be small; four outputs, too."""
+    refs = [api.upload(name, b"1" * 128 * 1024) for name in "ab"]
+    code = "for name in c d e f; do cat a b >$name; done"
+    assert kinds_asked(api, kernels_ahead_e2b, code, refs) == ["create", "run", "kill"]
+
+
+def test_what_is_not_small_is_one_write_and_a_read_for_each(
+    api: CodeApi, kernels_ahead_e2b: LocalE2B
+) -> None:
+    refs = [api.upload(name, b"1" * 128 * 1024) for name in "ab"]
+    refs += [api.upload(name, b"2" * 200_000) for name in ("dir/c", "d")]
+    code = "cat a b d >e; cat e e >f; cat e f >g; cat d >dir/c; ls"
+    kinds = kinds_asked(api, kernels_ahead_e2b, code, refs)
+    # Of the outputs the smallest come in the cell: dir/c and e.
+    assert kinds == ["create", "write", "run", "read", "read", "kill"]
+
+
+def test_a_long_script_is_written_too(
+    api: CodeApi, kernels_ahead_e2b: LocalE2B
+) -> None:
+    for size, has_write in ((100_000, False), (100_001, True)):
+        kinds = kinds_asked(api, kernels_ahead_e2b, "#" * size, [])
+        assert ("write" in kinds) == has_write
+
+
+def kinds_asked(api: CodeApi, e2b: LocalE2B, code: str, refs: list[Any]) -> list[str]:
+    """The kinds of the requests to E2B for an exec, none of which failed."""
+    e2b.wait_for(lambda state: not state["alive"])
+    before = len(e2b.state()["requests"])
+    reply = api.exec(code, files=refs)
+    assert "left out" not in reply["stderr"]
+    e2b.wait_for(lambda state: not state["alive"])
+    return [request["kind"] for request in e2b.state()["requests"][before:]]
 
 
 # --- what LibreChat's read_file, create_file, edit_file and image reading send --------

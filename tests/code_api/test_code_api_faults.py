@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import resource
 import socket
 import threading
 import time
+import zlib
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -83,10 +86,12 @@ def count(e2b: LocalE2B) -> Counted:
     return Counted(e2b)
 
 
-def timed_exec(api: CodeApi, code: str) -> tuple[dict[str, Any], float]:
+def timed_exec(
+    api: CodeApi, code: str, files: Any = ()
+) -> tuple[dict[str, Any], float]:
     """The reply, and the seconds that it took."""
     started = time.monotonic()
-    return api.exec(code), time.monotonic() - started
+    return api.exec(code, files=files), time.monotonic() - started
 
 
 # --- before the script ----------------------------------------------------------------
@@ -140,46 +145,113 @@ def test_two_sandboxes_that_are_gone_are_a_line_in_stderr(
     assert (count("create"), count("run")) == (2, 2)
 
 
-def test_a_sandbox_gone_between_cells_is_replaced_and_gets_all_files_again(
-    api: CodeApi, script: Callable[..., None], count: Counted, e2b: LocalE2B
-) -> None:
-    ref = api.upload("a.bin", os.urandom(2_300_000))
-    # Three cells carry it; the third one runs the script.
-    ran = reported({"stdout": "once\n"}, ENDED)
-    script(run=[{}, {"fault": "gone"}, {}, {}, ran])
-    reply = api.exec("echo once", files=[ref])
-    assert (reply["stdout"], reply["stderr"]) == ("once\n", "")
-    assert (count("create"), count("run")) == (2, 5)
-    runs = [one for one in e2b.state()["requests"] if one["kind"] == "run"][-5:]
-    brings_program = ["program.Exec(" in one["body"]["code"] for one in runs]
-    assert brings_program == [True, False, True, False, False]
+# --- while files go in ----------------------------------------------------------------
+
+NOT_WRITTEN = "The files could not be put into the sandbox, so the code did not run"
+LARGE = os.urandom(3_000_000)
+RAN = reported({"stdout": "ran\n"}, ENDED)
 
 
-BROKEN = [{"fault": fault} for fault in ("cut", "reset", "no_end", "not_json")]
-BROKEN += [{"status": status, "body": "secret"} for status in (429, 500)]
-
-
-@pytest.mark.parametrize("answer", BROKEN, ids=repr)
-def test_a_fault_while_files_go_in_ends_it_before_the_script(
+@pytest.mark.parametrize(
+    "answer",
+    [{"fault": fault} for fault in ("cut", "reset", "gone", "not_found")],
+    ids=repr,
+)
+def test_a_write_that_is_cut_is_tried_once_more_in_a_new_sandbox(
     api: CodeApi, script: Callable[..., None], count: Counted, answer: dict[str, Any]
 ) -> None:
-    ref = api.upload("a.bin", os.urandom(5_000_000))
-    script(run=[{}, answer, reported({"stdout": "ran"}, ENDED)])
-    reply = api.exec("true", files=[ref])
-    assert reply["stdout"] == ""
-    assert reply["stderr"]
-    assert "secret" not in reply["stderr"]
-    assert (count("create"), count("run")) == (1, 2)
+    ref = api.upload("a.bin", LARGE)
+    script(write=[answer, {}], run=REAL)
+    reply = api.exec("sha256sum <a.bin", files=[ref])
+    assert reply["stdout"].split()[0] == hashlib.sha256(LARGE).hexdigest()
+    assert reply["stderr"] == ""
+    assert (count("create"), count("write"), count("run")) == (2, 2, 1)
 
 
-def test_an_error_of_the_notebook_while_files_go_in_is_named(
+def test_a_write_that_is_cut_twice_is_a_line_in_stderr(
     api: CodeApi, script: Callable[..., None], count: Counted
 ) -> None:
-    ref = api.upload("a.bin", os.urandom(3_000_000))
+    ref = api.upload("a.bin", LARGE)
+    script(write={"fault": "cut"}, run=RAN)
+    reply = api.exec("true", files=[ref])
+    problem = "the connection failed."
+    assert reply["stderr"] == f"Error: {NOT_WRITTEN}: {problem}\n"
+    assert (reply["stdout"], reply["files"]) == ("", [])
+    assert (count("create"), count("write"), count("run")) == (2, 2, 0)
+
+
+@pytest.mark.parametrize(
+    ("status", "problem"),
+    [
+        (400, "E2B refused their paths."),
+        (401, "E2B refused this service."),
+        (403, "E2B refused this service."),
+        (429, "E2B failed."),
+        (500, "E2B failed."),
+        (507, "its disk is full."),
+    ],
+)
+def test_a_write_that_is_refused_is_one_line_and_nothing_runs(
+    api: CodeApi, script: Callable[..., None], count: Counted, status: int, problem: str
+) -> None:
+    ref = api.upload("a.bin", LARGE)
+    script(write={"status": status, "body": {"message": "secret"}}, run=RAN)
+    reply = api.exec("true", files=[ref])
+    assert reply["stderr"] == f"Error: {NOT_WRITTEN}: {problem}\n"
+    assert (reply["stdout"], reply["files"]) == ("", [])
+    assert (count("create"), count("write"), count("run")) == (1, 1, 0)
+
+
+@pytest.mark.parametrize("body", ["no JSON", "[]", "x" * 3_000_000], ids=len)
+def test_a_write_whose_answer_is_none_is_taken_for_cut(
+    api: CodeApi, script: Callable[..., None], count: Counted, body: str
+) -> None:
+    ref = api.upload("a.bin", LARGE)
+    script(write=[{"status": 200, "body": body}, {}], run=REAL)
+    assert api.exec("wc -c <a.bin", files=[ref])["stdout"] == "3000000\n"
+    assert (count("create"), count("write")) == (2, 2)
+
+
+def test_a_write_that_stalls_ends_at_the_deadline(
+    api: CodeApi, script: Callable[..., None], count: Counted
+) -> None:
+    ref = api.upload("a.bin", os.urandom(9_000_000))
+    script(write=[{"fault": "stall"}, {"fault": "hang"}], run=RAN)
+    with ThreadPoolExecutor() as threads:
+        for done in [threads.submit(timed_exec, api, "true", [ref]) for _ in range(2)]:
+            reply, took_s = done.result()
+            problem = "E2B did not take them in time."
+            assert reply["stderr"] == f"Error: {NOT_WRITTEN}: {problem}\n"
+            assert 11.8 < took_s < 13.5
+    assert (count("create"), count("write"), count("run")) == (2, 2, 0)
+
+
+def test_a_write_may_take_as_long_as_its_files_are_large(
+    api: CodeApi, script: Callable[..., None]
+) -> None:
+    """13 s, where an exec with small files has 12 s in all."""
+    ref = api.upload("a.bin", os.urandom(39_000_000))
+    script(write={"bytes_per_s": 3_000_000}, run=REAL)
+    reply = api.exec("wc -c <a.bin", files=[ref])
+    assert (reply["stdout"], reply["stderr"]) == ("39000000\n", "")
+
+
+def test_a_sandbox_gone_after_its_write_is_replaced_and_gets_all_files_again(
+    api: CodeApi, script: Callable[..., None], count: Counted
+) -> None:
+    ref = api.upload("a.bin", LARGE)
+    script(run=[{"fault": "gone"}, REAL])
+    assert api.exec("wc -c <a.bin", files=[ref])["stdout"] == "3000000\n"
+    assert (count("create"), count("write"), count("run")) == (2, 2, 2)
+
+
+def test_an_error_of_the_notebook_is_named(
+    api: CodeApi, script: Callable[..., None], count: Counted
+) -> None:
     error = {"type": "error", "name": "OSError", "traceback": ""}
     full = {"events": [{**error, "value": "[Errno 28] No space left on device"}]}
     script(run=full)
-    stderr = api.exec("true", files=[ref])["stderr"]
+    stderr = api.exec("true")["stderr"]
     problem = "the sandbox failed: OSError: [Errno 28] No space left on device"
     assert stderr == f"Error: {problem}\n"
     assert count("run") == 1
@@ -221,6 +293,7 @@ def test_a_sandbox_that_falls_silent_is_given_up_10_s_after_the_limit(
     assert count("run") == 1
 
 
+SMALL = b64encode(zlib.compress(b"x")).decode()
 WRITTEN = (
     {"written_files": 2},
     {"written": "a.bin", "size": 3_000_000},
@@ -228,36 +301,60 @@ WRITTEN = (
 )
 
 
-@pytest.mark.parametrize(
-    "answer", [*BROKEN, {"fault": "gone"}, {"fault": "vanish"}], ids=repr
-)
-def test_files_that_cannot_be_fetched_are_left_out_and_the_output_stays(
+UNREAD = [{"fault": fault} for fault in ("cut", "reset", "gone", "not_found")]
+UNREAD += [{"status": status, "body": "secret"} for status in (400, 401, 404, 500)]
+# More, and fewer, bytes than the file has.
+UNREAD += [{"status": 200, "body": "x" * size} for size in (3_000_001, 2_999_999)]
+
+
+def is_short(value: object) -> str:
+    return repr(value)[:40]
+
+
+@pytest.mark.parametrize("answer", UNREAD, ids=is_short)
+def test_a_file_that_cannot_be_read_is_left_out_and_the_output_stays(
     api: CodeApi,
     script: Callable[..., None],
     count: Counted,
     files_dir: Path,
     answer: dict[str, Any],
 ) -> None:
-    script(run=[reported({"stdout": "hi\n"}, ENDED, *WRITTEN), answer])
+    lines = (*WRITTEN, {"of": "b", "packed": SMALL})
+    script(run=[reported({"stdout": "hi\n"}, ENDED, *lines)], read=answer)
     reply = api.exec("echo hi; head -c 3000000 /dev/urandom >a.bin; printf x >b")
     assert reply["stdout"] == "hi\n"
-    assert "file a.bin was left out: it did not arrive whole\n" in reply["stderr"]
-    assert reply["files"] == []
-    assert reply["artifact_delivery"]["status"] == "failed"
-    assert (count("create"), count("run")) == (1, 2)
+    assert reply["stderr"] == "file a.bin was left out: it did not arrive whole\n"
+    assert list(named(reply)) == ["b"]
+    assert reply["artifact_delivery"]["status"] == "partial"
+    assert (count("create"), count("run"), count("read")) == (1, 1, 1)
     assert not list(files_dir.glob(".*"))
 
 
 @needs_own_mount
-def test_a_kernel_that_dies_while_files_come_leaves_the_others(
+def test_a_read_that_fails_leaves_the_other_files(
     api: CodeApi, script: Callable[..., None], count: Counted
 ) -> None:
-    script(run=[REAL, REAL, {"fault": "gone"}])
-    code = "head -c 9000000 /dev/urandom >b.bin; head -c 5000 /dev/urandom >a.bin"
+    script(read=[{"fault": "cut"}, {}])
+    code = "for name in a b c; do head -c 2000000 /dev/urandom >$name; done; echo >d"
     reply = api.exec(code)
-    assert list(named(reply)) == ["a.bin"]
-    assert "file b.bin was left out" in reply["stderr"]
-    assert count("create") == 1
+    assert sorted(named(reply)) == ["b", "c", "d"]
+    assert reply["stderr"] == "file a was left out: it did not arrive whole\n"
+    assert (count("create"), count("read")) == (1, 3)
+
+
+def test_a_read_that_stalls_ends_at_the_deadline(
+    api: CodeApi, script: Callable[..., None]
+) -> None:
+    script(read=[{"fault": "stall"}, {"fault": "hang"}], run=REAL)
+    code = "for name in a b; do head -c 2000000 /dev/urandom >$name; done; echo hi"
+    with ThreadPoolExecutor() as threads:
+        for done in [threads.submit(timed_exec, api, code) for _ in range(2)]:
+            reply, took_s = done.result()
+            assert 11.8 < took_s < 13.5
+            assert (reply["stdout"], reply["files"]) == ("hi\n", [])
+            for name in "ab":
+                line = f"file {name} was left out: it did not arrive whole\n"
+                assert line in reply["stderr"]
 
 
 # --- lies, over the wire --------------------------------------------------------------
@@ -333,12 +430,13 @@ def test_a_full_disk_is_said_and_logged_and_nothing_half_written_stays(
     assert reply["stdout"] == "hi\n"
     assert "This service could not store the files" in reply["stderr"]
     assert "File too large" in reply["stderr"]
-    assert reply["files"] == []
+    assert "file big was left out: it did not arrive whole\n" in reply["stderr"]
+    assert list(named(reply)) == ["small"]
     first = service.wait_for_log("FILES_DIR could not")
     after_first = service.lines.index(first) + 1
     assert service.wait_for_log("FILES_DIR could not", after=after_first)
-    assert not list(folder.iterdir())
-    assert list(named(api.exec("echo 1 >small"))) == ["small"]
+    [session] = folder.iterdir()
+    assert len(list(session.iterdir())) == 2
 
 
 def test_files_outlive_a_restart(

@@ -25,12 +25,13 @@ import pytest
 from local_e2b_kernels import own_mount_command
 from werkzeug.exceptions import RequestEntityTooLarge
 
-from code_api.cells import exec_cells, send_cell, start_early_code
+from code_api.cells import exec_cell, start_early_code
 from code_api.languages import LANGUAGES
 from code_api.names import is_id, name_problem, new_id
 from code_api.reply import add_notes, reply_body
 from code_api.report import Report
 from code_api.request import ExecRequest, parse_exec
+from code_api.staging import Staging, staging_of
 from code_api.store import NewSession, NotStored, Store, StoredFile, StoreError
 from code_api.sweeper import Sweeper
 from code_api.upload import take_form
@@ -726,18 +727,17 @@ def test_the_cells_run_in_any_python(tmp_path: Path) -> None:
 
 
 def run_cells(python: str, tmp_path: Path) -> None:
+    tmp_path.mkdir(exist_ok=True)
     data = tmp_path / "data"
     store = store_in(tmp_path)
     ids = add(store, os.urandom(3_000_000))
     ref = {"name": "in/a.bin", "storage_session_id": ids[0], "id": ids[1]}
-    code = "cat in/a.bin >b.bin; echo hi; echo oh >&2; exit 3"
+    code = "cat in/a.bin >b.bin; echo >c; echo hi; echo oh >&2; exit 3"
     request = parse_exec({"lang": "bash", "code": code, "files": [ref]}, store, 20)
-    cells = list(exec_cells(request))
-    assert len(cells) > 2
-    program = "\n".join([*cells, send_cell("b.bin", 0)])
+    program = cell_in(request, tmp_path)
     ran = subprocess.run(
         [python, "-"],
-        input=program.replace("/mnt/data", str(data)).encode(),
+        input=program.encode(),
         # Of a locale that is not installed bash would warn.
         env=os.environ | {"LC_ALL": "C"},
         capture_output=True,
@@ -747,13 +747,72 @@ def run_cells(python: str, tmp_path: Path) -> None:
     with store.new_session() as session:
         report = report_in(session, 10**8)
         report.add(ran.stdout.decode())
+        assert list(report.to_fetch()) == ["b.bin"]
         report.publish()
-        [output] = report.delivered
+        assert [file.name for file in report.delivered] == ["c"]
     assert not report.problem
     assert (report.outcome, report.notes) == ("error", ["Error: exit code 3"])
     assert (text_of(report, "stdout"), text_of(report, "stderr")) == ("hi\n", "oh\n")
-    given, came = store.find(*ids), store.find(session.id, output.id)
-    assert given.path.read_bytes() == came.path.read_bytes()
+    assert store.find(*ids).path.read_bytes() == (data / "b.bin").read_bytes()
+    assert not list(tmp_path.glob("data-*"))
+
+
+def cell_in(request: ExecRequest, folder: Path) -> str:
+    """The cell of an exec whose /mnt is this folder, where its staged files are."""
+    staging = staging_of(request)
+    for path, file in staging.files.items():
+        place = folder / Path(path).relative_to("/mnt")
+        place.parent.mkdir(exist_ok=True)
+        place.write_bytes(file.read())
+    return exec_cell(request, staging).replace("/mnt", str(folder))
+
+
+LARGER = os.urandom(300_000)  # comes by the file API
+
+
+@pytest.mark.parametrize("content", [b"small", LARGER], ids=len)
+def test_an_input_goes_in_whole_and_through_nothing_that_lies_there(
+    tmp_path: Path, content: bytes
+) -> None:
+    data, outside = tmp_path / "data", tmp_path / "outside"
+    for folder in (data / "folder", outside):
+        folder.mkdir(parents=True)
+    (outside / "file").write_bytes(b"outside")
+    (data / "link").symlink_to(outside / "file")
+    (data / "dangling").symlink_to(outside / "none")
+    (data / "linked").symlink_to(outside)
+    (data / "file").write_bytes(b"before")
+    os.mkfifo(data / "pipe")
+    names = ["link", "dangling", "pipe", "file", "new/folder/a"]
+    refused = ["folder", "linked/file", "file/below"]
+    store = store_in(tmp_path / "store")
+    refs = []
+    for name in [*names, *refused]:
+        ids = add(store, content)
+        refs.append({"name": name, "storage_session_id": ids[0], "id": ids[1]})
+    request = parse_exec({"lang": "bash", "code": "true", "files": refs}, store, 20)
+    ran = subprocess.run(
+        ["python3", "-"],
+        input=cell_in(request, tmp_path).encode(),
+        capture_output=True,
+        check=False,
+    )
+    assert not ran.stderr
+    for name in names:
+        assert not (data / name).is_symlink()
+        assert (data / name).read_bytes() == content
+    assert (outside / "file").read_bytes() == b"outside"
+    assert sorted(path.name for path in outside.iterdir()) == ["file"]
+    notes = [json.loads(text)["note"] for text in ran.stdout.splitlines()[:3]]
+    assert sorted(notes) == [
+        "input file/below was left out: a part of its name is no folder",
+        "input folder was left out: it is a folder, too",
+        "input linked/file was left out: a part of its name is no folder",
+    ]
+    # Nothing else is left there, of those that could not be placed either.
+    found = {str(path.relative_to(data)) for path in data.rglob("*")}
+    assert found == {*names, "folder", "linked", "new", "new/folder"}
+    assert not list(tmp_path.glob("data-*"))
 
 
 only_as_root = pytest.mark.skipif(
@@ -797,7 +856,7 @@ def test_a_script_runs_as_user_where_the_program_is_root(tmp_path: Path) -> None
     ids = add(store, b"1\n")
     ref = {"name": "in/a.txt", "storage_session_id": ids[0], "id": ids[1]}
     request = parse_exec({"lang": "bash", "code": code, "files": [ref]}, store, 20)
-    program = "\n".join(exec_cells(request))
+    program = exec_cell(request, Staging())
     ran = run_as_root(program, tmp_path)
     with store.new_session() as session:
         report = report_in(session, 100)
@@ -826,7 +885,7 @@ def test_a_python_that_is_started_early_runs_as_user_too(tmp_path: Path) -> None
         "imported = sys.modules['exec_program'].EARLY.folder + '/python/imported'\n"
         "while not os.path.exists(imported): time.sleep(0.01)\n"
     )
-    cells = [start_early_code("colorsys"), wait, *exec_cells(request)]
+    cells = [start_early_code("colorsys"), wait, exec_cell(request, Staging())]
     ran = run_as_root("\n".join(cells), tmp_path)
     with store.new_session() as session:
         report = report_in(session, 100)

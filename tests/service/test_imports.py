@@ -100,16 +100,16 @@ def test_a_process_with_default_settings_imports_only_what_it_runs(
 
 
 @pytest.mark.parametrize(
-    ("setting", "room"),
+    ("setting", "rooms"),
     [
-        ("FILES_DIR", "code_api/"),
-        ("IMAGE_DIR", "pictures/publishing.py"),
-        ("SESSION_IDLE_S", "sandboxes/keeping.py"),
-        ("WARM_SANDBOXES", "sandboxes/keeping.py"),
+        ("FILES_DIR", ["code_api/", "sandboxes/files.py"]),
+        ("IMAGE_DIR", ["pictures/publishing.py"]),
+        ("SESSION_IDLE_S", ["sandboxes/keeping.py"]),
+        ("WARM_SANDBOXES", ["sandboxes/keeping.py"]),
     ],
 )
-def test_a_setting_brings_its_room_and_no_other(
-    scripted_e2b: LocalE2B, tmp_path: Path, setting: str, room: str
+def test_a_setting_brings_its_rooms_and_no_other(
+    scripted_e2b: LocalE2B, tmp_path: Path, setting: str, rooms: list[str]
 ) -> None:
     settings = {
         "FILES_DIR": {"FILES_DIR": str(tmp_path)},
@@ -119,7 +119,7 @@ def test_a_setting_brings_its_room_and_no_other(
     }
     imported = imported_by_a_worker(scripted_e2b, tmp_path, settings[setting])
     for other in ROOMS:
-        assert bool(in_room(imported, other)) == (other == room), other
+        assert bool(in_room(imported, other)) == (other in rooms), other
 
 
 def test_no_module_imports_one_that_imports_it() -> None:
