@@ -12,5 +12,5 @@ MAX_FILES = 50
 # cell that runs, each way. Less goes in that way, because the kernel keeps each cell.
 CELL_INPUT_BYTES = 256 * 1024  # of all inputs, the smallest first
 CELL_SCRIPT_BYTES = 100_000
-CELL_OUTPUT_BYTES = 1024 * 1024  # of all files written, the smallest first
+CELL_OUTPUT_BYTES = 512 * 1024  # of all files written, the smallest first
 DATA = "/mnt/data"  # where a script finds its files, in the sandbox

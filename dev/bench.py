@@ -61,7 +61,7 @@ class Scale:
     undelayed_calls: int = 75  # of each of 8 callers
     rounds: int = 3
     execs: int = 10
-    megabytes: tuple[int, ...] = (1, 10, 25, 100)
+    megabytes: tuple[int, ...] = (1, 10, 100)
 
 
 FULL = Scale()
