@@ -202,7 +202,9 @@ class Config:
     def longest_request_s(self) -> int:
         """The time from arrival to reply; the code API may carry files in and out."""
         carry_s = 2 * MAX_CARRIED_BYTES // CARRIED_BYTES_PER_S if self.files_dir else 0
-        return self.run_timeout_s + OVERHEAD_S + carry_s
+        # An exec of a session may have waited for the one before it.
+        wait_s = self.run_timeout_s if self.files_dir and self.session_idle_s else 0
+        return wait_s + self.run_timeout_s + OVERHEAD_S + carry_s
 
 
 def _read(setting: Field[Any], environ: Mapping[str, str]) -> Any:

@@ -596,11 +596,12 @@ def _code_api(service: _Service) -> Blueprint:
 
     @views.post("/exec")
     def run_script() -> Response:
-        if request.headers.get("X-CodeAPI-Expected-Profile") == "stateful":
+        profile = request.headers.get("X-CodeAPI-Expected-Profile")
+        if profile == "stateful" and not config.session_idle_s:
             return _code_api_error(
                 409,
                 "execution_profile_mismatch",
-                "Each exec has a sandbox of its own here.",
+                "Each exec has a sandbox of its own here, for SESSION_IDLE_S is 0.",
             )
         given = api.request(_json_body(MAX_EXEC_BODY_BYTES, api.parse))
         _hold(len(given.code))

@@ -5,6 +5,7 @@ import zlib
 from base64 import b64encode
 from collections.abc import Iterator
 from dataclasses import asdict
+from hashlib import sha256
 from pathlib import Path
 
 from code_api import limits
@@ -23,11 +24,14 @@ _PYTHON_FILES = {
 _SCRIPT_PY = (_IN_SANDBOX / "script.py").read_text("ascii")
 _SHAPES_PY = (_IN_SANDBOX / "shapes.py").read_text("ascii")
 _PROGRAM = f"{_SCRIPT_PY}\nPYTHON_FILES.update({_PYTHON_FILES!r})\n"
+_DIGEST = sha256(_PROGRAM.encode()).hexdigest()
+_PROGRAM += f"DIGEST = {_DIGEST!r}\n"
 # The program is a module of its own, which may be there already: a sandbox that was
-# made ahead has started a Python with it.
+# made ahead has started a Python with it, and that of a session has run execs, perhaps
+# of another version of this service.
 _LOAD_PROGRAM = f"""\
 import sys, types
-if "exec_program" not in sys.modules:
+if getattr(sys.modules.get("exec_program"), "DIGEST", "") != {_DIGEST!r}:
     sys.modules["exec_program"] = types.ModuleType("exec_program")
     exec({_PROGRAM!r}, sys.modules["exec_program"].__dict__)
 """
@@ -44,16 +48,17 @@ del start_early
 """
 
 
-def exec_cell(request: ExecRequest, staging: Staging) -> str:
+def exec_cell(request: ExecRequest, staging: Staging, for_session: str = "") -> str:
     """The cell that runs an exec, once its staged files are there.
 
-    An input that is gone by now becomes a note."""
+    An input that is gone by now becomes a note. `for_session`: lines of code that tell
+    `the_exec` of its session."""
     lines = list(_carrying_lines(request, staging))
     plan = _plan(request, staging)
     new_exec = f"program.Exec(program.json.loads({plan!r}))"
     cell = f"{_LOAD_PROGRAM}program = sys.modules['exec_program']\n"
     cell += f"the_exec = {new_exec}\n"
-    cell += "".join(lines)
+    cell += for_session + "".join(lines)
     # Models write no scripts that are staged, and Python's own parser takes long for
     # each byte.
     if not staging.script and _may_be_wrapped(request):
@@ -85,6 +90,7 @@ def _plan(request: ExecRequest, staging: Staging) -> str:
         **asdict(language),
         "args": request.args,
         "limit_s": request.limit_s,
+        "input_names": list(request.inputs),
         "read_only": [name for name, stored in inputs if stored.read_only],
         "other_names": request.other_names(),
         "output_bytes": limits.OUTPUT_BYTES,
@@ -104,7 +110,7 @@ def _carrying_lines(request: ExecRequest, staging: Staging) -> Iterator[str]:
     if not staging.script:
         yield f"the_exec.script = {request.code.decode()!a}\n"
     for name, stored in list(request.inputs.items()):
-        if name in staging.inputs:
+        if name in staging.inputs or name in staging.left_out:
             continue
         try:
             with stored.open() as file:

@@ -2,7 +2,7 @@
 
 import gc
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from time import monotonic
 
@@ -19,10 +19,11 @@ from config import CARRIED_BYTES_PER_S, OVERHEAD_S, Config
 from in_flight import LARGE_BYTES
 from metrics import EXECS, OUTCOMES
 from run import Limits, Run
-from sandboxes.files import read_file, write_files
+from sandboxes.files import Cut, read_file, write_files
 from sandboxes.pool import BudgetSpent, Full, Need, Pool
-from sandboxes.sandbox import Sandbox, Unavailable
+from sandboxes.sandbox import Sandbox, SandboxGone, Unavailable
 
+RunInSession = Callable[[ExecRequest, Report, Caller], None]
 _MAX_ERROR_CHARS = 500  # of the notebook's own error, for stderr
 _TOO_LATE = "the sandbox did not answer in time"
 _NO_END = "the sandbox did not report the script's end"
@@ -34,10 +35,15 @@ for _language in (*LANGUAGES, "other"):
 
 
 def run_exec(
-    request: ExecRequest, pool: Pool, store: Store, config: Config, caller: Caller
+    request: ExecRequest,
+    pool: Pool,
+    store: Store,
+    config: Config,
+    caller: Caller,
+    run_in_session: RunInSession | None = None,
 ) -> Report:
     """Run an exec once. Raises Full; any other failure is in the report, which has to
-    be closed.
+    be closed. `run_in_session` runs one that has a hint.
 
     When the caller hangs up it is stopped, and no file of it is kept."""
     with ExitStack() as on_error, store.new_session() as session:
@@ -45,14 +51,16 @@ def run_exec(
         report = Report(request, session, config.max_file_bytes, config.files_dir)
         on_error.callback(report.close)
         with _failures_noted(report):
-            if request.language and not _is_answered_from_store(request, report):
-                work = _Exec(request, report)
-                need = Need(work.limit_s, caller=caller)
-                try:
+            try:
+                if request.language and request.session_hint and run_in_session:
+                    run_in_session(request, report, caller)
+                elif request.language and not _is_answered_from_store(request, report):
+                    work = Exec(request, report)
+                    need = Need(work.limit_s, caller=caller)
                     pool.use(work.run_in, need, durations_s={})
-                except Full:
-                    EXECS.labels(request.language_name, "full").inc()
-                    raise
+            except Full:
+                EXECS.labels(request.language_name, "full").inc()
+                raise
         if len(request.code) > LARGE_BYTES:
             # It is still held by reference cycles of the SDK's HTTP client.
             gc.collect()
@@ -89,7 +97,7 @@ def _failures_noted(report: Report) -> Iterator[None]:
         report.notes.append(f"Error: {exc}")
 
 
-class _Exec:
+class Exec:
     """The steps of an exec share this: the report that they fill, and one deadline."""
 
     def __init__(self, request: ExecRequest, report: Report) -> None:
@@ -103,8 +111,16 @@ class _Exec:
         """Run the exec. Raises Unavailable if something fails before or in the script,
         and SandboxGone only while the script cannot have begun."""
         staging = staging_of(self._request)
-        write_files(sandbox, staging.files, self._left_s())
+        try:
+            write_files(sandbox, staging.files, self._left_s())
+        except Cut as exc:
+            # Nothing has run, so all is tried once more in a new sandbox.
+            raise SandboxGone(str(exc)) from exc
         self._run_cell(sandbox, exec_cell(self._request, staging))
+        self._finish(sandbox)
+
+    def _finish(self, sandbox: Sandbox) -> None:
+        """Once the cell has run: look for its end, and fetch its files."""
         if self._report.outcome == "unavailable":
             raise Unavailable(_NO_END)
         with _failures_noted(self._report):

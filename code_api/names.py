@@ -1,7 +1,9 @@
 """Ids and names of files: which are accepted, on the way in and out. Pure."""
 
+import hmac
 import re
 import secrets
+from base64 import urlsafe_b64encode
 
 # The most that LibreChat's own server takes.
 MAX_NAME_CHARS = 256
@@ -26,6 +28,12 @@ _NO_PLAIN_TEXT = (_CONTROL, _SURROGATE, _MISLEADING)
 def new_id() -> str:
     """126 random bits: whoever knows an id may read the file or session that has it."""
     return secrets.token_urlsafe(16)[:21]
+
+
+def id_of_output(secret: str, name: str) -> str:
+    """An id that whoever has the secret can make, too: in_sandbox/workspace.py."""
+    digest = hmac.digest(secret.encode(), name.encode(), "sha256")
+    return urlsafe_b64encode(digest)[:21].decode()
 
 
 def is_id(value: object) -> bool:

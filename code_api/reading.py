@@ -15,11 +15,19 @@ _CAT = re.compile(r"cat '/mnt/data/([^'\n]+)'\n?")
 _MAX_CODE_BYTES = 2000
 
 
-def file_to_read(request: ExecRequest) -> StoredFile | None:
-    """The input that the script does nothing but print, if it is such a script."""
+def is_cat(request: ExecRequest) -> bool:
+    return bool(_found_cat(request))
+
+
+def _found_cat(request: ExecRequest) -> re.Match[str] | None:
     if request.language_name != "bash" or len(request.code) > _MAX_CODE_BYTES:
         return None
-    found = _CAT.fullmatch(request.code.decode())
+    return _CAT.fullmatch(request.code.decode())
+
+
+def file_to_read(request: ExecRequest) -> StoredFile | None:
+    """The input that the script does nothing but print, if it is such a script."""
+    found = _found_cat(request)
     if not found:
         return None
     name = request.other_names().get(found[1], found[1])

@@ -9,7 +9,13 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from code_api.limits import CHUNK_BYTES, MAX_FILES, OUTPUT_BYTES, PIPE_BYTES
-from code_api.names import display_problem, escaped, name_problem, printable
+from code_api.names import (
+    display_problem,
+    escaped,
+    id_of_output,
+    name_problem,
+    printable,
+)
 from code_api.output import Output
 from code_api.request import MAX_ENTRIES, ExecRequest
 from code_api.store import NewFile, NewSession, StoreError
@@ -70,7 +76,9 @@ class Report(Clipped):
         self.left_out: list[str] = []  # lines for stderr
         self.delivered: list[NewFile] = []
         self.session_id = session.id
+        self.needed: list[str] = []  # inputs without which the script was not run
         self._inputs = request.inputs
+        self._id_secret = request.id_secret
         self._session = session
         self._max_file_bytes = max_file_bytes
         self._outputs: dict[str, Written] = {}  # by name
@@ -115,6 +123,11 @@ class Report(Clipped):
                 files = "file was" if count == 1 else "files were"
                 why = "caches and the like do not come back"
                 self._take_note(f"{printable(name)}: {count:,} {files} left out: {why}")
+            case {"stays": str(name), "files": count} if is_count(count):
+                where = f"{printable(name)}/: {count:,} files"
+                self._take_note(f"{where} stay in /mnt/data and do not come back")
+            case {"needed": str(name)} if name in self._inputs:
+                self.needed.append(name)
             case {"ended": "ok" | "error" | "timeout" as outcome}:
                 self._take_end(outcome)
             case {"deleted": str(name)}:
@@ -170,7 +183,8 @@ class Report(Clipped):
             return
         # LibreChat may have changed an input's name: that of the script stays.
         original_name = (stored and stored.original_name) or name
-        file = self._session.new_file(name, original_name)
+        file_id = self._id_secret and id_of_output(self._id_secret, name)
+        file = self._session.new_file(name, original_name, file_id)
         self._outputs[name] = Written(size, file)
 
     def _size_problem(self, size: int) -> str:

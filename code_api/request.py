@@ -1,5 +1,6 @@
 """The body of POST /v1/exec: the script to run, for how long, and with which files."""
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -7,11 +8,13 @@ from werkzeug.exceptions import BadRequest
 
 from code_api.languages import LANGUAGES, Language
 from code_api.large_body import LongText
-from code_api.names import name_problem, printable
+from code_api.names import name_problem, new_id, printable
 from code_api.store import NotStored, Store, StoredFile
 from config import MAX_CARRIED_BYTES
 
 MAX_ENTRIES = 1000  # of args, and of files
+
+_HINT = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 Fields = dict[str, Any]
 
@@ -23,6 +26,10 @@ class ExecRequest:
     code: bytes  # UTF-8
     args: list[str]
     limit_s: int
+    # Which session the exec is one of; "" if it has a sandbox of its own.
+    session_hint: str = ""
+    # What the ids of its outputs are made with; "" if these are random.
+    id_secret: str = ""
     # Each by the name under which it is mounted.
     inputs: dict[str, StoredFile] = field(default_factory=dict)
     # Lines that stderr has after the script's own.
@@ -68,7 +75,10 @@ def parse_exec(body: object, store: Store, run_timeout_s: int) -> ExecRequest:
         code=code,
         args=_list(body, "args", str),
         limit_s=_limit_s(body, run_timeout_s),
+        session_hint=_hint(body),
     )
+    if request.session_hint:
+        request.id_secret = new_id()
     if not language:
         known = ", ".join(LANGUAGES)
         why = f"language {printable(name)} is not known: {known}"
@@ -126,6 +136,19 @@ def _limit_s(body: Fields, run_timeout_s: int) -> int:
         return run_timeout_s
     timeout_s = max(1, timeout_ms // 1000)
     return min(timeout_s, run_timeout_s)
+
+
+def _hint(body: Fields) -> str:
+    """What LibreChat's stateful code sessions are told apart by."""
+    hint = body.get("runtime_session_hint")
+    if hint in (None, ""):
+        return ""
+    if not isinstance(hint, str) or not _HINT.fullmatch(hint):
+        raise BadRequest(
+            "runtime_session_hint must be 1 to 128 letters, digits, dots, underscores,"
+            " colons and hyphens, or be absent."
+        )
+    return hint
 
 
 def _mount(request: ExecRequest, ref: Fields, store: Store) -> None:

@@ -1,9 +1,9 @@
 """The whole code API without its HTTP; proxy.py imports nothing else of it."""
 
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from caller import Caller
-from code_api.execute import run_exec
+from code_api.execute import RunInSession, run_exec
 from code_api.large_body import parse_large
 from code_api.reply import add_notes, reply_body
 from code_api.report import Report
@@ -28,6 +28,12 @@ class CodeApi:
         self.store = Store(config.files_dir)
         self._config = config
         self._pool = pool
+        self._run_in_session: RunInSession | None = None
+        if config.session_idle_s:
+            from code_api.stateful import CodeSessions
+            from sandboxes.keeping import KeepingPool
+
+            self._run_in_session = CodeSessions(config, cast(KeepingPool, pool)).run
         Sweeper(config.files_dir, config).start()
 
     def parse(self, body: bytearray) -> Any:
@@ -40,7 +46,9 @@ class CodeApi:
 
     def run(self, request: ExecRequest, caller: Caller) -> Report:
         """Run an exec. Raises Full. Close the report once its reply is sent."""
-        return run_exec(request, self._pool, self.store, self._config, caller)
+        return run_exec(
+            request, self._pool, self.store, self._config, caller, self._run_in_session
+        )
 
     def reply(self, report: Report) -> Fields:
         """The reply's body. Raises StoreError."""

@@ -7,6 +7,7 @@ script can write to. The cell moves each to its place.
 import io
 import os
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import IO, cast
 
@@ -23,6 +24,8 @@ class Staging:
     # uses the same sandbox has another one.
     folder: str = field(default_factory=lambda: f"{DATA}-{secrets.token_hex(8)}")
     inputs: dict[str, str] = field(default_factory=dict)  # their paths, by their names
+    # Names of those that are not to be carried, unless they turn out to be needed.
+    left_out: list[str] = field(default_factory=list)
     script: str = ""  # its path; "" if it comes in the cell
     files: dict[str, IO[bytes]] = field(default_factory=dict)  # by their paths
 
@@ -32,8 +35,10 @@ class Staging:
         return path
 
 
-def staging_of(request: ExecRequest) -> Staging:
-    """What of an exec its cell does not carry.
+def staging_of(
+    request: ExecRequest, is_wanted: Callable[[str], bool] = lambda name: True
+) -> Staging:
+    """What of an exec its cell does not carry; those of the inputs that are wanted.
 
     The smallest inputs come in the cell, which needs no further request. An input that
     is gone by now becomes a note."""
@@ -46,7 +51,9 @@ def staging_of(request: ExecRequest) -> Staging:
         left_bytes -= stored.size
         if left_bytes >= 0:
             continue
-        if stored.is_there():
+        if not is_wanted(name):
+            staging.left_out.append(name)
+        elif stored.is_there():
             staging.inputs[name] = staging.add(cast(IO[bytes], _StoredInput(stored)))
         else:
             request.drop(name, str(NotStored()))

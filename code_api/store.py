@@ -57,6 +57,10 @@ class StoredFile:
     modified_at: float  # seconds since 1970
     original_name: str = ""  # the one that a script gave it; "" of an upload
 
+    @property
+    def id(self) -> str:
+        return self.path.name
+
     def open(self) -> BinaryIO:
         """Open the file: from then on it can be read to its end. Raises NotStored."""
         try:
@@ -77,8 +81,10 @@ class StoredFile:
 class NewFile:
     """A file of a session that is being written. Its methods raise StoreError."""
 
-    def __init__(self, folder: Path, name: str, original_name: str) -> None:
-        self.id = new_id()
+    def __init__(
+        self, folder: Path, name: str, original_name: str, file_id: str
+    ) -> None:
+        self.id = file_id
         self.name = name
         self.original_name = original_name
         self.size = 0  # bytes
@@ -117,9 +123,12 @@ class NewSession:
         self._folder = root / self.id
 
     @as_store_error()
-    def new_file(self, name: str, original_name: str = "") -> NewFile:
+    def new_file(
+        self, name: str, original_name: str = "", file_id: str = ""
+    ) -> NewFile:
+        """A file with this id; without one it has a new id."""
         self.hidden_folder.mkdir(mode=0o700, exist_ok=True)
-        return NewFile(self.hidden_folder, name, original_name)
+        return NewFile(self.hidden_folder, name, original_name, file_id or new_id())
 
     @as_store_error()
     def publish(self, files: list[NewFile], read_only: bool = False) -> None:

@@ -21,6 +21,7 @@ OTHER_FOLDERS = {"tests", "dev"}
 # What each option adds, by the start of a file's path. Nothing of it is imported while
 # the option is off: tests/service/test_imports.py looks.
 OPTIONS = {
+    "stateful code sessions (FILES_DIR and SESSION_IDLE_S)": ("code_api/stateful.py",),
     "code interpreter (FILES_DIR)": ("code_api/", "sandboxes/files.py"),
     "sessions, sandboxes kept ready (SESSION_IDLE_S, WARM_SANDBOXES)": (
         "sandboxes/keeping.py",

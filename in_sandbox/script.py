@@ -15,6 +15,7 @@ import codecs
 import errno
 import json
 import os
+import pwd
 import re
 import secrets
 import shutil
@@ -158,14 +159,15 @@ def report(**line: Any) -> None:
 def data_files() -> dict[str, Stamp]:
     """The regular files below DATA by their names, which are paths; no links."""
     found = {}
-    for folder, _, names in os.walk(DATA):
-        for name in names:
-            path = os.path.join(folder, name)
-            with suppress(OSError):
-                status = os.lstat(path)
-                if stat.S_ISREG(status.st_mode):
-                    name = path[len(DATA) + 1 :]
-                    found[name] = Stamp(
+    folders = [DATA]
+    while folders:
+        with suppress(OSError), os.scandir(folders.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.path)
+                elif entry.is_file(follow_symlinks=False):
+                    status = entry.stat(follow_symlinks=False)
+                    found[entry.path[len(DATA) + 1 :]] = Stamp(
                         inode=status.st_ino,
                         size=status.st_size,
                         written_ns=status.st_mtime_ns,
@@ -313,8 +315,13 @@ def watch(process: Process, plan: Plan) -> None:
         reader.start()
         readers.append(reader)
     code = None
-    with suppress(subprocess.TimeoutExpired):
-        code = process.wait(limit_s)
+    try:
+        with suppress(subprocess.TimeoutExpired):
+            code = process.wait(limit_s)
+    except BaseException:  # the caller has hung up, and E2B interrupts the kernel
+        kill(process)
+        join(readers)
+        raise
     if code is None:
         kill(process)
     join(readers)
@@ -353,6 +360,22 @@ def report_caches(files: dict[str, int]) -> None:
 # --- inputs ---------------------------------------------------------------------------
 
 
+def owner() -> tuple[int, int] | None:
+    """Whose files all in DATA have to be, if they can be given to another user."""
+    with suppress(KeyError):
+        if os.getuid() == 0:
+            entry = pwd.getpwnam("user")
+            return entry.pw_uid, entry.pw_gid
+    return None
+
+
+def give_to_user(name: str, folder: int) -> None:
+    ids = owner()
+    if ids:
+        with suppress(OSError):  # in a container that may not do so
+            os.chown(name, *ids, dir_fd=folder, follow_symlinks=False)
+
+
 def open_folder(parts: list[str]) -> int:
     """Open a folder below DATA, which is made if it is not there.
 
@@ -363,6 +386,7 @@ def open_folder(parts: list[str]) -> int:
         for part in parts:
             with suppress(FileExistsError):
                 os.mkdir(part, dir_fd=folder)
+                give_to_user(part, folder)
             inner = os.open(part, flags | os.O_NOFOLLOW, dir_fd=folder)
             os.close(folder)
             folder = inner
@@ -524,17 +548,25 @@ def python_folder(folder: str) -> str:
     return os.path.join(folder, "python")
 
 
+# Whether the files in DATA have been given to E2B's user.
+IS_GIVEN = False
+
+
 def command_as_user(folder: str) -> list[str]:
-    """The prefix that runs a command as E2B's `user`, after giving it all files.
+    """The prefix that runs a command as E2B's `user`, after giving it all files: those
+    of the template once, for whatever comes later is given to it as it comes.
 
     Empty if this program is not root, or may not do so, in a container. What the
     environment says of the user is true from then on.
     """
+    global IS_GIVEN
     home = os.path.expanduser("~user")
     prefix = []
     if home != "~user" and os.getuid() == 0:
-        chown = ["chown", "-R", "user:", DATA, folder]
+        folders = [folder] if IS_GIVEN else [DATA, folder]
+        chown = ["chown", "-R", "user:", *folders]
         cannot_chown = subprocess.call(chown, stderr=subprocess.DEVNULL)
+        IS_GIVEN = not cannot_chown
         if not cannot_chown and shutil.which("setpriv"):
             ENVIRONMENT.update(HOME=home, USER="user", LOGNAME="user")
             prefix = ["setpriv", "--reuid=user", "--regid=user", "--clear-groups"]
@@ -636,13 +668,14 @@ def start_early(command: str, script_name: str, imports: list[str]) -> None:
 
 
 class Exec:
-    """One exec, which is all that this sandbox ever runs."""
+    """One exec: all that this sandbox ever runs, unless it is a session's."""
 
     def __init__(self, plan: Plan) -> None:
         # ipykernel hashes each cell to name it, unless it has a name: 0.1 s for each
         # MB.
         os.environ["IPYKERNEL_CELL_NAME"] = "exec"
         self.script = ""
+        self.workspace: Any = None  # a session's: see workspace.py
         self._plan = plan
         self._inputs: set[str] = set()  # their names
         self._links: dict[str, Link] = {}  # by their own names
@@ -671,6 +704,8 @@ class Exec:
         """Where a script has renamed, removed or replaced a link, it meant the file.
 
         A file that it has also changed, under its own name, is left as it is."""
+        if not self._links:
+            return
         after = data_files()
         for other, (name, inode) in self._links.items():
             path = os.path.join(DATA, other)
@@ -709,6 +744,8 @@ class Exec:
 
         `source_in` returns its path now, given an open folder that it may lie in."""
         self._inputs.add(name)
+        if self.workspace and not self.workspace.wants(name):
+            return
         *folders, last = name.split("/")
         try:
             folder = open_folder(folders)
@@ -721,7 +758,10 @@ class Exec:
             source = source_in(folder)
             times = (self._inputs_time, self._inputs_time)
             os.utime(source, times, dir_fd=folder, follow_symlinks=False)
+            give_to_user(source, folder)
             os.replace(source, last, src_dir_fd=folder, dst_dir_fd=folder)
+            if self.workspace:
+                self.workspace.note_input(name)
         except IsADirectoryError:
             os.unlink(source, dir_fd=folder)
             report(note=f"input {name} was left out: it is a folder, too")
@@ -737,6 +777,27 @@ class Exec:
     def run(self) -> None:
         """Run the script and report its end, and its files where these are small."""
         self._take_staged()
+        if not self.workspace:
+            self._run()
+            return
+        try:
+            self._run_in_session()
+        finally:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            with suppress(OSError):
+                os.unlink(self._script_path)
+
+    def _run_in_session(self) -> None:
+        """Run the script, or report which inputs it lacks."""
+        missing = self.workspace.missing()
+        for name in missing:
+            report(needed=name)
+        self._inputs.update(self._plan["input_names"])
+        self.workspace.save()
+        if not missing:
+            self._run()
+
+    def _run(self) -> None:
         self._link_other_names()
         # The clock of a file system may be some ms late.
         started_ns = time.time_ns() - 20_000_000
@@ -780,10 +841,10 @@ class Exec:
         after = data_files()
         # What happens to these stays in the sandbox; the script is among them if it
         # lies in DATA.
-        for name in [
-            *self._plan["read_only"],
-            os.path.relpath(self._script_path, DATA),
-        ]:
+        read_only = self._plan["read_only"]
+        if self.workspace:
+            read_only = self.workspace.read_only()
+        for name in [*read_only, os.path.relpath(self._script_path, DATA)]:
             before.pop(name, None)
             after.pop(name, None)
         for name in sorted(self._inputs & before.keys() - after.keys()):
@@ -799,6 +860,8 @@ class Exec:
             else:
                 written.append(name)
         report_caches(in_caches)
+        if self.workspace:
+            written = self._kept_apart(written)
         report(written_files=len(written))
         for name in written[:MAX_NAMED]:
             report(written=name, size=after[name].size)
@@ -808,6 +871,29 @@ class Exec:
             left_bytes -= after[name].size
             if left_bytes >= 0:
                 self._send(name)
+
+    def _kept_apart(self, written: list[str]) -> list[str]:
+        """The files that are returned: not those of a tree that was installed.
+
+        They are noted, for the session's next exec may name them as its inputs."""
+        in_folders: dict[str, int] = {}
+        for name in written:
+            folder, slash, _ = name.partition("/")
+            if slash:
+                in_folders[folder] = in_folders.get(folder, 0) + 1
+        most = self._plan["max_files"]
+        trees = {folder for folder, count in in_folders.items() if count > most}
+        for folder in sorted(trees)[:MAX_NAMED_CACHES]:
+            report(stays=folder, files=in_folders[folder])
+        returned = [
+            name
+            for name in written
+            if name.partition("/")[0] not in trees or "/" not in name
+        ]
+        for name in returned[:MAX_NAMED]:
+            self.workspace.note_output(name)
+        self.workspace.save()
+        return returned
 
     def _send(self, name: str) -> None:
         """Report a written file's bytes, in several lines."""

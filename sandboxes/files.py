@@ -41,12 +41,16 @@ _REASONS = {
 }
 
 
+class Cut(Unavailable):
+    """The connection failed while files were written: another try may do better."""
+
+
 def write_files(
     sandbox: Sandbox, files: Mapping[str, IO[bytes]], limit_s: float
 ) -> None:
     """Write files, by their absolute paths, in one request of `limit_s` at most.
 
-    Raises SandboxGone if another sandbox may do better, else Unavailable."""
+    Raises Cut, SandboxGone, Unavailable. Nothing but these files has changed then."""
     if not files:
         return
     give_up_at = monotonic() + limit_s
@@ -69,10 +73,11 @@ def write_files(
         log.warning("no files were written to sandbox %s: %s", sandbox.id, short(exc))
         if monotonic() > give_up_at - LIMIT_TOLERANCE_S:
             raise Unavailable(f"{_NOT_WRITTEN}: {_TOO_LATE}.") from exc
-        was_cut = tap.status in (None, 200)
-        # Nothing has run, so all may be tried again.
-        if was_cut or tap.status in GONE_STATUSES:
-            raise SandboxGone(f"{_NOT_WRITTEN}: the connection failed.") from exc
+        if tap.status in GONE_STATUSES:
+            sandbox.is_reusable = False
+            raise SandboxGone(f"{_NOT_WRITTEN}: its sandbox was gone.") from exc
+        if tap.status in (None, 200):
+            raise Cut(f"{_NOT_WRITTEN}: the connection failed.") from exc
         reason = _REASONS.get(tap.status or 0, "E2B failed")
         raise Unavailable(f"{_NOT_WRITTEN}: {reason}.") from exc
 

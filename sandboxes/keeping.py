@@ -83,7 +83,7 @@ def import_cell(modules: str) -> str:
     return _IMPORT_CELL.format(names=names + with_matplotlib)
 
 
-class _Sessions:
+class Sessions:
     """Whose turn it is in each session, and which sessions have run here."""
 
     def __init__(self, most_waiting: int) -> None:
@@ -188,7 +188,7 @@ class KeepingPool(Pool):
         super().__init__(config, timing)
         self._prepare_code = prepare_code
         # Half as many calls may wait for their turn as run at once, but one at least.
-        self._sessions = _Sessions(max(1, config.max_concurrent_runs // 2))
+        self.sessions = Sessions(max(1, config.max_concurrent_runs // 2))
         self._back_off = _BackOff(timing.first_back_off_s, timing.longest_back_off_s)
         self._last_call_at = monotonic()
         # Apart from kills, which would have to wait for a renewal that hangs.
@@ -203,7 +203,7 @@ class KeepingPool(Pool):
         if not need.mark:
             super()._run(cell, need, run)
             return
-        with self._sessions.turn(need.mark, need.limit_s, need.caller):
+        with self.sessions.turn(need.mark, need.limit_s, need.caller):
             waited_s = monotonic() - need.asked_at
             left_s = math.ceil(need.limit_s - waited_s)
             if left_s < min(need.limit_s, _LEAST_RUN_S):
@@ -212,9 +212,9 @@ class KeepingPool(Pool):
             super()._run(cell, need, run)
 
     def _run_in(self, sandbox: Sandbox, cell: Cell, need: Need, run: Run) -> None:
-        run.note = self._sessions.unread_note(need.mark)
+        run.note = self.sessions.unread_note(need.mark)
         # This session has run before, and this sandbox has not: something is gone.
-        if self._sessions.has_run(need.mark) and not sandbox.has_run:
+        if self.sessions.has_run(need.mark) and not sandbox.has_run:
             run.note = _SESSION_GONE
         try:
             super()._run_in(sandbox, cell, need, run)
@@ -223,7 +223,7 @@ class KeepingPool(Pool):
         finally:
             if need.mark and sandbox.has_run:
                 unread_note = run.note if need.caller.is_gone else ""
-                self._sessions.note_run(need.mark, unread_note)
+                self.sessions.note_run(need.mark, unread_note)
 
     @contextmanager
     def sandbox(self, need: Need, durations_s: dict[str, float]) -> Iterator[Sandbox]:

@@ -106,6 +106,15 @@ def test_a_process_with_default_settings_imports_only_what_it_runs(
         ("IMAGE_DIR", ["pictures/publishing.py"]),
         ("SESSION_IDLE_S", ["sandboxes/keeping.py"]),
         ("WARM_SANDBOXES", ["sandboxes/keeping.py"]),
+        (
+            "FILES_DIR and SESSION_IDLE_S",
+            [
+                "code_api/",
+                "code_api/stateful.py",
+                "sandboxes/files.py",
+                "sandboxes/keeping.py",
+            ],
+        ),
     ],
 )
 def test_a_setting_brings_its_rooms_and_no_other(
@@ -116,6 +125,10 @@ def test_a_setting_brings_its_rooms_and_no_other(
         "IMAGE_DIR": {"IMAGE_DIR": str(tmp_path), "IMAGE_URL": "/images"},
         "SESSION_IDLE_S": {"SESSION_IDLE_S": "60"},
         "WARM_SANDBOXES": {"WARM_SANDBOXES": "1"},
+        "FILES_DIR and SESSION_IDLE_S": {
+            "FILES_DIR": str(tmp_path),
+            "SESSION_IDLE_S": "60",
+        },
     }
     imported = imported_by_a_worker(scripted_e2b, tmp_path, settings[setting])
     for other in ROOMS:
