@@ -19,8 +19,8 @@ def test_the_readme_says_how_much_there_is_to_read() -> None:
     readme = " ".join((ROOT / "README.md").read_text("utf-8").split())
     found = re.search(
         r"reads ([\d,]+) lines of our Python.* The next ([\d,]+) reach no file"
-        r".* code interpreter ([\d,]+) .*, sessions ([\d,]+),"
-        r" published pictures ([\d,]+)",
+        r".* stateful sessions ([\d,]+), the code interpreter ([\d,]+) .*,"
+        r" sessions ([\d,]+), published pictures ([\d,]+)",
         readme,
     )
     assert found
