@@ -782,7 +782,12 @@ class Exec:
             return
         try:
             self._run_in_session()
+        except KeyboardInterrupt:
+            # The caller has hung up, and E2B has interrupted the kernel. To write the
+            # traceback of a cell as long as this one would take seconds.
+            return
         finally:
+            self.workspace.processes.end()
             shutil.rmtree(self._folder, ignore_errors=True)
             with suppress(OSError):
                 os.unlink(self._script_path)
@@ -808,6 +813,8 @@ class Exec:
             report(ended="error")
             return
         watch(process, self._plan)
+        if self.workspace:
+            self.workspace.processes.end()
         self._do_to_files_what_was_done_to_links(before)
         report_elsewhere(written_elsewhere(self.script, started_ns, self._folder))
         self._report_files(before)

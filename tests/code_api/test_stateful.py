@@ -105,11 +105,25 @@ def test_mnt_data_lasts_whole(run: Exec) -> None:
 
 
 def test_a_call_is_a_new_process(run: Exec) -> None:
-    run("X=1; mkdir sub; cd sub; (sleep 100 &) ; setsid sleep 101 & echo")
-    reply = run("echo [$X] $PWD; pgrep -c sleep -f 'sleep 10[01]'; ls -A")
-    assert reply["stdout"].splitlines()[0] == "[] /mnt/data"
-    assert reply["stdout"].splitlines()[-1] == "sub"
-    assert run("ps ax | grep -c '[s]leep 10[01]'")["stdout"] == "0\n"
+    run("X=1; mkdir sub; cd sub")
+    assert run("echo [$X] $PWD; ls -A")["stdout"] == "[] /mnt/data\nsub\n"
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        "sleep {} &",
+        "nohup setsid sleep {} >/dev/null 2>&1 &",
+        "(setsid sleep {} >/dev/null 2>&1 &)",
+        # It leaves what it had inherited, too.
+        "(env -i setsid sh -c 'sleep {} & sleep {}' >/dev/null 2>&1 &)",
+        "env -i sleep {} & exit 3",
+    ],
+)
+def test_what_a_call_has_started_ends_with_it(run: Exec, start: str) -> None:
+    name = f"10{time.time_ns()}"
+    run(start.format(name, name))
+    assert run(f"ps ax | grep -c '[s]leep {name}'")["stdout"] == "0\n"
 
 
 @pytest.mark.parametrize("lang", ["js", "py", "bash"])
