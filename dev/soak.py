@@ -158,6 +158,7 @@ PLAIN: tuple[tuple[int, Fate], ...] = (
 )
 # Of the code API: what a sandbox reports of a script that wrote a file.
 FILE_BYTES = 20_000
+LARGE_FILE_BYTES = 500_000  # goes by E2B's file API
 EXEC_SHARE = 0.1
 RUN_FAULTS: tuple[tuple[int, Fate], ...] = (
     (3, Fate("reset", {"fault": "reset"}, "unavailable")),
@@ -655,10 +656,7 @@ class Caller:
     def exec(self, number: int) -> str:
         """A file goes up, a script reads it and writes another, which is fetched."""
         what = f"exec {number}"
-        head = (
-            b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
-        )
-        body = head + bytes(FILE_BYTES) + b"\r\n--x--\r\n"
+        body = _form(FILE_BYTES)
         given = ref_of(self._ask("POST", "/v1/upload", FORM_TYPE, body, what))
         script = answered(events=[_stdout(_reported(number))])
         exec_body = {"lang": "bash", "code": script, "files": [given]}
@@ -837,6 +835,12 @@ def soak(plan: Plan) -> Report:
     return report
 
 
+def _form(size_bytes: int) -> bytes:
+    """An upload of a file `a`."""
+    head = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
+    return head + bytes(size_bytes) + b"\r\n--x--\r\n"
+
+
 def slow_patterns() -> list[str]:
     """Texts on which a pattern of the service is slow, looked for for a minute.
 
@@ -860,18 +864,19 @@ def slow_patterns() -> list[str]:
 
 
 def soak_sessions() -> list[str]:
-    """What is wrong with sessions, in real kernels: a variable of another one's, or one
-    that is gone without a word. With more sessions than slots, a SIGTERM, and timeouts.
-    """
+    """What is wrong with sessions, in real kernels: a variable or a file of another
+    one's, or one that is gone without a word. With more sessions than slots, a SIGTERM,
+    and timeouts."""
     found: list[str] = []
     port = free_port()
-    with StandIn({}) as e2b:
+    with StandIn({}) as e2b, tempfile.TemporaryDirectory() as folder:
         environ = clean_environ(e2b.url) | {
+            "FILES_DIR": folder,
             "RUN_TIMEOUT_S": "20",
             "MAX_CONCURRENT_RUNS": "4",
             "SESSION_IDLE_S": "60",
         }
-        sessions = [Session(number) for number in range(6)]
+        sessions = [Session(number, number % 2 == 1) for number in range(8)]
         for _ in range(2):
             for session in sessions:
                 session.is_known = False
@@ -894,6 +899,7 @@ class Session:
     """A conversation, and what its sandbox should hold."""
 
     number: int
+    has_files: bool = False  # a stateful code session, whose token is in a file
     calls: int = 0
     kept: str | None = None  # the token that the call before has set
     # A process that was just started cannot tell a call that its sandbox is gone.
@@ -902,8 +908,9 @@ class Session:
 
 def _call_session(port: int, session: Session) -> list[str]:
     client = RequestsClient(port, REQUEST_TIMEOUT_S)
+    call = call_code_session if session.has_files else call_session
     try:
-        return call_session(client, session)
+        return call(client, session)
     finally:
         client.close()
 
@@ -932,6 +939,43 @@ def call_session(client: Client, session: Session) -> list[str]:
         if problem:
             found.append(f"session {session.number}: {problem}")
         session.kept = None if is_too_long else token
+        session.is_known = True
+        session.calls += 1
+    return found
+
+
+def call_code_session(client: Client, session: Session) -> list[str]:
+    """As `call_session`, with a large input that each call names. A call that is too
+    long costs no file."""
+    found = []
+    form = _form(LARGE_FILE_BYTES)
+    given = ref_of(client.ask("POST", "/v1/upload", form, FORM_TYPE))
+    for call in range(SESSION_CALLS):
+        token = f"token {session.number}.{session.calls}"
+        is_too_long = call == SESSION_CALLS // 2
+        code = "cp token had 2>/dev/null || echo None >had; wc -c <a; "
+        code += f"echo had $(cat had); echo {token} >token"
+        body = {
+            "lang": "bash",
+            "code": f"{code}; sleep 60" if is_too_long else code,
+            "runtime_session_hint": f"soak:{session.number}",
+            "files": [given],
+            "timeout": 2000 if is_too_long else 20_000,
+        }
+        try:
+            answer = client.ask(
+                "POST", "/v1/exec", json.dumps(body).encode(), JSON_TYPE
+            )
+            done = exec_of(answer)
+            if not done.stdout.startswith(f"{LARGE_FILE_BYTES}\n"):
+                raise answer.wrong(f"an exec with its input: {done}")
+            reply = Reply("ok", done.stdout + done.stderr)
+            problem = wrong_token(reply, session)
+        except WrongAnswer as exc:
+            problem = str(exc)
+        if problem:
+            found.append(f"code session {session.number}: {problem}")
+        session.kept = token
         session.is_known = True
         session.calls += 1
     return found
