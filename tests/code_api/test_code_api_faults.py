@@ -13,6 +13,7 @@ import zlib
 from base64 import b64encode
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
@@ -355,6 +356,30 @@ def test_a_read_that_stalls_ends_at_the_deadline(
             for name in "ab":
                 line = f"file {name} was left out: it did not arrive whole\n"
                 assert line in reply["stderr"]
+
+
+@pytest.mark.parametrize("kind", ["write", "read"])
+def test_a_caller_who_hangs_up_while_a_file_is_carried_frees_the_sandbox(
+    code_api_service: Service,
+    api: CodeApi,
+    script: Callable[..., None],
+    count: Counted,
+    e2b: LocalE2B,
+    files_dir: Path,
+    kind: str,
+) -> None:
+    ref = api.upload("a.bin", LARGE)
+    sessions = set(files_dir.iterdir())
+    script(**{kind: {"fault": "stall"}}, run=REAL)
+    client = HTTPConnection("127.0.0.1", code_api_service.port)
+    body = {"lang": "bash", "code": "cp a.bin b.bin", "files": [ref]}
+    json_type = {"Content-Type": "application/json"}
+    client.request("POST", "/v1/exec", json.dumps(body), json_type)
+    e2b.wait_for(lambda state: count(kind))
+    client.close()
+    e2b.wait_for(lambda state: not state["alive"], 2)
+    code_api_service.wait_for_log('"outcome": "cancelled"')
+    assert set(files_dir.iterdir()) == sessions
 
 
 # --- lies, over the wire --------------------------------------------------------------
