@@ -58,7 +58,8 @@ class CodeSessions:
             finally:
                 if work.has_lost:
                     self._untold.add(mark)
-                if mark in self._untold and _can_be_told(request, report):
+                can_be_told = _can_be_told(request, report) and not caller.is_gone
+                if mark in self._untold and can_be_told:
                     self._untold.discard(mark)
                     report.notes.append(_LOST)
 
@@ -99,6 +100,7 @@ class _SessionExec(Exec):
             if self._report.needed:
                 needed = {*self._report.needed}
                 self._report.needed.clear()
+                self._report.notes.clear()  # the second cell reports them again
                 self._run(sandbox, needed.__contains__)
             if self._report.needed:
                 raise Unavailable(_STILL_MISSING)

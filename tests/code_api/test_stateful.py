@@ -249,6 +249,15 @@ def test_an_input_goes_through_nothing_that_a_script_has_left(
     assert "input d was left out: it is a folder, too" in reply["stderr"]
 
 
+def test_what_is_said_of_an_input_is_said_once(api: CodeApi, run: Exec) -> None:
+    """Where the large one is asked for, the cell with the small one is run twice."""
+    run("mkdir d")
+    small, large = api.upload("d", b"1"), api.upload("large", LARGE)
+    reply = run("wc -c <large", small, large)
+    assert reply["stdout"] == "700000\n"
+    assert reply["stderr"] == "input d was left out: it is a folder, too\n"
+
+
 def test_a_file_is_returned_when_it_is_written_and_not_again(run: Exec) -> None:
     assert list(named(run("echo 1 >a"))) == ["a"]
     assert run("cat a")["files"] == []

@@ -17,7 +17,7 @@ from local_e2b import LocalE2B
 
 from config import Config
 from conftest import E2B_KEY, of_kind, use
-from sandboxes.files import read_file, write_files
+from sandboxes.files import Cut, read_file, write_files
 from sandboxes.sandbox import Sandbox, SandboxGone, Unavailable
 
 DATA = os.urandom(3_000_000)
@@ -78,11 +78,17 @@ def test_after_a_failure_nobody_asks_whether_the_sandbox_lives(
     """The SDK would, without a limit of ours."""
     write_files(sandbox, {"/mnt/data/a": io.BytesIO(DATA)}, 10)
     e2b.set_script({"write": {"fault": fault}, "read": {"fault": fault}})
-    with pytest.raises(SandboxGone):
+    with pytest.raises(Cut):
         write_files(sandbox, {"/mnt/data/b": io.BytesIO(DATA)}, 10)
     with pytest.raises(Unavailable):
         read(sandbox, "/mnt/data/a")
     assert not asked(e2b, sandbox, "health")
+
+
+def test_a_sandbox_that_is_gone_is_said_so(e2b: LocalE2B, sandbox: Sandbox) -> None:
+    e2b.set_script({"write": {"fault": "gone"}})
+    with pytest.raises(SandboxGone):
+        write_files(sandbox, {"/mnt/data/b": io.BytesIO(DATA)}, 10)
 
 
 @pytest.mark.parametrize("fault", ["stall", "hang"])
