@@ -1,16 +1,16 @@
 // LibreChat's own bash tool in its own ToolNode, in a stateful code session.
-// Reads {url, hint, file, messages} as JSON from stdin: a file that the user attached,
-// and the commands of each message, which are called at once. Before the first of them
+// Reads {agents, url, hint, file, messages} as JSON from stdin: the package's name here,
+// which says its version; a file that the user attached; and the commands of each message, which are called at once. Before the first of them
 // the sandbox is started ahead, as LibreChat does. Prints what a model would read of each
 // command, and the files known afterwards.
 import { readFileSync } from 'node:fs';
 import { createRequire } from 'node:module';
 
 const require = createRequire(import.meta.url);
-const { createBashExecutionTool, ToolNode } = require('@librechat/agents');
-const { AIMessage } = require('@librechat/agents/langchain/messages');
+const { agents, url, hint, file, messages } = JSON.parse(readFileSync(0, 'utf8'));
+const { createBashExecutionTool, ToolNode } = require(agents);
+const { AIMessage } = require(`${agents}/langchain/messages`);
 
-const { url, hint, file, messages } = JSON.parse(readFileSync(0, 'utf8'));
 const headers = { 'Content-Type': 'application/json', 'X-CodeAPI-Expected-Profile': 'stateful' };
 const body = JSON.stringify({ lang: 'bash', code: 'true', runtime_session_hint: hint });
 const prewarm = fetch(`${url}/exec`, { method: 'POST', headers, body });
