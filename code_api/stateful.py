@@ -20,7 +20,7 @@ from code_api.request import ExecRequest
 from code_api.staging import staging_of
 from config import Config
 from sandboxes.files import Cut, write_files
-from sandboxes.keeping import KeepingPool, Sessions
+from sandboxes.keeping import KeepingPool
 from sandboxes.pool import Need
 from sandboxes.sandbox import Sandbox, Unavailable
 
@@ -41,9 +41,6 @@ class CodeSessions:
     def __init__(self, config: Config, pool: KeepingPool) -> None:
         self._config = config
         self._pool = pool
-        # Those whose sandbox was lost, until one of their calls has been told: a few
-        # bytes each, of sessions that have run here.
-        self._untold: set[str] = set()
 
     def run(self, request: ExecRequest, report: Report, caller: Caller) -> None:
         """Run an exec of a session, once the calls before it have ended.
@@ -51,17 +48,20 @@ class CodeSessions:
         Raises Full and Unavailable."""
         mark = _mark(request.session_hint, self._config.e2b_api_key)
         # Its own time begins after this: what it waited costs the session nothing.
-        with self._pool.sessions.turn(mark, self._config.run_timeout_s, caller):
-            work = _SessionExec(request, report, self._pool.sessions, mark)
+        sessions = self._pool.sessions
+        with sessions.turn(mark, self._config.run_timeout_s, caller):
+            work = _SessionExec(request, report, is_known=sessions.has_run(mark))
+            note = sessions.unread_note(mark)
             try:
                 self._pool.use(work.run_in, Need(work.limit_s, mark, caller), {})
             finally:
                 if work.has_lost:
-                    self._untold.add(mark)
-                can_be_told = _can_be_told(request, report) and not caller.is_gone
-                if mark in self._untold and can_be_told:
-                    self._untold.discard(mark)
-                    report.notes.append(_LOST)
+                    note = _LOST
+                if note and not caller.is_gone and _can_be_told(request, report):
+                    report.notes.append(note)
+                    note = ""
+                if work.has_run or note:
+                    sessions.note_run(mark, note)
 
 
 def _mark(hint: str, key: str) -> str:
@@ -82,19 +82,18 @@ def _can_be_told(request: ExecRequest, report: Report) -> bool:
 class _SessionExec(Exec):
     """An exec in a sandbox that may have run others of its session."""
 
-    def __init__(
-        self, request: ExecRequest, report: Report, sessions: Sessions, mark: str
-    ) -> None:
+    def __init__(self, request: ExecRequest, report: Report, is_known: bool) -> None:
+        """`is_known`: the session has run here before."""
         super().__init__(request, report)
-        self._sessions = sessions
-        self._mark = mark
+        self._is_known = is_known
         self.has_lost = False  # a sandbox, with what it had kept
+        self.has_run = False  # in a sandbox, be it without success
 
     def run_in(self, sandbox: Sandbox) -> None:
         """As `Exec.run_in`. What is not small is carried only if it is not there."""
-        if not sandbox.has_run and self._sessions.has_run(self._mark):
-            self.has_lost = True
         is_new = not sandbox.has_run
+        if is_new and self._is_known:
+            self.has_lost = True
         try:
             self._run(sandbox, lambda name: is_new)
             if self._report.needed:
@@ -105,8 +104,7 @@ class _SessionExec(Exec):
             if self._report.needed:
                 raise Unavailable(_STILL_MISSING)
         finally:
-            if sandbox.has_run:
-                self._sessions.note_run(self._mark)
+            self.has_run = sandbox.has_run
         self._finish(sandbox)
 
     def _run(self, sandbox: Sandbox, is_wanted: Callable[[str], bool]) -> None:

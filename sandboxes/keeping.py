@@ -83,7 +83,7 @@ def import_cell(modules: str) -> str:
     return _IMPORT_CELL.format(names=names + with_matplotlib)
 
 
-class Sessions:
+class _Sessions:
     """Whose turn it is in each session, and which sessions have run here."""
 
     def __init__(self, most_waiting: int) -> None:
@@ -188,7 +188,7 @@ class KeepingPool(Pool):
         super().__init__(config, timing)
         self._prepare_code = prepare_code
         # Half as many calls may wait for their turn as run at once, but one at least.
-        self.sessions = Sessions(max(1, config.max_concurrent_runs // 2))
+        self.sessions = _Sessions(max(1, config.max_concurrent_runs // 2))
         self._back_off = _BackOff(timing.first_back_off_s, timing.longest_back_off_s)
         self._last_call_at = monotonic()
         # Apart from kills, which would have to wait for a renewal that hangs.
