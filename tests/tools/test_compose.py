@@ -284,7 +284,7 @@ def test_the_example_of_env_has_each_setting_with_its_default() -> None:
     shown = dict(re.findall(r"^#?([A-Z0-9_]+)=(.*)$", text, re.M))
     settings = {OTHER_NAMES.get(name, name) for name in all_settings()}
     of_compose = {"COMPOSE_FILE", "E2B_PROXY_STOP_GRACE_PERIOD"}
-    of_librechat = {"LIBRECHAT_CODE_BASEURL"}
+    of_librechat = {"LIBRECHAT_CODE_BASEURL", "LIBRECHAT_CODE_IMAGE_CHUNK_BYTES"}
     assert set(shown) == settings | READ_BY_THE_SDK | of_compose | of_librechat
     for field in fields(Config):
         name = field.name.upper()
@@ -295,7 +295,7 @@ def test_the_example_of_env_has_each_setting_with_its_default() -> None:
             default = str(default).lower()
         assert shown[OTHER_NAMES.get(name, name)] == str(default), name
     required = re.findall(r"^([A-Z0-9_]+)=", text, re.M)
-    assert required == ["E2B_API_KEY", "COMPOSE_FILE", "LIBRECHAT_CODE_BASEURL"]
+    assert required == ["E2B_API_KEY", "COMPOSE_FILE", *sorted(of_librechat)]
 
 
 def test_our_service_is_the_popular_one_locked_down() -> None:
@@ -437,7 +437,7 @@ def test_compose_merges_it_like_the_model(
     if pictures:
         environ |= {"IMAGE_DIR": "/images", "IMAGE_URL": "/images/e2b"}
     assert given(ours) == environ
-    assert ours["stop_grace_period"] == ("1m30s" if override else "8m15s")
+    assert ours["stop_grace_period"] == ("1m30s" if override else "2m50s")
     assert ours["build"]["context"] == str(folder / "e2b-proxy")
     assert ours["networks"] == api["networks"]
     assert ours.get("user") == ("1000:1000" if pictures else None)

@@ -888,7 +888,10 @@ def test_the_ways_are_folded_and_the_native_one_is_first(
     assert [page[each].is_displayed() for each in parts] == [False, False, True]
     page.open(keyed_linking_service.url).unfold()
     assert [page[each].is_displayed() for each in parts] == [True, True, False]
-    setting = "LIBRECHAT_CODE_BASEURL=http://e2b:YOUR_API_KEY@e2b-proxy:3001/v1"
+    setting = (
+        "LIBRECHAT_CODE_BASEURL=http://e2b:YOUR_API_KEY@e2b-proxy:3001/v1\n"
+        "LIBRECHAT_CODE_IMAGE_CHUNK_BYTES=1048576"
+    )
     assert page["code-api"].text == setting
 
 
