@@ -423,12 +423,12 @@ def written_elsewhere(code: str, since_ns: int, own_folder: str) -> list[str]:
     if home and not DATA.startswith(home):
         found += new_files(home, since_ns, lambda name: name not in OF_PACKAGES)
     if "/tmp" in code or "gettempdir" in code:  # noqa: S108
-        is_named = code.__contains__
+        named = set(re.findall(r"[^\s/'\"]+", code))
         own_name = os.path.basename(own_folder)
         found += new_files(
             "/tmp",  # noqa: S108
             since_ns,
-            lambda name: name != own_name and is_named(name),
+            lambda name: name != own_name and name in named,
         )
     kept = {os.path.basename(name) for name in data_files()}
     return [path for path in found if os.path.basename(path) not in kept]

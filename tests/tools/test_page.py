@@ -472,7 +472,8 @@ def test_stop_ends_the_run(
     assert not page["stop"].is_displayed()
     page["run"].send_keys(Keys.ENTER)
     page.wait(page["stop"].is_displayed)
-    page.driver.switch_to.active_element.send_keys(Keys.TAB)
+    # To what has the focus, which the button that was pressed is about to lose.
+    webdriver.ActionChains(page.driver).send_keys(Keys.TAB).perform()
     assert page.focused() == "stop"
     e2b.wait_for(is_running)
     page["stop"].send_keys(Keys.ENTER)
