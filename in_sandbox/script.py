@@ -482,7 +482,7 @@ def report_elsewhere(paths: list[str]) -> None:
 JAVA_NO_CODE = re.compile(
     r"//[^\n]*"
     r"|/\*.*?(?:\*/|\Z)"
-    r'|"""(?:\\.|[^\\])*?(?:"""|\Z)'
+    r'|"""(?:\\.|[^\\])*?(?:"""|\\?\Z)'
     r'|"(?:\\.|[^"\\\n])*"?'
     r"|'(?:\\.|[^'\\\n])*'?",
     re.DOTALL,

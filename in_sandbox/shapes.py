@@ -35,8 +35,8 @@ PYTHON_INFO = re.compile(r"(?i)[{.]*(?:i?py(?:thon)?3?|tool_code)\b[^`]*")
 # A string, which may lack its end, or a comment. One ends at the two characters `\n`,
 # too: where these stand for a new line, code follows.
 STRING_OR_COMMENT = re.compile(
-    r"('''(?:[^\\]|\\.)*?(?:'''|\Z)"
-    r'|"""(?:[^\\]|\\.)*?(?:"""|\Z)'
+    r"('''(?:[^\\]|\\.)*?(?:'''|\\?\Z)"
+    r'|"""(?:[^\\]|\\.)*?(?:"""|\\?\Z)'
     r"|'(?:[^'\\\n]|\\(?:\r\n|.))*'?"
     r'|"(?:[^"\\\n]|\\(?:\r\n|.))*"?'
     r"|#(?:(?!\\n)[^\n])*)",
