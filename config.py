@@ -33,7 +33,7 @@ LIFETIME_MARGIN_S = 15
 # The files that an exec of the code API is given may have this size together, and so
 # may those that it returns.
 MAX_CARRIED_BYTES = 200 * 1024 * 1024
-# Carrying files may take a second for so many bytes, on top of OVERHEAD_S.
+# Carrying files may take a second for each of this many bytes, on top of OVERHEAD_S.
 CARRIED_BYTES_PER_S = 10_000_000
 # "localhost", "0.0.0.0", "[::1]"
 _HOST = r"([\w.-]+|\[[\w:.]+\])"

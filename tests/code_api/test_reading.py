@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 
 import pytest
 from code_api_client import CodeApi, Ref
 from local_e2b import LocalE2B
 from local_e2b_kernels import own_mount_command
 
-from conftest import Service, e2b_at, http, of_kind
+from conftest import Service, e2b_at, of_kind
 
 pytestmark = pytest.mark.skipif(
     not own_mount_command(), reason="this machine allows no mount namespace"
@@ -20,14 +20,12 @@ TEXT = "a,b\r\n1,\u00e9\x1b[0m\0\n"
 
 @pytest.fixture(scope="module")
 def api(
-    kernels_ahead_e2b: LocalE2B, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[CodeApi]:
+    start_shared: Callable[..., Service],
+    kernels_ahead_e2b: LocalE2B,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> CodeApi:
     settings = {"FILES_DIR": str(tmp_path_factory.mktemp("files"))}
-    service = Service(e2b_at(kernels_ahead_e2b.url) | settings)
-    service.wait_until_ready()
-    yield CodeApi(service)
-    http.close()
-    service.stop()
+    return CodeApi(start_shared(**e2b_at(kernels_ahead_e2b.url), **settings))
 
 
 @pytest.fixture(scope="module")

@@ -6,18 +6,17 @@ import importlib.util
 import io
 import shutil
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from code_api_client import CodeApi
-from fontTools.fontBuilder import FontBuilder
-from fontTools.pens.ttGlyphPen import TTGlyphPen
+from fonts import make_font
 from local_e2b import LocalE2B
 from local_e2b_kernels import own_mount_command
 from PIL import Image
 
-from conftest import Service, e2b_at, http
+from conftest import Service, e2b_at
 
 pytestmark = pytest.mark.skipif(
     not own_mount_command(), reason="this machine allows no mount namespace"
@@ -190,15 +189,13 @@ WAYS = {
 
 @pytest.fixture(scope="module")
 def api(
-    kernels_ahead_e2b: LocalE2B, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[CodeApi]:
+    start_shared: Callable[..., Service],
+    kernels_ahead_e2b: LocalE2B,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> CodeApi:
     folder = tmp_path_factory.mktemp("files")
     settings = {"FILES_DIR": str(folder), "RUN_TIMEOUT_S": "40"}
-    service = Service(e2b_at(kernels_ahead_e2b.url) | settings)
-    service.wait_until_ready()
-    yield CodeApi(service)
-    http.close()
-    service.stop()
+    return CodeApi(start_shared(**e2b_at(kernels_ahead_e2b.url), **settings))
 
 
 def form_of(data: bytes) -> str:
@@ -254,29 +251,6 @@ def test_a_failure_of_what_draws_harms_no_script(api: CodeApi) -> None:
     reply = api.exec(code, "py")
     assert (reply["stdout"], reply["stderr"]) == ("end\n", "")
     assert [ref["name"] for ref in reply["files"]] == ["own.png"]
-
-
-def make_font(path: Path, family: str, characters: str) -> None:
-    """A font in which each of these characters is a black square."""
-    pen = TTGlyphPen(None)
-    pen.moveTo((0, 0))
-    for corner in ((0, 900), (900, 900), (900, 0)):
-        pen.lineTo(corner)
-    pen.closePath()
-    square = pen.glyph()
-    names = {ord(character): f"u{ord(character):04X}" for character in characters}
-    glyphs = [".notdef", *names.values()]
-    builder = FontBuilder(1000)
-    builder.setupGlyphOrder(glyphs)
-    builder.setupCharacterMap(names)
-    empty = TTGlyphPen(None).glyph()
-    builder.setupGlyf({".notdef": empty} | dict.fromkeys(names.values(), square))
-    builder.setupHorizontalMetrics(dict.fromkeys(glyphs, (1000, 0)))
-    builder.setupHorizontalHeader(ascent=900, descent=-100)
-    builder.setupNameTable({"familyName": family, "styleName": "Regular"})
-    builder.setupOS2()
-    builder.setupPost()
-    builder.save(path)
 
 
 def ink(picture: bytes) -> float:

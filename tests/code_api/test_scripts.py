@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable
 
 import pytest
 from code_api_client import CodeApi, named
 from local_e2b import LocalE2B
 from local_e2b_kernels import own_mount_command
 
-from conftest import Service, e2b_at, http
+from conftest import Service, e2b_at
 from in_sandbox.script import PlainLines, with_main_first
 
 needs_own_mount = pytest.mark.skipif(
@@ -27,15 +27,13 @@ MAIN = (
 
 @pytest.fixture(scope="module")
 def api(
-    kernels_ahead_e2b: LocalE2B, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[CodeApi]:
+    start_shared: Callable[..., Service],
+    kernels_ahead_e2b: LocalE2B,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> CodeApi:
     folder = tmp_path_factory.mktemp("files")
     settings = {"FILES_DIR": str(folder), "RUN_TIMEOUT_S": "40"}
-    service = Service(e2b_at(kernels_ahead_e2b.url) | settings)
-    service.wait_until_ready()
-    yield CodeApi(service)
-    http.close()
-    service.stop()
+    return CodeApi(start_shared(**e2b_at(kernels_ahead_e2b.url), **settings))
 
 
 # --- what they find -------------------------------------------------------------------

@@ -9,8 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fontTools.fontBuilder import FontBuilder
-from fontTools.pens.ttGlyphPen import TTGlyphPen
+from fonts import make_font
 from kernels import Kernel, kernel
 from PIL import Image
 
@@ -31,30 +30,6 @@ def draw(text, **options):
 def save(form):
     plt.savefig(io.BytesIO(), format=form)
 """
-
-
-def make_font(path: Path, family: str, characters: str) -> None:
-    units = 1000
-    pen = TTGlyphPen(None)
-    pen.moveTo((0, 0))
-    for corner in ((0, 900), (900, 900), (900, 0)):
-        pen.lineTo(corner)
-    pen.closePath()
-    square = pen.glyph()
-    names = {ord(character): f"u{ord(character):04X}" for character in characters}
-    glyphs = [".notdef", *names.values()]
-    builder = FontBuilder(units)
-    builder.setupGlyphOrder(glyphs)
-    builder.setupCharacterMap(names)
-    builder.setupGlyf(
-        {".notdef": TTGlyphPen(None).glyph()} | dict.fromkeys(names.values(), square)
-    )
-    builder.setupHorizontalMetrics(dict.fromkeys(glyphs, (units, 0)))
-    builder.setupHorizontalHeader(ascent=900, descent=-100)
-    builder.setupNameTable({"familyName": family, "styleName": "Regular"})
-    builder.setupOS2()
-    builder.setupPost()
-    builder.save(path)
 
 
 @pytest.fixture(scope="module")
